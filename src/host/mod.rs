@@ -1,0 +1,160 @@
+//! The kernel, behind one trait: whole operations on the root directory and the mount table. Descriptors never cross it.
+//!
+//! Paths below the root are `RootPath`s: made of checked names, opened by `openat2` with BENEATH and NO_SYMLINKS.
+
+use std::fmt::Debug;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::BoxFuture;
+use crate::model::{BootId, MountIdentity, MountTable, PodUid, RootPath, SpecName, VolData};
+
+/// What the rest of volumed asks of the kernel. `Linux` is the real one; the simulation has its own.
+pub trait Host: Send + Sync + Debug {
+    /// Returns the boot that this is.
+    fn boot(&self) -> BootId;
+
+    /// Returns the mount table: read again only when the kernel says that it changed.
+    fn mounts(&self) -> BoxFuture<'_, Result<Arc<MountTable>, HostError>>;
+
+    /// Waits until the mount table changed since the last call of this method. Cancel-safe: no change is lost.
+    fn mounts_changed(&self) -> BoxFuture<'_, ()>;
+
+    /// Makes directories and then files, each left as it is where it is already right. A file appears whole or not at all.
+    /// Nothing is synced: these are made again from the record.
+    fn create(&self, tree: Tree) -> BoxFuture<'_, Result<(), HostError>>;
+
+    /// Says what is at a path, without following it or crossing a mount. Not to be asked where something is mounted.
+    fn look(&self, path: RootPath) -> BoxFuture<'_, Result<Seen, HostError>>;
+
+    /// Unlinks known files and removes empty directories, none of them across a mount; what is gone already is fine.
+    fn remove(&self, removal: Removal) -> BoxFuture<'_, Result<(), HostError>>;
+
+    /// Unmounts a path below the root if exactly this mount is there, alone, with nothing below it. Never lazily.
+    fn unmount(&self, path: RootPath, expected: MountIdentity) -> BoxFuture<'_, Result<(), HostError>>;
+
+    /// Removes an emptyDir that volumed made, content and all, after a look that found no mount at or below it in any mount
+    /// namespace and no open file or working directory below it (design rule 1). Otherwise nothing is deleted: `Busy`.
+    fn remove_empty_dir(&self, path: RootPath) -> BoxFuture<'_, Result<(), HostError>>;
+
+    /// Lists the volumes that lie on disk below the root, ours and others', without touching what is mounted.
+    fn volumes_on_disk(&self) -> BoxFuture<'_, Result<Vec<FoundVolume>, HostError>>;
+}
+
+/// What `Host::create` makes, in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tree {
+    /// With the mode of those that are new (umask-proof); missing parents get 0750. An existing one keeps its mode unless
+    /// `exact`.
+    pub directories: Vec<Directory>,
+    /// Path, content, mode. Replaced by rename when the content differs.
+    pub files: Vec<(RootPath, Vec<u8>, u32)>,
+}
+
+/// A directory to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directory {
+    /// Where.
+    pub path: RootPath,
+    /// Permission bits.
+    pub mode: u32,
+    /// Set the mode of an existing one too.
+    pub exact: bool,
+}
+
+/// What `Host::remove` removes, in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Removal {
+    /// Our own known files, and the temporary names `create` gives them; a directory of this name is an error.
+    pub files: Vec<RootPath>,
+    /// Directories that must go; one that is not empty is `NotEmpty`.
+    pub directories: Vec<RootPath>,
+    /// Directories that go if they are empty by then.
+    pub if_empty: Vec<RootPath>,
+}
+
+/// What is at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// Nothing.
+    Absent,
+    /// An empty directory.
+    EmptyDirectory,
+    /// A directory with something in it.
+    Directory,
+    /// A regular file without a byte.
+    EmptyFile,
+    /// A block or character device, socket, pipe, symlink, or a file with content.
+    Other,
+}
+
+/// A volume directory found below the root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundVolume {
+    /// `pods/<uid>/volumes/<plugin>/<spec>` or `plugins/kubernetes.io/csi/<driver>/<hash>`.
+    pub path: RootPath,
+    /// For the former: pod, plugin directory name, spec name.
+    pub publication: Option<(PodUid, String, SpecName)>,
+    /// Its `vol_data.json`, if there is a readable one.
+    pub vol_data: Option<VolData>,
+    /// Its directories are all empty (an orphan of no interest).
+    pub empty: bool,
+}
+
+/// An operation on the host that failed. Display names the path.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The kernel refused.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// "make the directory", "read", ...
+        doing: &'static str,
+        /// What it was about.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// A directory that must go has something in it.
+    #[error("{} is not empty", path.display())]
+    NotEmpty {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A symlink, a mount or something of the wrong kind is where a plain directory or file is to be.
+    #[error("{} is {found}, not {expected}", path.display())]
+    WrongKind {
+        /// Where.
+        path: PathBuf,
+        /// "a symlink", "a mount point", ...
+        found: &'static str,
+        /// "a directory", ...
+        expected: &'static str,
+    },
+    /// Another mount than the expected one, or more than one.
+    #[error("{} is not the recorded mount: {found}", path.display())]
+    WrongMount {
+        /// Where.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+    },
+    /// Somebody uses it.
+    #[error("{} is in use by {holder}", path.display())]
+    Busy {
+        /// What.
+        path: PathBuf,
+        /// Who: pid and command, or the mount and its namespace.
+        holder: String,
+    },
+    /// The kernel did not answer in time; whether it was done is not known.
+    #[error("cannot {doing} {}: no answer within {seconds} s", path.display())]
+    Deadline {
+        /// As for `Io`.
+        doing: &'static str,
+        /// As for `Io`.
+        path: PathBuf,
+        /// How long was waited.
+        seconds: u64,
+    },
+}

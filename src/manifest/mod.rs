@@ -1,0 +1,53 @@
+//! Manifest directories -> objects: watch, read, validate, keep the last good version.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment};
+
+use crate::model::{ManifestSource, ObjectRef, PodUid, Problem, ReadingState};
+
+/// Everything that the manifest directories say, as one value: replaced as a whole by each reading.
+#[derive(Debug, Clone, Default)]
+pub struct Manifests {
+    /// The valid objects, and the last good version of those whose file broke since.
+    pub objects: Objects,
+    /// What is wrong or doubtful, sorted.
+    pub problems: Vec<Problem>,
+    /// How the reading went; when incomplete, nothing may be taken for absent.
+    pub reading: ReadingState,
+}
+
+/// An object and where it was read.
+#[derive(Debug, Clone)]
+pub struct Sourced<T> {
+    /// The object.
+    pub object: Arc<T>,
+    /// Its file and line.
+    pub source: ManifestSource,
+    /// The object is invalid now (or its file is): this is its last good version, and its volumes are held as they are.
+    /// Also true of an object that the last reading lacked and that is not yet known to stay away.
+    pub stale: Option<String>,
+}
+
+/// Objects by kind and name; `(namespace, name)` for those in namespaces.
+#[derive(Debug, Clone, Default)]
+pub struct Objects {
+    /// By UID: `metadata.uid`, or volumed's own (design 3).
+    pub pods: BTreeMap<PodUid, Sourced<Pod>>,
+    /// Pods known by name whose manifest is invalid and that have no good version: they exist, their volumes are held.
+    pub broken_pods: BTreeMap<PodUid, (ObjectRef, Problem)>,
+    /// PersistentVolumeClaims.
+    pub claims: BTreeMap<(String, String), Sourced<PersistentVolumeClaim>>,
+    /// PersistentVolumes.
+    pub volumes: BTreeMap<String, Sourced<PersistentVolume>>,
+    /// StorageClasses.
+    pub classes: BTreeMap<String, Sourced<StorageClass>>,
+    /// Secrets. Their values must not be printed.
+    pub secrets: BTreeMap<(String, String), Sourced<Secret>>,
+    /// CSIDrivers.
+    pub drivers: BTreeMap<String, Sourced<CSIDriver>>,
+    /// VolumeAttachments.
+    pub attachments: BTreeMap<String, Sourced<VolumeAttachment>>,
+}

@@ -1,0 +1,129 @@
+//! The truth: what was done, as far as it is verified.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::{
+    DriverName, DriverState, MountIdentity, PodUid, PublicationId, PublishArguments, RecordedVolume,
+    SpecName, StageArguments, VolumeKey,
+};
+
+/// Everything that is or may be there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Actual {
+    /// By volume; only volumes with a record.
+    pub volumes: BTreeMap<VolumeKey, Have>,
+    /// By name.
+    pub drivers: BTreeMap<DriverName, DriverState>,
+    /// What lies on disk without a record of ours.
+    pub foreign: Vec<Foreign>,
+}
+
+/// One volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Have {
+    /// What it is.
+    pub volume: RecordedVolume,
+    /// Its staging; `None` when none was intended.
+    pub staging: Option<HaveStaging>,
+    /// Its publications.
+    pub publications: BTreeMap<PublicationId, HavePublication>,
+}
+
+/// `Yes` is an outcome recorded in this boot and a mount table equal to it; everything else in a record is `Uncertain`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Presence {
+    /// Not there: nothing was sent.
+    No,
+    /// Verified.
+    Yes,
+    /// May be there: not mounted for those who wait, to be cleaned up for those who tidy.
+    Uncertain,
+}
+
+/// A staging.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HaveStaging {
+    /// Whether it is there.
+    pub presence: Presence,
+    /// What was sent.
+    pub arguments: StageArguments,
+    /// The outcome of the last call is open: only the same arguments may be sent (csi.md 2.3).
+    pub frozen: bool,
+    /// An undo was begun: it has to be finished before anything goes up.
+    pub undoing: bool,
+    /// What forbids any call (design rule 10).
+    pub obstacle: Option<Obstacle>,
+    /// The driver answered OK and left no mount.
+    pub not_a_mount_point: bool,
+}
+
+/// A publication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HavePublication {
+    /// Whether it is there.
+    pub presence: Presence,
+    /// What was sent; `None` for types without calls.
+    pub arguments: Option<PublishArguments>,
+    /// As for staging.
+    pub frozen: bool,
+    /// As for staging.
+    pub undoing: bool,
+    /// As for staging.
+    pub obstacle: Option<Obstacle>,
+    /// As for staging.
+    pub not_a_mount_point: bool,
+}
+
+/// Something at the path that is not ours, so that nobody is called (design rule 10).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obstacle {
+    /// Another mount covers the recorded one.
+    Covered {
+        /// The mount on top.
+        by: MountIdentity,
+    },
+    /// Another mount is there in place of the recorded one.
+    Replaced {
+        /// What was recorded.
+        recorded: Option<MountIdentity>,
+        /// What is there.
+        found: MountIdentity,
+    },
+    /// Something is mounted below the path.
+    Below {
+        /// Where.
+        point: PathBuf,
+    },
+}
+
+impl std::fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Covered { by } => write!(f, "another mount lies on top: {by}"),
+            Self::Replaced { recorded: Some(recorded), found } => {
+                write!(f, "another mount is there: {found}; recorded was {recorded}")
+            }
+            Self::Replaced { recorded: None, found } => {
+                write!(f, "a mount is there that was not recorded: {found}")
+            }
+            Self::Below { point } => write!(f, "something is mounted below it, at {}", point.display()),
+        }
+    }
+}
+
+/// A volume on disk without a record of ours: shown, never touched; a publication holds its volume's staging.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Foreign {
+    /// Its directory.
+    pub path: PathBuf,
+    /// The volume, when `vol_data.json` says which.
+    pub key: Option<VolumeKey>,
+    /// The pod and name it is published to; `None` for a staging.
+    pub publication: Option<(PodUid, String, SpecName)>,
+    /// Whether something is mounted there.
+    pub mounted: bool,
+}

@@ -1,0 +1,110 @@
+//! Where everything lies below the root directory: the kubelet's layout, computed in one place (kubelet.md 3).
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::{DriverName, PublicationId, SpecName};
+
+/// The file beside `mount/` and `globalmount/` that says whose volume it is.
+pub const VOL_DATA: &str = "vol_data.json";
+
+/// A path relative to the root directory, made of checked names only.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RootPath(PathBuf);
+
+impl RootPath {
+    /// Takes a path made of plain names; anything else (`..`, `/x`) becomes `None`.
+    pub fn new(path: impl Into<PathBuf>) -> Option<Self> {
+        let path = path.into();
+        let plain = path.components().all(|c| matches!(c, std::path::Component::Normal(_)));
+        (plain && !path.as_os_str().is_empty()).then_some(Self(path))
+    }
+
+    /// Returns the relative path.
+    pub fn as_path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Returns the path of a known file or directory in it.
+    #[must_use]
+    pub fn join(&self, name: &'static str) -> Self {
+        Self(self.0.join(name))
+    }
+
+    /// Returns the directory that holds it, unless that is the root directory itself.
+    pub fn parent(&self) -> Option<Self> {
+        self.0.parent().filter(|p| !p.as_os_str().is_empty()).map(|p| Self(p.to_owned()))
+    }
+}
+
+/// The kubelet's directories below one root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// Takes the root directory: absolute and without symlinks, as the mount table shows it.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Returns the root directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Returns the absolute form of a path below the root.
+    pub fn absolute(&self, path: &RootPath) -> PathBuf {
+        self.root.join(&path.0)
+    }
+
+    /// Returns the path relative to the root, if it lies below it.
+    pub fn relative(&self, path: &Path) -> Option<RootPath> {
+        RootPath::new(path.strip_prefix(&self.root).ok()?)
+    }
+
+    /// Returns the directory of a volume in a pod: `pods/<uid>/volumes/<plugin>/<spec name>`.
+    pub fn publication(&self, id: &PublicationId) -> RootPath {
+        RootPath(
+            Path::new("pods")
+                .join(id.pod.as_str())
+                .join("volumes")
+                .join(id.plugin.directory())
+                .join(id.spec.as_str()),
+        )
+    }
+
+    /// Returns where a CSI file-system volume is mounted for a pod: its directory and `mount`, which the driver makes.
+    pub fn csi_target(&self, id: &PublicationId) -> RootPath {
+        self.publication(id).join("mount")
+    }
+
+    /// Returns the directory of a staged CSI volume: `plugins/kubernetes.io/csi/<driver>/<sha256 of the handle>`.
+    pub fn csi_volume(&self, driver: &DriverName, handle: &str) -> RootPath {
+        let mut hex = String::with_capacity(64);
+        for byte in Sha256::digest(handle.as_bytes()) {
+            // Writing to a String cannot fail.
+            let _written = write!(hex, "{byte:02x}");
+        }
+        RootPath(Path::new("plugins/kubernetes.io/csi").join(driver.as_str()).join(hex))
+    }
+
+    /// Returns the staging path of a CSI volume: its directory and `globalmount`.
+    pub fn csi_staging(&self, driver: &DriverName, handle: &str) -> RootPath {
+        self.csi_volume(driver, handle).join("globalmount")
+    }
+
+    /// Returns the directory of an emptyDir's `ready` marker: `pods/<uid>/plugins/kubernetes.io~empty-dir/<name>`.
+    pub fn empty_dir_marker(&self, pod: &super::PodUid, name: &SpecName) -> RootPath {
+        RootPath(
+            Path::new("pods")
+                .join(pod.as_str())
+                .join("plugins")
+                .join(super::Plugin::EmptyDir.directory())
+                .join(name.as_str()),
+        )
+    }
+}

@@ -1,0 +1,46 @@
+//! The values that travel through volumed. No I/O, no clock, nothing that can fail for a reason outside its arguments.
+
+#![warn(clippy::wildcard_enum_match_arm)]
+
+mod ambient;
+mod call;
+mod driver;
+mod event;
+mod have;
+mod ids;
+mod layout;
+mod mount;
+mod reading;
+mod record;
+mod secret;
+mod status;
+mod step;
+mod vol_data;
+mod want;
+
+pub use ambient::{Ambient, Millis};
+pub use call::{AccessMode, Capability, PublishArguments, StageArguments, StagingKind};
+pub use driver::{Connection, DriverInfo, DriverOrigin, DriverState};
+pub use event::{Event, EventKind, Events};
+pub use have::{Actual, Foreign, Have, HavePublication, HaveStaging, Obstacle, Presence};
+pub use ids::{DriverName, InvalidName, ObjectRef, Plugin, PodUid, PublicationId, SpecName, VolumeKey};
+pub use layout::{Layout, RootPath, VOL_DATA};
+pub use mount::{Mount, MountIdentity, MountTable, MountsAt};
+pub use reading::{Birth, DirectoryIdentity, DirectoryState, ManifestSource, Problem, ReadingState};
+pub use record::{
+    BootId, CallState, PublicationRecord, RecordedMount, RecordedVolume, StagingRecord, VolumeRecord,
+};
+pub use secret::SecretMap;
+pub use status::{
+    BrakeStatus, InProgress, Link, LinkState, PodStatus, PodVolumeStatus, PublicationStatus, Status,
+    VolumeStatus,
+};
+pub use step::{
+    Blocked, BlockedCause, Effect, Failure, Outcome, PublicationPlan, PublishStep, Retry, StageStep, Step,
+    StepKind,
+};
+pub use vol_data::{VolData, go_json};
+pub use want::{
+    Attach, CsiWant, Desired, Hold, HoldCode, Lifecycle, PodIdentity, PodInfo, Want, WantVolume, Wanted,
+    WantedVolume,
+};

@@ -1,0 +1,119 @@
+//! The mount table as a value, and what makes two looks at a mount the same mount.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// One line of the mount table, unescaped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// The kernel's id; reused after an unmount, so never stored.
+    pub id: u64,
+    /// The id of the mount it sits on.
+    pub parent: u64,
+    /// Major and minor number of the superblock.
+    pub device: (u32, u32),
+    /// The directory of the file system that is shown.
+    pub root: PathBuf,
+    /// Where it is shown.
+    pub point: PathBuf,
+    /// `ext4`, `nfs4`, `fuse.s3`, ...
+    pub fs_type: String,
+    /// Device or remote name, as given to mount(2).
+    pub source: String,
+    /// Whether this mount is read-only.
+    pub read_only: bool,
+    /// Whether mounts made below it reach its peer group (`shared:N`).
+    pub shared: bool,
+}
+
+impl Mount {
+    /// Returns what is stored of a mount to know it again.
+    pub fn identity(&self) -> MountIdentity {
+        MountIdentity {
+            fs_type: self.fs_type.clone(),
+            source: self.source.clone(),
+            root: self.root.to_string_lossy().into_owned(),
+            device: self.device,
+        }
+    }
+}
+
+/// A mount, to be known again in the same boot: file-system type, source, root and device number (design 4).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountIdentity {
+    /// `ext4`, `nfs4`, ...
+    pub fs_type: String,
+    /// As given to mount(2).
+    pub source: String,
+    /// The directory of the file system that is shown.
+    pub root: String,
+    /// Major and minor number.
+    pub device: (u32, u32),
+}
+
+impl MountIdentity {
+    /// Returns whether only the device number differs: FUSE and network file systems get a new one with each mount.
+    pub fn same_but_device(&self, other: &Self) -> bool {
+        self.fs_type == other.fs_type && self.source == other.source && self.root == other.root
+    }
+}
+
+impl std::fmt::Display for MountIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { fs_type, source, root, device: (major, minor) } = self;
+        write!(f, "{fs_type} {source} (device {major}:{minor}, root {root})")
+    }
+}
+
+/// All mounts of the daemon's namespace at one moment, found by path.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MountTable {
+    by_point: BTreeMap<PathBuf, Vec<Mount>>,
+}
+
+/// What is mounted at exactly one path.
+#[derive(Debug, PartialEq, Eq)]
+pub enum MountsAt<'a> {
+    /// Nothing.
+    None,
+    /// One mount.
+    One(&'a Mount),
+    /// Mounts on top of each other, the lowest first.
+    Stacked(&'a [Mount]),
+}
+
+impl MountTable {
+    /// Takes the mounts in the kernel's order, in which an upper mount follows the one it covers.
+    pub fn new(mounts: impl IntoIterator<Item = Mount>) -> Self {
+        let mut by_point: BTreeMap<PathBuf, Vec<Mount>> = BTreeMap::new();
+        for mount in mounts {
+            by_point.entry(mount.point.clone()).or_default().push(mount);
+        }
+        Self { by_point }
+    }
+
+    /// Returns what is mounted at the path.
+    pub fn at(&self, path: &Path) -> MountsAt<'_> {
+        match self.by_point.get(path).map(Vec::as_slice) {
+            None | Some([]) => MountsAt::None,
+            Some([one]) => MountsAt::One(one),
+            Some(more) => MountsAt::Stacked(more),
+        }
+    }
+
+    /// Returns the mounts strictly below the path.
+    pub fn below<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = &'a Mount> {
+        use std::ops::Bound;
+        self.by_point
+            .range::<Path, _>((Bound::Excluded(path), Bound::Unbounded))
+            .take_while(move |(point, _)| point.starts_with(path))
+            .flat_map(|(_, mounts)| mounts)
+    }
+
+    /// Returns every mount, ordered by path.
+    pub fn iter(&self) -> impl Iterator<Item = &Mount> {
+        self.by_point.values().flatten()
+    }
+}

@@ -1,0 +1,135 @@
+//! The durable truth about one volume: what may have been done, written before it is done (design 5).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    DriverName, Lifecycle, MountIdentity, ObjectRef, PodIdentity, PublicationId, PublishArguments,
+    StageArguments, VolumeKey,
+};
+
+/// The kernel's random id of this boot (`/proc/sys/kernel/random/boot_id`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BootId(pub String);
+
+/// Everything known durably about one volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRecord {
+    /// 1
+    pub version: u32,
+    /// The volume.
+    pub key: VolumeKey,
+    /// What is needed to take it down without any manifest.
+    pub volume: RecordedVolume,
+    /// The staging call, if one was ever intended and not undone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staging: Option<StagingRecord>,
+    /// The publications that were ever intended and not undone.
+    #[serde(default)]
+    pub publications: BTreeMap<PublicationId, PublicationRecord>,
+}
+
+impl VolumeRecord {
+    /// The format written today.
+    pub const VERSION: u32 = 1;
+
+    /// Starts a record with nothing done.
+    pub fn new(key: VolumeKey, volume: RecordedVolume) -> Self {
+        Self { version: Self::VERSION, key, volume, staging: None, publications: BTreeMap::new() }
+    }
+
+    /// Returns whether nothing is left to remember.
+    pub fn is_spent(&self) -> bool {
+        self.staging.is_none() && self.publications.is_empty()
+    }
+}
+
+/// The volume by its type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum RecordedVolume {
+    /// Driven by a CSI driver.
+    Csi {
+        /// Who drives it.
+        driver: DriverName,
+        /// The driver's id of the volume.
+        handle: String,
+        /// Whether it lives with its pod.
+        lifecycle: Lifecycle,
+    },
+    /// A directory that volumed made.
+    EmptyDir,
+}
+
+/// How far a call got.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum CallState {
+    /// Written down ahead of its turn, together with the staging it waits for. In the boot that wrote it nothing was sent.
+    Planned,
+    /// The call was or may have been sent, and is not known to have succeeded.
+    Intended {
+        /// The last call ended in a final code (csi.md 2.3): other arguments may be sent without undoing it first.
+        #[serde(default)]
+        settled: bool,
+    },
+    /// Succeeded and was seen in the mount table.
+    Done {
+        /// What was found at the path.
+        mount: RecordedMount,
+    },
+    /// The opposite call was or may have been sent, and is not known to have succeeded.
+    Undoing,
+}
+
+/// What a succeeded call left at its path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecordedMount {
+    /// This mount.
+    Mount(MountIdentity),
+    /// "No mount here": some drivers mount nothing, and that is accepted as by a kubelet.
+    NotAMountPoint,
+}
+
+/// A staging: one per volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StagingRecord {
+    /// The boot in which `state` was written.
+    pub boot: BootId,
+    /// How far it got.
+    pub state: CallState,
+    /// What is sent, again and again until it is answered.
+    pub arguments: StageArguments,
+}
+
+/// A publication: one per pod and volume directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublicationRecord {
+    /// The boot in which `state` was written.
+    pub boot: BootId,
+    /// How far it got.
+    pub state: CallState,
+    /// Whose it is, for status and for events when the manifest is gone.
+    pub pod: PodIdentity,
+    /// The names under which the pod's spec lists the volume.
+    pub names: BTreeSet<String>,
+    /// The claim that led here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<ObjectRef>,
+    /// The manifest file that the pod came from: tells the brake which directory lost it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<PathBuf>,
+    /// What is sent; `None` for volume types without calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<PublishArguments>,
+    /// The operator approved the takedown (`volumectl approve`): it goes although the brake would hold it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub approved: bool,
+}

@@ -1,0 +1,211 @@
+//! What is done to a volume, and the one vocabulary of how that ends (design 5).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{
+    Millis, ObjectRef, PodIdentity, PublicationId, PublishArguments, RecordedVolume, SecretMap,
+    StageArguments, VolumeKey,
+};
+
+/// One step on one volume. Every step can be taken twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// NodeStageVolume, or only its directory.
+    Stage(Box<StageStep>),
+    /// NodePublishVolume, or what the volume type has in its place.
+    Publish(Box<PublishStep>),
+    /// NodeUnpublishVolume, or what the volume type has in its place.
+    Unpublish {
+        /// The volume.
+        key: VolumeKey,
+        /// Where.
+        id: PublicationId,
+    },
+    /// NodeUnstageVolume, or only its directory.
+    Unstage {
+        /// The volume.
+        key: VolumeKey,
+    },
+}
+
+/// What `Step::Stage` does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageStep {
+    /// The volume.
+    pub key: VolumeKey,
+    /// For a new record.
+    pub volume: RecordedVolume,
+    /// What to send.
+    pub arguments: StageArguments,
+    /// With it.
+    pub secrets: Arc<SecretMap>,
+    /// The publications that will follow: their intents are written with this step's, in one synced record.
+    pub planned: BTreeMap<PublicationId, PublicationPlan>,
+}
+
+/// What `Step::Publish` does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishStep {
+    /// The volume.
+    pub key: VolumeKey,
+    /// For a new record.
+    pub volume: RecordedVolume,
+    /// Where.
+    pub id: PublicationId,
+    /// What to send and to remember.
+    pub plan: PublicationPlan,
+    /// With it.
+    pub secrets: Arc<SecretMap>,
+}
+
+/// A publication's intent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicationPlan {
+    /// Whose it is.
+    pub pod: PodIdentity,
+    /// The names in the pod's spec.
+    pub names: std::collections::BTreeSet<String>,
+    /// The claim that led here.
+    pub claim: Option<ObjectRef>,
+    /// The pod's manifest file.
+    pub manifest: Option<std::path::PathBuf>,
+    /// `None` for types without calls.
+    pub arguments: Option<PublishArguments>,
+}
+
+impl Step {
+    /// Returns the volume it works on.
+    pub fn key(&self) -> &VolumeKey {
+        match self {
+            Self::Stage(step) => &step.key,
+            Self::Publish(step) => &step.key,
+            Self::Unpublish { key, .. } | Self::Unstage { key } => key,
+        }
+    }
+
+    /// Returns what it is, without its arguments: the unit of retry and backoff.
+    pub fn kind(&self) -> StepKind {
+        match self {
+            Self::Stage(_) => StepKind::Stage,
+            Self::Publish(step) => StepKind::Publish(step.id.clone()),
+            Self::Unpublish { id, .. } => StepKind::Unpublish(id.clone()),
+            Self::Unstage { .. } => StepKind::Unstage,
+        }
+    }
+}
+
+/// A step of one volume without its arguments.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StepKind {
+    /// Get a publish_context.
+    Attach,
+    /// Bring to the node.
+    Stage,
+    /// Show to a pod.
+    Publish(PublicationId),
+    /// Take from a pod.
+    Unpublish(PublicationId),
+    /// Take from the node.
+    Unstage,
+}
+
+impl StepKind {
+    /// Returns the field's word for it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Attach => "attach",
+            Self::Stage => "stage",
+            Self::Publish(_) => "publish",
+            Self::Unpublish(_) => "unpublish",
+            Self::Unstage => "unstage",
+        }
+    }
+
+    /// Returns the publication it is about.
+    pub fn publication(&self) -> Option<&PublicationId> {
+        match self {
+            Self::Publish(id) | Self::Unpublish(id) => Some(id),
+            Self::Attach | Self::Stage | Self::Unstage => None,
+        }
+    }
+}
+
+/// A step that did what it was to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It made the change.
+    Changed,
+    /// Nothing was left to do.
+    AlreadyThere,
+}
+
+/// What a failed step may have left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// Nothing was sent or changed.
+    NotDone,
+    /// Something was sent: the effect may be there, whatever the error said.
+    MayBeDone,
+}
+
+/// When a failed step is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Retry {
+    /// 500 ms doubling to 2 min, with jitter.
+    Backoff,
+    /// 2 min from the first time on: the driver said the call itself is wrong (INVALID_ARGUMENT; csi.md 10, 30).
+    Slow,
+    /// When the cause changes: a manifest, the driver, the mount table, or `volumectl retry`.
+    WhenChanged,
+}
+
+/// A step that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What may have been left.
+    pub effect: Effect,
+    /// When to try again.
+    pub retry: Retry,
+    /// What happened, without secrets.
+    pub cause: BlockedCause,
+    /// What an operator can do.
+    pub remedy: String,
+}
+
+/// Why a step cannot proceed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BlockedCause {
+    /// For programs: the gRPC code's name (`UNAVAILABLE`), or a word such as `driver-not-registered`.
+    pub code: String,
+    /// For people.
+    pub detail: String,
+}
+
+impl BlockedCause {
+    /// Names a cause.
+    pub fn new(code: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { code: code.into(), detail: detail.into() }
+    }
+}
+
+/// A step that cannot proceed: the one source for volumectl, events, metrics and the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Blocked {
+    /// `attach`, `stage`, ...: `StepKind::name`, or `resolve` for what the manifests leave open.
+    pub step: String,
+    /// The publication it is about; `None` for the whole volume.
+    pub publication: Option<PublicationId>,
+    /// Why.
+    pub cause: BlockedCause,
+    /// Since when, ms since the epoch.
+    pub since: Millis,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it is tried again, ms since the epoch; `None`: when something changes.
+    pub next_try: Option<Millis>,
+    /// What an operator can do.
+    pub remedy: String,
+}

@@ -1,0 +1,197 @@
+//! The wish: what the manifests say of each volume.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{DriverName, ObjectRef, PodUid, PublicationId, SecretMap, VolumeKey};
+
+/// What was decided about every publication that a manifest or a record names. Only `desired` makes one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// By volume. A recorded publication that is not in here is not decided about yet: nothing moves, as if held.
+    pub volumes: BTreeMap<VolumeKey, WantVolume>,
+}
+
+/// What is wanted of one volume.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WantVolume {
+    /// By the place it is shown at.
+    pub publications: BTreeMap<PublicationId, Want>,
+}
+
+/// The wish for one publication. Absence is a decision of its own, never a gap in a map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Want {
+    /// Bring it up and keep it up.
+    Wanted(Box<Wanted>),
+    /// Nothing goes up, nothing comes down, nothing is repaired.
+    Held(Hold),
+    /// Known to be unwanted: take it down.
+    Absent,
+}
+
+/// A publication to bring up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The pod.
+    pub pod: PodIdentity,
+    /// The names under which the pod's spec lists the volume (one claim may be listed twice).
+    pub names: BTreeSet<String>,
+    /// The claim that led here.
+    pub claim: Option<ObjectRef>,
+    /// The pod's manifest file.
+    pub manifest: Option<PathBuf>,
+    /// By type.
+    pub volume: WantedVolume,
+}
+
+/// A wanted volume by its type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WantedVolume {
+    /// Driven by a CSI driver.
+    Csi(CsiWant),
+    /// An empty directory on disk.
+    EmptyDir,
+    /// The host's own path: nothing is made or mounted, the container uses it as it is.
+    HostPath {
+        /// Absolute, without `..`.
+        path: PathBuf,
+    },
+}
+
+/// A wanted CSI volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CsiWant {
+    /// Who drives it.
+    pub driver: DriverName,
+    /// The driver's id; for inline volumes the kubelet's (`csi-` and a hash).
+    pub handle: String,
+    /// Whether it lives with its pod.
+    pub lifecycle: Lifecycle,
+    /// Empty: the driver's default.
+    pub fs_type: String,
+    /// As written.
+    pub mount_flags: Vec<String>,
+    /// Kubernetes' name of `accessModes[0]`; ReadWriteOnce when there is none.
+    pub access_mode: String,
+    /// volumeAttributes, as written.
+    pub volume_context: BTreeMap<String, String>,
+    /// The pod's readOnly.
+    pub read_only: bool,
+    /// What podInfoOnMount adds; `None` when it is off.
+    pub pod_info: Option<PodInfo>,
+    /// Whether a publish_context is needed.
+    pub attach: Attach,
+    /// For NodeStage.
+    pub stage_secrets: Arc<SecretMap>,
+    /// For NodePublish.
+    pub publish_secrets: Arc<SecretMap>,
+}
+
+/// Whether a CSI volume outlives its pod (kubelet.md 3, volumeLifecycleMode).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lifecycle {
+    /// A PersistentVolume.
+    Persistent,
+    /// Inline in the pod: published only, never staged or attached.
+    Ephemeral,
+}
+
+impl Lifecycle {
+    /// Returns the word in `vol_data.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Persistent => "Persistent",
+            Self::Ephemeral => "Ephemeral",
+        }
+    }
+}
+
+/// What is known of the volume's attachment, from CSIDriver and VolumeAttachment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attach {
+    /// CSIDriver says attachRequired: false, or the volume is inline.
+    NotRequired,
+    /// A VolumeAttachment says attached, with this publish_context.
+    Attached(BTreeMap<String, String>),
+    /// CSIDriver says attachRequired: true, and no VolumeAttachment says attached.
+    Missing,
+    /// No CSIDriver says anything and there is no VolumeAttachment: missing if the driver reports PUBLISH_UNPUBLISH_VOLUME.
+    MissingIfGated,
+}
+
+/// The pod fields that drivers with podInfoOnMount get (csi.md 2.10).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodInfo {
+    /// `spec.serviceAccountName`; `default` when the manifest names none.
+    pub service_account: String,
+}
+
+/// A pod by all its names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PodIdentity {
+    /// `metadata.uid`, or volumed's own from namespace and name.
+    pub uid: PodUid,
+    /// `metadata.namespace`, `default` when there is none.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+impl std::fmt::Display for PodIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "pod/{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Why nothing moves, and what would change that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Hold {
+    /// For programs.
+    pub code: HoldCode,
+    /// What is so: names the file, object and field.
+    pub detail: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// The kinds of reasons to hold a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HoldCode {
+    /// An object that the volume needs is not in any manifest.
+    ObjectMissing,
+    /// An object that the volume needs is invalid or contradicts another.
+    ObjectInvalid,
+    /// The claim is not bound to a PV.
+    ClaimUnbound,
+    /// A source or feature that volumed does not support yet.
+    NotSupported,
+    /// The pod's manifest went away, and is not yet known to stay away.
+    ManifestMissing,
+    /// Not every manifest could be read.
+    ReadingIncomplete,
+    /// Too many went away at once: an operator is to approve.
+    Brake,
+    /// An emptyDir that its pod no longer lists is kept until the pod goes.
+    EmptyDirKept,
+}
+
+impl HoldCode {
+    /// Returns the code as it is printed.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ObjectMissing => "object-missing",
+            Self::ObjectInvalid => "object-invalid",
+            Self::ClaimUnbound => "claim-unbound",
+            Self::NotSupported => "not-supported",
+            Self::ManifestMissing => "manifest-missing",
+            Self::ReadingIncomplete => "reading-incomplete",
+            Self::Brake => "brake",
+            Self::EmptyDirKept => "empty-dir-kept",
+        }
+    }
+}
