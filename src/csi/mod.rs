@@ -50,6 +50,18 @@ pub struct CallError {
 pub struct Code(pub i32);
 
 impl Code {
+    /// 3
+    pub const INVALID_ARGUMENT: Self = Self(3);
+    /// 5
+    pub const NOT_FOUND: Self = Self(5);
+    /// 7
+    pub const PERMISSION_DENIED: Self = Self(7);
+    /// 11
+    pub const OUT_OF_RANGE: Self = Self(11);
+    /// 12
+    pub const UNIMPLEMENTED: Self = Self(12);
+    /// 16
+    pub const UNAUTHENTICATED: Self = Self(16);
     /// 4
     pub const DEADLINE_EXCEEDED: Self = Self(4);
     /// 14

@@ -1,6 +1,6 @@
 //! The truth: what was done, as far as it is verified.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -19,6 +19,30 @@ pub struct Actual {
     pub drivers: BTreeMap<DriverName, DriverState>,
     /// What lies on disk without a record of ours.
     pub foreign: Vec<Foreign>,
+    /// Whose records stand at a place: what is wanted there under another key waits until it is gone.
+    pub places: BTreeMap<PublicationId, BTreeSet<VolumeKey>>,
+}
+
+impl Actual {
+    /// Replaces what is known of one volume and keeps `places` in step.
+    pub fn set(&mut self, key: &VolumeKey, have: Option<Have>) {
+        if let Some(old) = self.volumes.remove(key) {
+            for id in old.publications.keys() {
+                if let Some(keys) = self.places.get_mut(id) {
+                    keys.remove(key);
+                    if keys.is_empty() {
+                        self.places.remove(id);
+                    }
+                }
+            }
+        }
+        if let Some(have) = have {
+            for id in have.publications.keys() {
+                self.places.entry(id.clone()).or_default().insert(key.clone());
+            }
+            self.volumes.insert(key.clone(), have);
+        }
+    }
 }
 
 /// One volume.

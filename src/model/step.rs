@@ -167,12 +167,27 @@ pub enum Retry {
 pub struct Failure {
     /// What may have been left.
     pub effect: Effect,
+    /// The call ended in a final code (csi.md 2.3): other arguments may be sent without undoing it first.
+    pub settled: bool,
     /// When to try again.
     pub retry: Retry,
     /// What happened, without secrets.
     pub cause: BlockedCause,
     /// What an operator can do.
     pub remedy: String,
+}
+
+impl Failure {
+    /// A step that was not begun because something is in its way; tried again with backoff.
+    pub fn not_done(code: &str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            effect: Effect::NotDone,
+            settled: false,
+            retry: Retry::Backoff,
+            cause: BlockedCause::new(code, detail),
+            remedy: remedy.into(),
+        }
+    }
 }
 
 /// Why a step cannot proceed.

@@ -68,10 +68,6 @@ pub enum Command {
     },
 }
 
-/// Counts passes of the loop; the watchdog is fed only while it moves or has nothing to do.
-#[derive(Debug, Default)]
-pub struct Pulse(std::sync::atomic::AtomicU64);
-
 /// Runs until the inputs close. Returns when every step under way has ended or been given up; mounts stay.
 ///
 /// # Errors

@@ -1,0 +1,242 @@
+//! What is looked at before a call is made and after it was answered (design rules 3 and 10).
+//!
+//! Drivers unmount once and then delete what they see. So nobody is called for a path unless what lies there is what the
+//! record says, and nothing counts as done unless the mount table shows it.
+
+use std::path::Path;
+
+use super::Executor;
+use crate::error::Chain;
+use crate::host::{HostError, Seen};
+use crate::model::{
+    BlockedCause, CallState, Effect, Failure, MountIdentity, MountTable, MountsAt, PublicationId,
+    PublicationRecord, RecordedMount, Retry, StageArguments, StagingRecord, VolumeRecord,
+};
+use crate::volumes::Answer;
+
+/// Refuses to stage where a stranger's mount lies. A mount that a former try may have made is fine: staging is repeated.
+pub(super) async fn before_staging(
+    executor: &Executor,
+    record: &VolumeRecord,
+    arguments: &StageArguments,
+) -> Result<(), Failure> {
+    let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::NotDone))?;
+    let ours = record.staging.as_ref().map(|staging| (&staging.state, staging.boot == executor.boot));
+    may_do(&table, &arguments.staging_path, ours)
+}
+
+/// Refuses to publish where a stranger's mount or files lie.
+pub(super) async fn before_publication(
+    executor: &Executor,
+    record: &VolumeRecord,
+    id: &PublicationId,
+) -> Result<(), Failure> {
+    let recorded = record.publications.get(id);
+    let target = match id.plugin {
+        crate::model::Plugin::Csi => executor.layout.csi_target(id),
+        crate::model::Plugin::EmptyDir | crate::model::Plugin::HostPath => executor.layout.publication(id),
+    };
+    let path = executor.layout.absolute(&target);
+    let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::NotDone))?;
+    let ours = recorded.map(|publication| (&publication.state, publication.boot == executor.boot));
+    may_do(&table, &path, ours)?;
+    if recorded.is_some() || matches!(table.at(&path), MountsAt::One(_)) {
+        return Ok(());
+    }
+    match executor.host.look(target).await.map_err(|error| host_failure(&error, Effect::NotDone))? {
+        Seen::Absent | Seen::EmptyDirectory => Ok(()),
+        Seen::Directory | Seen::EmptyFile | Seen::Other => Err(Failure::not_done(
+            "obstacle",
+            format!("{} is there already and was not made by volumed", path.display()),
+            "move it away",
+        )),
+    }
+}
+
+/// `ours`: how far an earlier call got, and whether that was in this boot.
+fn may_do(table: &MountTable, path: &Path, ours: Option<(&CallState, bool)>) -> Result<(), Failure> {
+    match (table.at(path), ours) {
+        (MountsAt::None, _) => Ok(()),
+        (MountsAt::One(_), Some((CallState::Intended { .. } | CallState::Undoing, _) | (_, false))) => Ok(()),
+        (MountsAt::One(mount), Some((CallState::Done { mount: RecordedMount::Mount(recorded) }, true)))
+            if mount.identity().same_but_device(recorded) =>
+        {
+            Ok(())
+        }
+        (MountsAt::One(mount), Some(_) | None) => Err(obstacle(path, &mount.identity())),
+        (MountsAt::Stacked(mounts), _) => {
+            let top = mounts.last().map_or_else(String::new, |mount| mount.identity().to_string());
+            Err(Failure::not_done(
+                "obstacle",
+                format!("several mounts lie on {}; the topmost is {top}", path.display()),
+                "unmount what is not the volume's",
+            ))
+        }
+    }
+}
+
+/// Returns what a call that was answered OK left at its path.
+pub(super) async fn found(executor: &Executor, path: &Path) -> Result<RecordedMount, Failure> {
+    let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::MayBeDone))?;
+    match table.at(path) {
+        MountsAt::None => Ok(RecordedMount::NotAMountPoint),
+        MountsAt::One(mount) => Ok(RecordedMount::Mount(mount.identity())),
+        MountsAt::Stacked(mounts) => Err(Failure {
+            effect: Effect::MayBeDone,
+            settled: false,
+            retry: Retry::Backoff,
+            cause: BlockedCause::new(
+                "obstacle",
+                format!("{} mounts lie on {}", mounts.len(), path.display()),
+            ),
+            remedy: "unmount what is not the volume's".to_owned(),
+        }),
+    }
+}
+
+/// Refuses to call NodeUnpublishVolume for what is not what was recorded. Returns what may be unmounted if the driver does not.
+pub(super) async fn before_unpublication(
+    executor: &Executor,
+    publication: &PublicationRecord,
+    id: &PublicationId,
+) -> Result<Option<MountIdentity>, Failure> {
+    let Some(arguments) = &publication.arguments else { return Ok(None) };
+    let recorded = recorded_now(&publication.state, publication.boot == executor.boot);
+    before_undo(executor, &arguments.target_path, recorded, &executor.layout.csi_target(id)).await
+}
+
+/// The same for NodeUnstageVolume.
+pub(super) async fn before_unstaging(
+    executor: &Executor,
+    staging: &StagingRecord,
+) -> Result<Option<MountIdentity>, Failure> {
+    let path = &staging.arguments.staging_path;
+    let recorded = recorded_now(&staging.state, staging.boot == executor.boot);
+    let Some(relative) = executor.layout.relative(path) else {
+        return Err(Failure::not_done(
+            "obstacle",
+            format!(
+                "{} is not below the root directory {}",
+                path.display(),
+                executor.layout.root().display()
+            ),
+            "start volumed with the root directory that staged the volume",
+        ));
+    };
+    before_undo(executor, path, recorded, &relative).await
+}
+
+/// An outcome of this boot; everything else is lost.
+fn recorded_now(state: &CallState, this_boot: bool) -> Option<&RecordedMount> {
+    match state {
+        CallState::Done { mount } if this_boot => Some(mount),
+        CallState::Done { .. } | CallState::Planned | CallState::Intended { .. } | CallState::Undoing => None,
+    }
+}
+
+async fn before_undo(
+    executor: &Executor,
+    path: &Path,
+    recorded: Option<&RecordedMount>,
+    relative: &crate::model::RootPath,
+) -> Result<Option<MountIdentity>, Failure> {
+    let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::NotDone))?;
+    if let Some(below) = table.below(path).next() {
+        return Err(Failure::not_done(
+            "obstacle",
+            format!("{} is mounted below {}", below.point.display(), path.display()),
+            "unmount it; volumed goes on by itself",
+        ));
+    }
+    match (table.at(path), recorded) {
+        // Exactly the recorded mount, or a mount alone at its place that got a new device number (FUSE, network).
+        (MountsAt::One(mount), Some(RecordedMount::Mount(recorded)))
+            if mount.identity().same_but_device(recorded) =>
+        {
+            Ok(Some(mount.identity()))
+        }
+        // The outcome was lost: the only mount there.
+        (MountsAt::One(mount), None) => Ok(Some(mount.identity())),
+        (MountsAt::One(mount), Some(_)) => Err(obstacle(path, &mount.identity())),
+        (MountsAt::Stacked(mounts), _) => Err(Failure::not_done(
+            "obstacle",
+            format!("{} mounts lie on {}", mounts.len(), path.display()),
+            "unmount what is not the volume's; volumed goes on by itself",
+        )),
+        (MountsAt::None, Some(RecordedMount::NotAMountPoint)) => Ok(None),
+        (MountsAt::None, Some(RecordedMount::Mount(_)) | None) => {
+            let seen = executor
+                .host
+                .look(relative.clone())
+                .await
+                .map_err(|error| host_failure(&error, Effect::NotDone))?;
+            match seen {
+                Seen::Absent | Seen::EmptyDirectory => Ok(None),
+                Seen::Directory | Seen::EmptyFile | Seen::Other => Err(Failure::not_done(
+                    "obstacle",
+                    format!("{} has files in it and is no mount: a driver might delete them", path.display()),
+                    "move the files away; volumed goes on by itself",
+                )),
+            }
+        }
+    }
+}
+
+/// Makes sure that an undo that was answered has happened: unmounts what the driver left, if it is the recorded mount.
+pub(super) async fn after_undo(
+    executor: &Executor,
+    path: &Path,
+    recorded: Option<&MountIdentity>,
+    answer: Answer,
+) -> Result<(), Failure> {
+    let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::MayBeDone))?;
+    let left = match table.at(path) {
+        MountsAt::None => return Ok(()),
+        MountsAt::One(mount) => mount.identity(),
+        MountsAt::Stacked(_) => return Err(still_there(path, answer, "several mounts")),
+    };
+    match (answer, recorded, executor.layout.relative(path)) {
+        (Answer::Done, Some(recorded), Some(relative)) if *recorded == left => executor
+            .host
+            .unmount(relative, left)
+            .await
+            .map_err(|error| host_failure(&error, Effect::MayBeDone)),
+        (Answer::Done | Answer::NotFound, _, _) => Err(still_there(path, answer, &left.to_string())),
+    }
+}
+
+fn still_there(path: &Path, answer: Answer, left: &str) -> Failure {
+    let said = match answer {
+        Answer::Done => "OK",
+        Answer::NotFound => "NOT_FOUND",
+    };
+    Failure {
+        effect: Effect::MayBeDone,
+        settled: false,
+        retry: Retry::Backoff,
+        cause: BlockedCause::new(
+            "still-mounted",
+            format!("the driver answered {said}, and {} is still mounted: {left}", path.display()),
+        ),
+        remedy: "look at the driver's log; unmount it by hand if it is not in use".to_owned(),
+    }
+}
+
+fn obstacle(path: &Path, found: &MountIdentity) -> Failure {
+    Failure::not_done(
+        "obstacle",
+        format!("a mount that volumed did not record lies on {}: {found}", path.display()),
+        "find out who mounted it and unmount it; volumed goes on by itself",
+    )
+}
+
+/// Returns the failure of a step that the host refused.
+pub(super) fn host_failure(error: &HostError, effect: Effect) -> Failure {
+    Failure {
+        effect,
+        settled: false,
+        retry: Retry::Backoff,
+        cause: BlockedCause::new("host", Chain(error).to_string()),
+        remedy: "mend what the message names; volumed tries again by itself".to_owned(),
+    }
+}

@@ -1,0 +1,108 @@
+//! What will be sent: the calls' arguments from the wish and what the driver can do, as a kubelet sends them (csi.md 2.10).
+
+use std::collections::BTreeMap;
+
+use crate::model::{
+    AccessMode, Attach, BlockedCause, Capability, CsiWant, DriverInfo, Layout, Lifecycle, PublicationId,
+    PublicationPlan, PublishArguments, StageArguments, StagingKind, Wanted, WantedVolume,
+};
+
+type Refused = (BlockedCause, String);
+
+/// Returns the arguments of NodeStageVolume.
+pub(super) fn stage(layout: &Layout, csi: &CsiWant, info: &DriverInfo) -> Result<StageArguments, Refused> {
+    Ok(StageArguments {
+        kind: if info.stage_unstage { StagingKind::Call } else { StagingKind::DirectoryOnly },
+        staging_path: layout.absolute(&layout.csi_staging(&csi.driver, &csi.handle)),
+        publish_context: publish_context(csi, info)?,
+        capability: capability(csi, info)?,
+        volume_context: csi.volume_context.clone(),
+    })
+}
+
+/// Returns a publication's intent. CSI volumes need `info`, and how the volume is staged where it is: a driver that gained or
+/// lost STAGE_UNSTAGE_VOLUME meanwhile changes nothing for a volume that is up.
+pub(super) fn publication(
+    layout: &Layout,
+    id: &PublicationId,
+    wanted: &Wanted,
+    info: Option<&DriverInfo>,
+    staged: Option<StagingKind>,
+) -> Result<PublicationPlan, Refused> {
+    let arguments = match (&wanted.volume, info) {
+        (WantedVolume::Csi(csi), Some(info)) => Some(publish(layout, id, wanted, csi, info, staged)?),
+        (WantedVolume::Csi(_) | WantedVolume::EmptyDir | WantedVolume::HostPath { .. }, _) => None,
+    };
+    Ok(PublicationPlan {
+        pod: wanted.pod.clone(),
+        names: wanted.names.clone(),
+        claim: wanted.claim.clone(),
+        manifest: wanted.manifest.clone(),
+        arguments,
+    })
+}
+
+fn publish(
+    layout: &Layout,
+    id: &PublicationId,
+    wanted: &Wanted,
+    csi: &CsiWant,
+    info: &DriverInfo,
+    staged: Option<StagingKind>,
+) -> Result<PublishArguments, Refused> {
+    let mut volume_context = csi.volume_context.clone();
+    if let Some(pod_info) = &csi.pod_info {
+        let ephemeral = csi.lifecycle == Lifecycle::Ephemeral;
+        volume_context.extend([
+            ("csi.storage.k8s.io/pod.name".to_owned(), wanted.pod.name.clone()),
+            ("csi.storage.k8s.io/pod.namespace".to_owned(), wanted.pod.namespace.clone()),
+            ("csi.storage.k8s.io/pod.uid".to_owned(), wanted.pod.uid.to_string()),
+            ("csi.storage.k8s.io/serviceAccount.name".to_owned(), pod_info.service_account.clone()),
+            ("csi.storage.k8s.io/ephemeral".to_owned(), ephemeral.to_string()),
+        ]);
+    }
+    let by_call = staged.map_or(info.stage_unstage, |kind| kind == StagingKind::Call);
+    let staged = by_call && csi.lifecycle == Lifecycle::Persistent;
+    Ok(PublishArguments {
+        target_path: layout.absolute(&layout.csi_target(id)),
+        staging_path: staged.then(|| layout.absolute(&layout.csi_staging(&csi.driver, &csi.handle))),
+        publish_context: publish_context(csi, info)?,
+        capability: capability(csi, info)?,
+        read_only: csi.read_only,
+        volume_context,
+    })
+}
+
+fn capability(csi: &CsiWant, info: &DriverInfo) -> Result<Capability, Refused> {
+    let access_mode = AccessMode::from_kubernetes(&csi.access_mode, info.single_node_multi_writer)
+        .ok_or_else(|| {
+            (
+                BlockedCause::new(
+                    "access-mode-unknown",
+                    format!("access mode {:?} is not known", csi.access_mode),
+                ),
+                "use ReadWriteOnce, ReadWriteOncePod, ReadOnlyMany or ReadWriteMany".to_owned(),
+            )
+        })?;
+    Ok(Capability { fs_type: csi.fs_type.clone(), mount_flags: csi.mount_flags.clone(), access_mode })
+}
+
+/// Returns the publish_context, or why there is none yet (csi.md 5.1; the rule for a missing CSIDriver).
+fn publish_context(csi: &CsiWant, info: &DriverInfo) -> Result<BTreeMap<String, String>, Refused> {
+    match &csi.attach {
+        Attach::NotRequired => Ok(BTreeMap::new()),
+        Attach::Attached(context) => Ok(context.clone()),
+        Attach::MissingIfGated if !info.publish_unpublish => Ok(BTreeMap::new()),
+        Attach::Missing | Attach::MissingIfGated => Err((
+            BlockedCause::new(
+                "not-attached",
+                format!(
+                    "driver {} needs volume {} attached, and no VolumeAttachment says that it is",
+                    csi.driver, csi.handle
+                ),
+            ),
+            "add a VolumeAttachment manifest with status.attached: true, or a CSIDriver with spec.attachRequired: false"
+                .to_owned(),
+        )),
+    }
+}

@@ -1,0 +1,95 @@
+//! emptyDir on disk: a directory of mode 0777 and the kubelet's `ready` marker (kubelet.md 4.2).
+
+use super::{Answer, Call, Site, VolumeType, host_failure, pod_directories};
+use crate::BoxFuture;
+use crate::host::{Directory, Removal, Tree};
+use crate::model::{Effect, Failure, PublicationId, PublishArguments, RootPath, SecretMap, StageArguments};
+
+/// The type.
+#[derive(Debug)]
+pub(super) struct EmptyDir;
+
+const READY: &str = "ready";
+
+impl VolumeType for EmptyDir {
+    fn stage<'a>(
+        &'a self,
+        _site: &'a Site,
+        _call: &'a Call,
+        _arguments: &'a StageArguments,
+        _secrets: &'a SecretMap,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn publish<'a>(
+        &'a self,
+        site: &'a Site,
+        _call: &'a Call,
+        id: &'a PublicationId,
+        _arguments: Option<&'a PublishArguments>,
+        _secrets: &'a SecretMap,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            let volume = site.layout.publication(id);
+            let marker = site.layout.empty_dir_marker(&id.pod, &id.spec);
+            let mut directories = Vec::new();
+            // The plugin's directory is 0755 here and 0750 for CSI (kubelet.md 3, "Seen on a real root").
+            directories.extend(volume.parent().map(|path| Directory { path, mode: 0o755, exact: false }));
+            directories.push(Directory { path: volume, mode: 0o777, exact: true });
+            directories.push(Directory { path: marker.clone(), mode: 0o750, exact: false });
+            let tree = Tree { directories, files: vec![(marker.join(READY), Vec::new(), 0o644)] };
+            site.host.create(tree).await.map_err(|error| host_failure(&error, Effect::MayBeDone))
+        })
+    }
+
+    fn unpublish<'a>(
+        &'a self,
+        site: &'a Site,
+        _call: &'a Call,
+        id: &'a PublicationId,
+        _arguments: Option<&'a PublishArguments>,
+    ) -> BoxFuture<'a, Result<Answer, Failure>> {
+        Box::pin(async move {
+            let volume = site.layout.publication(id);
+            site.host
+                .remove_empty_dir(volume)
+                .await
+                .map(|()| Answer::Done)
+                .map_err(|error| host_failure(&error, Effect::MayBeDone))
+        })
+    }
+
+    fn clean_publication<'a>(
+        &'a self,
+        site: &'a Site,
+        id: &'a PublicationId,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            let marker = site.layout.empty_dir_marker(&id.pod, &id.spec);
+            // <name> -> kubernetes.io~empty-dir -> plugins; the pod's own directory comes with the volume's.
+            let mut if_empty: Vec<RootPath> =
+                std::iter::successors(marker.parent(), RootPath::parent).take(2).collect();
+            if_empty.extend(pod_directories(&site.layout.publication(id)));
+            let removal = Removal { files: vec![marker.join(READY)], directories: vec![marker], if_empty };
+            site.host.remove(removal).await.map_err(|error| host_failure(&error, Effect::MayBeDone))
+        })
+    }
+
+    fn unstage<'a>(
+        &'a self,
+        _site: &'a Site,
+        _call: &'a Call,
+        _arguments: &'a StageArguments,
+    ) -> BoxFuture<'a, Result<Answer, Failure>> {
+        Box::pin(async { Ok(Answer::Done) })
+    }
+
+    fn clean_staging<'a>(
+        &'a self,
+        _site: &'a Site,
+        _arguments: &'a StageArguments,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async { Ok(()) })
+    }
+}
