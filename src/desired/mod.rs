@@ -66,7 +66,7 @@ pub enum ResolvedWant {
 }
 
 /// Looks the volumes of every pod up. Pure.
-pub fn resolve(_manifests: &Manifests) -> Resolved {
+pub fn resolve(_manifests: &Manifests, _node: &str) -> Resolved {
     Resolved::default()
 }
 
@@ -97,6 +97,11 @@ pub struct Settled {
 }
 
 impl Absences {
+    /// Takes the grace between two readings and how long the brake holds, ms.
+    pub fn new(_removal_grace_ms: u64, _brake_release_after_ms: Option<u64>) -> Self {
+        Self::default()
+    }
+
     /// Decides for every recorded publication. `now_ms` is tokio time since the daemon's start, `wall` ms since the epoch.
     pub fn settle<'a>(
         &mut self,

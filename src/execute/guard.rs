@@ -6,13 +6,12 @@
 use std::path::Path;
 
 use super::Executor;
-use crate::error::Chain;
-use crate::host::{HostError, Seen};
+use crate::host::Seen;
 use crate::model::{
     BlockedCause, CallState, Effect, Failure, MountIdentity, MountTable, MountsAt, PublicationId,
     PublicationRecord, RecordedMount, Retry, StageArguments, StagingRecord, VolumeRecord,
 };
-use crate::volumes::Answer;
+use crate::volumes::{Answer, host_failure};
 
 /// Refuses to stage where a stranger's mount lies. A mount that a former try may have made is fine: staging is repeated.
 pub(super) async fn before_staging(
@@ -228,15 +227,4 @@ fn obstacle(path: &Path, found: &MountIdentity) -> Failure {
         format!("a mount that volumed did not record lies on {}: {found}", path.display()),
         "find out who mounted it and unmount it; volumed goes on by itself",
     )
-}
-
-/// Returns the failure of a step that the host refused.
-pub(super) fn host_failure(error: &HostError, effect: Effect) -> Failure {
-    Failure {
-        effect,
-        settled: false,
-        retry: Retry::Backoff,
-        cause: BlockedCause::new("host", Chain(error).to_string()),
-        remedy: "mend what the message names; volumed tries again by itself".to_owned(),
-    }
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, watch};
 
-use crate::csi::{Driver, DriverSet};
+use crate::csi::DriverSet;
 use crate::error::Chain;
 use crate::host::Host;
 use crate::model::{
@@ -22,7 +22,7 @@ use crate::model::{
     StagingRecord, Step, VolumeKey, VolumeRecord,
 };
 use crate::record::{Durability, Store, StoreError};
-use crate::volumes::{self, Call, Site};
+use crate::volumes::{self, Call, DriverLine, Site};
 
 /// Takes steps.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ impl Executor {
     }
 
     /// Returns the driver of a volume, or why there is none to call.
-    fn driver(&self, volume: &RecordedVolume) -> Result<Option<(Arc<dyn Driver>, Arc<Semaphore>)>, Failure> {
+    fn driver(&self, volume: &RecordedVolume) -> Result<Option<DriverLine>, Failure> {
         let name = match volume {
             RecordedVolume::Csi { driver, .. } => driver,
             RecordedVolume::EmptyDir => return Ok(None),
@@ -115,7 +115,7 @@ impl Executor {
         })?;
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let slots = slots.entry(name.clone()).or_insert_with(|| Arc::new(Semaphore::new(CALLS_PER_DRIVER)));
-        Ok(Some((client, Arc::clone(slots))))
+        Ok(Some(DriverLine { client, slots: Arc::clone(slots) }))
     }
 }
 
@@ -163,6 +163,7 @@ impl Work<'_> {
             state: CallState::Intended { settled: false },
             arguments: step.arguments.clone(),
         };
+        let before = (self.record.clone(), self.stored);
         let mut changed = !self.stored;
         if self.record.staging.as_ref() != Some(&intent) {
             self.record.staging = Some(intent);
@@ -175,7 +176,18 @@ impl Work<'_> {
                 changed = true;
             }
         }
-        if changed { self.write(Durability::Synced).await } else { Ok(()) }
+        if changed { self.write_intent(before).await } else { Ok(()) }
+    }
+
+    /// Syncs an intent. If that fails nothing was intended: what is in memory must not say more than the disk.
+    async fn write_intent(&mut self, before: (VolumeRecord, bool)) -> Result<(), Failure> {
+        let written = self.write(Durability::Synced).await;
+        if let Err(mut failure) = written {
+            (self.record, self.stored) = before;
+            failure.effect = Effect::NotDone;
+            return Err(failure);
+        }
+        Ok(())
     }
 
     async fn publish(&mut self, step: PublishStep) -> Result<Outcome, Failure> {
@@ -218,8 +230,9 @@ impl Work<'_> {
         if self.stored && self.record.publications.get(id) == Some(&intent) {
             return Ok(());
         }
+        let before = (self.record.clone(), self.stored);
         self.record.publications.insert(id.clone(), intent);
-        self.write(Durability::Synced).await
+        self.write_intent(before).await
     }
 
     async fn unpublish(&mut self, id: &PublicationId) -> Result<Outcome, Failure> {

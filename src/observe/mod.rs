@@ -1,1 +1,237 @@
-//! To come.
+//! Mount table + records -> what is there. Pure, but for `at_start`, which reads what earlier runs left.
+//!
+//! `Yes` means an outcome recorded in this boot and a mount table equal to it, "no mount here" included. Every other record
+//! is uncertain: one rule for restart, crash and reboot (design 4).
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::host::{FoundVolume, Host, HostError};
+use crate::model::{
+    BootId, CallState, DriverName, Foreign, Have, HavePublication, HaveStaging, Layout, Lifecycle,
+    MountTable, MountsAt, Obstacle, Plugin, Presence, Problem, PublicationId, PublicationRecord,
+    RecordedMount, RecordedVolume, StagingRecord, VolData, VolumeKey, VolumeRecord,
+};
+use crate::record::{Store, StoreError};
+
+/// What a start finds.
+#[derive(Debug)]
+pub struct Found {
+    /// By volume.
+    pub records: BTreeMap<VolumeKey, VolumeRecord>,
+    /// Records that cannot be read.
+    pub damaged: Vec<Problem>,
+    /// On disk without a record.
+    pub foreign: Vec<Foreign>,
+    /// The mount table it was compared with.
+    pub mounts: Arc<MountTable>,
+}
+
+/// A start that could not find out what is there.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveError {
+    /// The records.
+    #[error("cannot read the records")]
+    Records(#[source] StoreError),
+    /// The root directory or the mount table.
+    #[error("cannot look at the host")]
+    Host(#[source] HostError),
+}
+
+/// Reads what earlier runs, and others, left.
+///
+/// # Errors
+/// When the records, the root directory or the mount table cannot be read at all. Nothing is changed.
+pub async fn at_start(host: &dyn Host, store: &dyn Store, layout: &Layout) -> Result<Found, ObserveError> {
+    let loaded = store.load().await.map_err(ObserveError::Records)?;
+    let mounts = host.mounts().await.map_err(ObserveError::Host)?;
+    let on_disk = host.volumes_on_disk().await.map_err(ObserveError::Host)?;
+    let mut records: BTreeMap<_, _> =
+        loaded.records.into_iter().map(|record| (record.key.clone(), record)).collect();
+    doubt_disputed(&mut records, &on_disk, layout);
+    let foreign = foreign(&on_disk, &records, &mounts, layout);
+    Ok(Found { records, damaged: loaded.damaged, foreign, mounts })
+}
+
+/// Looks at one volume.
+pub fn volume(record: &VolumeRecord, mounts: &MountTable, boot: &BootId, layout: &Layout) -> Have {
+    Have {
+        volume: record.volume.clone(),
+        staging: record.staging.as_ref().map(|staging| self::staging(staging, mounts, boot)),
+        publications: record
+            .publications
+            .iter()
+            .map(|(id, publication)| (id.clone(), self::publication(id, publication, mounts, boot, layout)))
+            .collect(),
+    }
+}
+
+/// Lists what lies on disk without a record of ours.
+pub fn foreign(
+    on_disk: &[FoundVolume],
+    records: &BTreeMap<VolumeKey, VolumeRecord>,
+    mounts: &MountTable,
+    layout: &Layout,
+) -> Vec<Foreign> {
+    let staged: std::collections::BTreeSet<&Path> = records
+        .values()
+        .filter_map(|record| record.staging.as_ref()?.arguments.staging_path.parent())
+        .collect();
+    let published: std::collections::BTreeSet<&PublicationId> =
+        records.values().flat_map(|record| record.publications.keys()).collect();
+    let mut foreign = Vec::new();
+    for found in on_disk {
+        let path = layout.absolute(&found.path);
+        let ours = match place(found) {
+            Some(id) => published.contains(&id),
+            None => found.publication.is_none() && staged.contains(path.as_path()),
+        };
+        let mounted = mounts.below(&path).next().is_some() || !matches!(mounts.at(&path), MountsAt::None);
+        // Empty directories are what a kubelet leaves of a driver without staging; nobody has anything there.
+        if !ours && (mounted || !found.empty) {
+            let key = found.vol_data.as_ref().and_then(|data| key_of(data, found));
+            foreign.push(Foreign { path, key, publication: found.publication.clone(), mounted });
+        }
+    }
+    foreign
+}
+
+fn staging(record: &StagingRecord, mounts: &MountTable, boot: &BootId) -> HaveStaging {
+    let path = &record.arguments.staging_path;
+    let look = look(&record.state, record.boot == *boot, path, mounts);
+    HaveStaging {
+        presence: look.presence,
+        arguments: record.arguments.clone(),
+        frozen: look.frozen,
+        undoing: record.state == CallState::Undoing,
+        obstacle: look.obstacle,
+        // Without a call there is nothing to be mounted.
+        not_a_mount_point: look.not_a_mount_point && record.arguments.kind == crate::model::StagingKind::Call,
+    }
+}
+
+fn publication(
+    id: &PublicationId,
+    record: &PublicationRecord,
+    mounts: &MountTable,
+    boot: &BootId,
+    layout: &Layout,
+) -> HavePublication {
+    let target = match &record.arguments {
+        Some(arguments) => arguments.target_path.clone(),
+        None => layout.absolute(&layout.publication(id)),
+    };
+    let look = look(&record.state, record.boot == *boot, &target, mounts);
+    HavePublication {
+        presence: look.presence,
+        arguments: record.arguments.clone(),
+        frozen: look.frozen,
+        undoing: record.state == CallState::Undoing,
+        obstacle: look.obstacle,
+        not_a_mount_point: look.not_a_mount_point && record.arguments.is_some(),
+    }
+}
+
+struct Look {
+    presence: Presence,
+    frozen: bool,
+    obstacle: Option<Obstacle>,
+    not_a_mount_point: bool,
+}
+
+/// Compares what a record says of a path with what is mounted there.
+fn look(state: &CallState, this_boot: bool, path: &Path, mounts: &MountTable) -> Look {
+    let recorded = match state {
+        CallState::Planned if this_boot => {
+            return Look { presence: Presence::No, frozen: false, obstacle: None, not_a_mount_point: false };
+        }
+        CallState::Done { mount } if this_boot => Some(mount),
+        // What another boot recorded says nothing of this one's mounts.
+        CallState::Done { .. } | CallState::Planned | CallState::Intended { .. } | CallState::Undoing => None,
+    };
+    let obstacle = obstacle(recorded, path, mounts);
+    let equal = match (mounts.at(path), recorded) {
+        (MountsAt::None, Some(RecordedMount::NotAMountPoint)) => true,
+        (MountsAt::One(mount), Some(RecordedMount::Mount(recorded))) => mount.identity() == *recorded,
+        (MountsAt::None | MountsAt::One(_) | MountsAt::Stacked(_), _) => false,
+    };
+    Look {
+        presence: if equal { Presence::Yes } else { Presence::Uncertain },
+        frozen: !matches!(state, CallState::Intended { settled: true }),
+        obstacle,
+        not_a_mount_point: matches!(recorded, Some(RecordedMount::NotAMountPoint)),
+    }
+}
+
+/// Returns what forbids any call for a path (design rule 10).
+fn obstacle(recorded: Option<&RecordedMount>, path: &Path, mounts: &MountTable) -> Option<Obstacle> {
+    if let Some(below) = mounts.below(path).next() {
+        return Some(Obstacle::Below { point: below.point.clone() });
+    }
+    match (mounts.at(path), recorded) {
+        (MountsAt::None, _) | (MountsAt::One(_), None) => None,
+        (MountsAt::One(mount), Some(RecordedMount::Mount(recorded))) => {
+            let found = mount.identity();
+            (!found.same_but_device(recorded))
+                .then(|| Obstacle::Replaced { recorded: Some(recorded.clone()), found })
+        }
+        (MountsAt::One(mount), Some(RecordedMount::NotAMountPoint)) => {
+            Some(Obstacle::Replaced { recorded: None, found: mount.identity() })
+        }
+        (MountsAt::Stacked(stack), _) => stack.last().map(|top| Obstacle::Covered { by: top.identity() }),
+    }
+}
+
+/// Takes back what a record claims where `vol_data.json` says that the path is another volume's (design 4).
+fn doubt_disputed(records: &mut BTreeMap<VolumeKey, VolumeRecord>, on_disk: &[FoundVolume], layout: &Layout) {
+    let mut stagings = BTreeMap::new();
+    let mut publications = BTreeMap::new();
+    for found in on_disk {
+        let Some(data) = &found.vol_data else { continue };
+        match place(found) {
+            Some(id) => {
+                publications.insert(id, data);
+            }
+            None => {
+                stagings.insert(layout.absolute(&found.path), data);
+            }
+        }
+    }
+    let doubt = |state: &mut CallState| {
+        if matches!(state, CallState::Done { .. }) {
+            *state = CallState::Intended { settled: false };
+        }
+    };
+    for record in records.values_mut() {
+        let RecordedVolume::Csi { driver, handle, lifecycle } = &record.volume else { continue };
+        if let Some(staging) = &mut record.staging {
+            let data = staging.arguments.staging_path.parent().and_then(|path| stagings.get(path));
+            if data.is_some_and(|data| !VolData::staging(driver, handle).disagreements(data).is_empty()) {
+                doubt(&mut staging.state);
+            }
+        }
+        for (id, publication) in &mut record.publications {
+            let ours = VolData::publication(id, driver, handle, "", *lifecycle);
+            if publications.get(id).is_some_and(|data| !ours.disagreements(data).is_empty()) {
+                doubt(&mut publication.state);
+            }
+        }
+    }
+}
+
+fn place(found: &FoundVolume) -> Option<PublicationId> {
+    let (pod, plugin, spec) = found.publication.as_ref()?;
+    Some(PublicationId { pod: pod.clone(), plugin: Plugin::from_directory(plugin)?, spec: spec.clone() })
+}
+
+fn key_of(data: &VolData, found: &FoundVolume) -> Option<VolumeKey> {
+    let driver = DriverName::new(data.get("driverName")?).ok()?;
+    match (data.get("volumeLifecycleMode"), place(found)) {
+        (Some(mode), Some(id)) if mode == Lifecycle::Ephemeral.name() => Some(VolumeKey::of_pod(&id)),
+        (_, _) => Some(VolumeKey::csi(&driver, data.get("volumeHandle")?)),
+    }
+}

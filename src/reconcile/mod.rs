@@ -1,16 +1,24 @@
 //! The loop: turns wish and truth into steps, paces them, and publishes Status. A task of its own; nothing it waits for can
 //! hang, because every step runs in a task of its own with a deadline.
 
+mod commands;
+mod pass;
+mod show;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::csi::DriverSet;
 use crate::host::Host;
 use crate::manifest::Manifests;
 use crate::model::{Ambient, Events, Layout, ObjectRef, Status};
+use crate::observe::ObserveError;
 use crate::record::Store;
+use pass::Loop;
 
 /// What the loop works with.
 #[derive(Debug, Clone)]
@@ -25,6 +33,8 @@ pub struct Parts {
     pub node: String,
     /// Clock and chance.
     pub ambient: Arc<Ambient>,
+    /// tokio time from which all ms of `ReadingState` and of retries count.
+    pub started: Instant,
     /// Where to tell what happens.
     pub events: Events,
     /// How absence is decided.
@@ -49,6 +59,8 @@ pub struct Inputs {
     pub drivers: watch::Receiver<Arc<DriverSet>>,
     /// The operator.
     pub commands: mpsc::Receiver<Command>,
+    /// The end: no step begins any more.
+    pub shutdown: CancellationToken,
 }
 
 /// What an operator can ask of the loop.
@@ -66,16 +78,47 @@ pub enum Command {
         /// How many publications were approved, once that is on disk.
         reply: oneshot::Sender<Result<usize, String>>,
     },
+    /// Say that the loop moves: the watchdog asks.
+    Ping {
+        /// Answered by the next turn of the loop.
+        reply: oneshot::Sender<()>,
+    },
 }
 
-/// Runs until the inputs close. Returns when every step under way has ended or been given up; mounts stay.
+/// How long a shutdown waits for the steps under way. Their intents are on disk: what is cut off is done again.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+
+/// The slow safety pass: finds only what an event missed.
+const SAFETY_PERIOD: Duration = Duration::from_secs(300);
+
+/// Runs until `shutdown`, then returns when every step under way has ended or been given up; mounts stay.
 ///
 /// # Errors
-/// When the records cannot be read at all.
+/// When what earlier runs left cannot be read; nothing was changed then.
 pub async fn run(
-    _parts: Parts,
-    _inputs: Inputs,
-    _status: watch::Sender<Status>,
-) -> Result<(), crate::record::StoreError> {
+    parts: Parts,
+    mut inputs: Inputs,
+    status: watch::Sender<Status>,
+) -> Result<(), ObserveError> {
+    let host = Arc::clone(&parts.host);
+    let mut turn = Loop::start(parts, &mut inputs, status).await?;
+    loop {
+        turn.pass().await;
+        let due = turn.next_due();
+        tokio::select! {
+            biased;
+            // Every arm is cancel-safe: watch and mpsc keep what was not received, join_next keeps the tasks, the host keeps
+            // the change, and the sleep is computed anew.
+            () = inputs.shutdown.cancelled() => break,
+            Some(ended) = turn.step_ended() => turn.take_ended(ended),
+            Some(command) = inputs.commands.recv() => turn.command(command).await,
+            Ok(()) = inputs.manifests.changed() => {}
+            Ok(()) = inputs.drivers.changed() => {}
+            () = host.mounts_changed() => turn.mounts_changed(),
+            () = tokio::time::sleep_until(due) => turn.timer(),
+        }
+        turn.gather(&mut inputs).await;
+    }
+    turn.finish(SHUTDOWN_GRACE).await;
     Ok(())
 }

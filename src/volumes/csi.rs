@@ -170,8 +170,8 @@ struct Target<'a> {
 impl<'a> Target<'a> {
     fn of(call: &'a Call) -> Result<Self, Failure> {
         match (&call.volume, &call.driver) {
-            (RecordedVolume::Csi { driver: name, handle, lifecycle }, Some((driver, slots))) => {
-                Ok(Self { name, handle, lifecycle: *lifecycle, driver, slots })
+            (RecordedVolume::Csi { driver: name, handle, lifecycle }, Some(line)) => {
+                Ok(Self { name, handle, lifecycle: *lifecycle, driver: &line.client, slots: &line.slots })
             }
             (RecordedVolume::Csi { .. } | RecordedVolume::EmptyDir, _) => Err(Failure::not_done(
                 "no-driver",

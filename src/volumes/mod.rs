@@ -33,8 +33,17 @@ pub struct Site {
 pub struct Call {
     /// The volume.
     pub volume: RecordedVolume,
-    /// Its driver and the driver's free slots; `None` for types without one.
-    pub driver: Option<(Arc<dyn Driver>, Arc<Semaphore>)>,
+    /// Its driver; `None` for types without one.
+    pub driver: Option<DriverLine>,
+}
+
+/// A line to a driver.
+#[derive(Debug, Clone)]
+pub struct DriverLine {
+    /// Who is called.
+    pub client: Arc<dyn Driver>,
+    /// Its free slots.
+    pub slots: Arc<Semaphore>,
 }
 
 /// How an undo was answered.
@@ -113,7 +122,8 @@ fn pod_directories(publication: &RootPath) -> Vec<RootPath> {
     std::iter::successors(publication.parent(), RootPath::parent).take(3).collect()
 }
 
-fn host_failure(error: &HostError, effect: Effect) -> Failure {
+/// Returns the failure of a step that the host refused.
+pub fn host_failure(error: &HostError, effect: Effect) -> Failure {
     Failure {
         effect,
         settled: false,

@@ -1,0 +1,1 @@
+//! What is made of records and mount tables.

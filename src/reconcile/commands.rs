@@ -1,0 +1,78 @@
+//! What an operator asks of the loop.
+
+use std::collections::BTreeSet;
+
+use super::Command;
+use super::pass::Loop;
+use crate::error::Chain;
+use crate::model::{ObjectRef, PublicationId, VolumeKey, VolumeRecord};
+use crate::record::Durability;
+
+impl Loop {
+    /// Does what was asked. The asker may have gone: then nobody hears the answer.
+    pub(super) async fn command(&mut self, command: Command) {
+        match command {
+            Command::Ping { reply } => drop(reply.send(())),
+            Command::Retry { object, reply } => drop(reply.send(self.retry(object.as_ref()))),
+            Command::Approve { reply } => drop(reply.send(self.approve().await)),
+        }
+    }
+
+    /// Forgets what failed, so that it is tried now.
+    fn retry(&mut self, object: Option<&ObjectRef>) -> usize {
+        let mut tried = 0;
+        for key in self.volumes_named(object) {
+            if let Some(mut retries) = self.retries.remove(&key) {
+                tried += retries.reset();
+                self.touched.insert(key);
+            }
+        }
+        tried
+    }
+
+    /// Returns the volumes of a pod or claim; of everything without a name.
+    fn volumes_named(&self, object: Option<&ObjectRef>) -> BTreeSet<VolumeKey> {
+        let Some(object) = object else { return self.retries.keys().cloned().collect() };
+        let mut keys = BTreeSet::new();
+        for pod in self.status.borrow().pods.values() {
+            let named = object.kind == "Pod"
+                && object.name == pod.identity.name
+                && object.namespace == pod.identity.namespace;
+            for volume in pod.volumes.values() {
+                if (named || volume.claim.as_ref() == Some(object))
+                    && let Some((key, _)) = &volume.resolved
+                {
+                    keys.insert(key.clone());
+                }
+            }
+        }
+        keys
+    }
+
+    /// Writes the takedown of what the brake holds into the records.
+    async fn approve(&mut self) -> Result<usize, String> {
+        let braked: BTreeSet<PublicationId> = self.absences.braked().into_iter().collect();
+        for (key, record) in &mut self.records {
+            if let Some(running) = self.busy.get_mut(key) {
+                running.approve.extend(braked.iter().cloned());
+            } else if approve(record, &braked) {
+                let written = self.parts.store.write(record.clone(), Durability::Synced).await;
+                written.map_err(|error| Chain(&error).to_string())?;
+            }
+        }
+        self.settle_soon();
+        Ok(braked.len())
+    }
+}
+
+/// Marks the publications of a record as approved; returns whether there were any.
+pub(super) fn approve(record: &mut VolumeRecord, approved: &BTreeSet<PublicationId>) -> bool {
+    let mut any = false;
+    for (id, publication) in &mut record.publications {
+        if approved.contains(id) && !publication.approved {
+            publication.approved = true;
+            any = true;
+        }
+    }
+    any
+}

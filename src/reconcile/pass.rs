@@ -1,0 +1,503 @@
+//! One pass: take what has gathered, decide about the volumes that it touches, begin their steps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+
+use super::{Inputs, Parts, SAFETY_PERIOD};
+use crate::csi::DriverSet;
+use crate::desired::{self, Absences, Recorded, Resolved};
+use crate::execute::{Ended, Executor};
+use crate::manifest::Manifests;
+use crate::model::{
+    Actual, BootId, Connection, Desired, DriverName, DriverState, Event, EventKind, InProgress, MountTable,
+    Outcome, Presence, Problem, RecordedVolume, Status, Step, StepKind, VolumeKey, VolumeRecord,
+};
+use crate::observe::{self, ObserveError};
+use crate::plan::{self, Decision, Due, Now, Retries, World};
+
+/// The loop's state. Everything in here is either what came in last or what was verified.
+#[derive(Debug)]
+pub(super) struct Loop {
+    pub(super) parts: Parts,
+    pub(super) status: watch::Sender<Status>,
+    executor: Arc<Executor>,
+    boot: BootId,
+    manifests: Arc<Manifests>,
+    drivers: Arc<DriverSet>,
+    mounts: Arc<MountTable>,
+    pub(super) resolved: Resolved,
+    pub(super) absences: Absences,
+    pub(super) desired: Desired,
+    pub(super) actual: Actual,
+    pub(super) records: BTreeMap<VolumeKey, VolumeRecord>,
+    pub(super) damaged: Vec<Problem>,
+    pub(super) retries: BTreeMap<VolumeKey, Retries>,
+    pub(super) busy: BTreeMap<VolumeKey, Running>,
+    steps: JoinSet<(VolumeKey, Ended)>,
+    /// Volumes to decide about in the next pass.
+    pub(super) touched: BTreeSet<VolumeKey>,
+    /// When to decide about a volume again though nothing changed, ms.
+    alarms: BTreeMap<VolumeKey, u64>,
+    settle_again_at: Option<u64>,
+    safety_at: Instant,
+    due: Pending,
+}
+
+/// What a pass has to look at anew.
+#[derive(Debug, Default)]
+struct Pending {
+    manifests: bool,
+    settle: bool,
+    drivers: bool,
+    mounts: bool,
+    safety: bool,
+}
+
+/// A step under way.
+#[derive(Debug, Clone)]
+pub(super) struct Running {
+    pub(super) kind: StepKind,
+    pub(super) shown: InProgress,
+    begun: Instant,
+    /// Approved by the operator meanwhile; goes into the record when the step has ended.
+    pub(super) approve: BTreeSet<crate::model::PublicationId>,
+}
+
+/// A step that ended, or the panic that ended it.
+pub(super) type StepResult = Result<(VolumeKey, Ended), JoinError>;
+
+impl Loop {
+    /// Reconstructs what is there.
+    pub(super) async fn start(
+        parts: Parts,
+        inputs: &mut Inputs,
+        status: watch::Sender<Status>,
+    ) -> Result<Self, ObserveError> {
+        let found = observe::at_start(&*parts.host, &*parts.store, &parts.layout).await?;
+        let boot = parts.host.boot();
+        let executor = Arc::new(Executor::new(
+            Arc::clone(&parts.host),
+            Arc::clone(&parts.store),
+            inputs.drivers.clone(),
+            parts.layout.clone(),
+            parts.node.clone(),
+        ));
+        let absences =
+            Absences::new(millis(parts.absence.removal_grace), parts.absence.brake_release_after.map(millis));
+        let rebooted = found.records.values().any(|record| was_written_in_another_boot(record, &boot));
+        let mut start = Self {
+            status,
+            executor,
+            boot,
+            manifests: Arc::default(),
+            drivers: Arc::default(),
+            mounts: found.mounts,
+            resolved: Resolved::default(),
+            absences,
+            desired: Desired::default(),
+            actual: Actual { foreign: found.foreign, ..Actual::default() },
+            touched: found.records.keys().cloned().collect(),
+            records: found.records,
+            damaged: found.damaged,
+            retries: BTreeMap::new(),
+            busy: BTreeMap::new(),
+            steps: JoinSet::new(),
+            alarms: BTreeMap::new(),
+            settle_again_at: None,
+            safety_at: Instant::now() + SAFETY_PERIOD,
+            due: Pending { manifests: true, settle: true, drivers: true, mounts: false, safety: false },
+            parts,
+        };
+        start.observe_all();
+        start.tell(EventKind::Reconstructed { records: start.records.len(), rebooted });
+        for foreign in &start.actual.foreign {
+            start.tell(EventKind::ForeignFound { path: foreign.path.clone() });
+        }
+        start.manifests = Arc::clone(&inputs.manifests.borrow_and_update());
+        start.drivers = Arc::clone(&inputs.drivers.borrow_and_update());
+        Ok(start)
+    }
+
+    /// Takes what has gathered meanwhile, so that a burst costs one pass.
+    pub(super) async fn gather(&mut self, inputs: &mut Inputs) {
+        while let Some(ended) = self.steps.try_join_next() {
+            self.take_ended(ended);
+        }
+        while let Ok(command) = inputs.commands.try_recv() {
+            self.command(command).await;
+        }
+        let manifests = Arc::clone(&inputs.manifests.borrow_and_update());
+        if !Arc::ptr_eq(&manifests, &self.manifests) {
+            self.manifests = manifests;
+            self.due.manifests = true;
+        }
+        let drivers = Arc::clone(&inputs.drivers.borrow_and_update());
+        if !Arc::ptr_eq(&drivers, &self.drivers) {
+            self.drivers = drivers;
+            self.due.drivers = true;
+        }
+    }
+
+    /// Turns the circle once.
+    pub(super) async fn pass(&mut self) {
+        let due = std::mem::take(&mut self.due);
+        if due.drivers {
+            self.take_drivers();
+        }
+        if due.mounts || due.safety {
+            self.take_mounts().await;
+        }
+        if due.safety {
+            self.take_foreign().await;
+        }
+        if due.manifests {
+            self.resolved = desired::resolve(&self.manifests, &self.parts.node);
+            self.tell_problems();
+        }
+        if due.manifests || due.settle {
+            self.settle();
+            self.show_pods();
+        }
+        let now = self.now();
+        let mut decided = Vec::new();
+        for key in std::mem::take(&mut self.touched) {
+            let decision = self.decide(&key, now);
+            decided.push((key, decision));
+        }
+        self.show(decided, now, due.manifests);
+    }
+
+    /// Decides about one volume and begins its step, if one may begin.
+    fn decide(&mut self, key: &VolumeKey, now: Now) -> Decision {
+        static NONE: std::sync::OnceLock<Retries> = std::sync::OnceLock::new();
+        let none = NONE.get_or_init(Retries::default);
+        let world = World { desired: &self.desired, actual: &self.actual, layout: &self.parts.layout };
+        let mut decision = plan::decide(world, key, self.retries.get(key).unwrap_or(none), now);
+        match decision.again_at {
+            Some(at) => self.alarms.insert(key.clone(), at),
+            None => self.alarms.remove(key),
+        };
+        if !self.busy.contains_key(key)
+            && let Some(step) = decision.step.take()
+        {
+            self.begin(step, now);
+        }
+        decision
+    }
+
+    fn begin(&mut self, step: Step, now: Now) {
+        let key = step.key().clone();
+        let kind = step.kind();
+        let shown =
+            InProgress { step: kind.name(), publication: kind.publication().cloned(), since: now.wall };
+        self.busy
+            .insert(key.clone(), Running { kind, shown, begun: Instant::now(), approve: BTreeSet::new() });
+        let record = self.records.get(&key).cloned();
+        let executor = Arc::clone(&self.executor);
+        self.steps.spawn(async move { (key, executor.run(step, record).await) });
+    }
+
+    /// Waits for a step to end; pending while none is under way. Cancel-safe.
+    pub(super) async fn step_ended(&mut self) -> Option<StepResult> {
+        self.steps.join_next().await
+    }
+
+    /// Takes a step's outcome into the truth.
+    pub(super) fn take_ended(&mut self, ended: StepResult) {
+        let (key, ended) = match ended {
+            Ok(ended) => ended,
+            Err(error) => match error.try_into_panic() {
+                // A half-dead daemon is worse than a restarted one (design rule 7): the loop's own task panics with it.
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_cancelled) => return,
+            },
+        };
+        let Some(running) = self.busy.remove(&key) else { return };
+        let now = self.now();
+        self.tell_ended(&key, &running, &ended, now);
+        let retries = self.retries.entry(key.clone()).or_default();
+        match &ended.result {
+            Ok(Outcome::Changed | Outcome::AlreadyThere) => retries.succeeded(&running.kind),
+            Err(failure) => {
+                retries.failed(&running.kind, failure, now, self.parts.ambient.random());
+            }
+        }
+        if retries.is_empty() {
+            self.retries.remove(&key);
+        }
+        match ended.record {
+            Some(mut record) => {
+                let approved = super::commands::approve(&mut record, &running.approve);
+                self.records.insert(key.clone(), record);
+                self.due.settle |= approved || self.is_undecided(&key);
+            }
+            None => {
+                self.records.remove(&key);
+            }
+        }
+        self.observe(&key);
+        self.touch_waiting(&key, &running.kind);
+        self.touched.insert(key);
+    }
+
+    fn tell_ended(&mut self, key: &VolumeKey, running: &Running, ended: &Ended, now: Now) {
+        let record = ended.record.as_ref().or_else(|| self.records.get(key));
+        let publication = running.kind.publication().cloned();
+        let pod = publication.as_ref().and_then(|id| {
+            let recorded = record.and_then(|record| record.publications.get(id));
+            recorded
+                .or_else(|| self.records.get(key)?.publications.get(id))
+                .map(|publication| publication.pod.clone())
+        });
+        let driver = record.and_then(|record| driver_of(record).cloned());
+        let step = running.kind.name();
+        let event = match &ended.result {
+            Ok(Outcome::AlreadyThere) => return,
+            Ok(Outcome::Changed) => EventKind::StepDone {
+                key: key.clone(),
+                step,
+                publication,
+                pod,
+                driver,
+                took_ms: millis(running.begun.elapsed()),
+                not_a_mount_point: ended.not_a_mount_point,
+            },
+            Err(failure) => {
+                let mut retries = self.retries.get(key).cloned().unwrap_or_default();
+                let state = retries.failed(&running.kind, failure, now, 0);
+                EventKind::StepFailed {
+                    key: key.clone(),
+                    step,
+                    publication,
+                    pod,
+                    driver,
+                    cause: failure.cause.clone(),
+                    attempts: state.attempts,
+                    next_try_ms: match state.due {
+                        Due::At(at) => Some(at.saturating_sub(now.mono)),
+                        Due::WhenChanged => None,
+                    },
+                }
+            }
+        };
+        self.tell_of(key, event);
+    }
+
+    /// A record has a publication that was not decided about: it was begun under a former reading.
+    fn is_undecided(&self, key: &VolumeKey) -> bool {
+        let wants = self.desired.volumes.get(key);
+        self.records.get(key).is_some_and(|record| {
+            record
+                .publications
+                .keys()
+                .any(|id| wants.is_none_or(|wants| !wants.publications.contains_key(id)))
+        })
+    }
+
+    /// Touches the volumes that wait for a place that another one has given back.
+    fn touch_waiting(&mut self, key: &VolumeKey, kind: &StepKind) {
+        let StepKind::Unpublish(id) = kind else { return };
+        for (other, wants) in &self.desired.volumes {
+            if other != key && wants.publications.contains_key(id) {
+                self.touched.insert(other.clone());
+            }
+        }
+    }
+
+    fn take_drivers(&mut self) {
+        let new: BTreeMap<DriverName, DriverState> =
+            self.drivers.drivers.iter().map(|(name, entry)| (name.clone(), entry.state.clone())).collect();
+        let old = std::mem::replace(&mut self.actual.drivers, new);
+        let changed: BTreeSet<DriverName> = old
+            .keys()
+            .chain(self.actual.drivers.keys())
+            .filter(|name| old.get(*name) != self.actual.drivers.get(*name))
+            .cloned()
+            .collect();
+        if changed.is_empty() {
+            return;
+        }
+        for key in self.volumes_of(&changed) {
+            let driver_ready = self.driver_of(&key).is_some_and(|driver| {
+                self.actual.drivers.get(driver).is_some_and(|state| state.connection == Connection::Ready)
+            });
+            // The cause has changed: what failed with the old instance is tried with the new one at once.
+            if driver_ready {
+                self.retries.remove(&key);
+            }
+            self.touched.insert(key);
+        }
+    }
+
+    fn volumes_of(&self, drivers: &BTreeSet<DriverName>) -> Vec<VolumeKey> {
+        let mut keys: BTreeSet<&VolumeKey> = self.records.keys().collect();
+        keys.extend(self.desired.volumes.keys());
+        keys.into_iter()
+            .filter(|key| self.driver_of(key).is_some_and(|driver| drivers.contains(driver)))
+            .cloned()
+            .collect()
+    }
+
+    pub(super) fn driver_of(&self, key: &VolumeKey) -> Option<&DriverName> {
+        if let Some(driver) = self.records.get(key).and_then(driver_of) {
+            return Some(driver);
+        }
+        self.desired.volumes.get(key)?.publications.values().find_map(super::show::wanted_driver)
+    }
+
+    async fn take_mounts(&mut self) {
+        match self.parts.host.mounts().await {
+            Ok(mounts) if Arc::ptr_eq(&mounts, &self.mounts) => {}
+            Ok(mounts) => {
+                self.mounts = mounts;
+                self.observe_all();
+            }
+            // The old table stands; execute looks for itself before it calls anybody.
+            Err(_unreadable) => self.due.mounts = true,
+        }
+    }
+
+    async fn take_foreign(&mut self) {
+        let Ok(on_disk) = self.parts.host.volumes_on_disk().await else { return };
+        // A step under way makes directories before its record reaches this loop.
+        if self.busy.is_empty() {
+            let foreign = observe::foreign(&on_disk, &self.records, &self.mounts, &self.parts.layout);
+            if foreign != self.actual.foreign {
+                self.actual.foreign = foreign;
+                self.touched.extend(self.desired.volumes.keys().cloned());
+            }
+        }
+    }
+
+    fn observe_all(&mut self) {
+        let keys: Vec<VolumeKey> = self.records.keys().cloned().collect();
+        for key in keys {
+            if !self.busy.contains_key(&key) {
+                self.observe(&key);
+            }
+        }
+    }
+
+    /// Looks at one volume again and touches it if something is different.
+    fn observe(&mut self, key: &VolumeKey) {
+        let have = self
+            .records
+            .get(key)
+            .map(|record| observe::volume(record, &self.mounts, &self.boot, &self.parts.layout));
+        let old = self.actual.volumes.get(key);
+        if have.as_ref() == old {
+            return;
+        }
+        if let (Some(old), Some(new)) = (old, &have) {
+            for (id, publication) in &new.publications {
+                let was = old.publications.get(id).map(|publication| publication.presence);
+                if was == Some(Presence::Yes)
+                    && publication.presence == Presence::Uncertain
+                    && !publication.undoing
+                {
+                    let path = publication.arguments.as_ref().map(|arguments| arguments.target_path.clone());
+                    self.tell_of(
+                        key,
+                        EventKind::Vanished { key: key.clone(), path: path.unwrap_or_default() },
+                    );
+                }
+            }
+        }
+        self.actual.set(key, have);
+        self.touched.insert(key.clone());
+    }
+
+    /// Decides about absence, and touches every volume that is wished otherwise than before.
+    fn settle(&mut self) {
+        let recorded = self.records.iter().flat_map(|(key, record)| {
+            record.publications.iter().map(move |(id, record)| Recorded { key, id, record })
+        });
+        let now = self.now();
+        let settled = self.absences.settle(&self.resolved, recorded, now.mono, now.wall);
+        self.settle_again_at = settled.again_at_ms;
+        let old = std::mem::replace(&mut self.desired, settled.desired);
+        for key in old.volumes.keys().chain(self.desired.volumes.keys()) {
+            if old.volumes.get(key) != self.desired.volumes.get(key) {
+                self.touched.insert(key.clone());
+                // The cause has changed.
+                self.retries.remove(key);
+            }
+        }
+        self.show_brake(settled.brake);
+    }
+
+    pub(super) fn mounts_changed(&mut self) {
+        self.due.mounts = true;
+    }
+
+    pub(super) fn settle_soon(&mut self) {
+        self.due.settle = true;
+    }
+
+    /// Takes what is due by the clock.
+    pub(super) fn timer(&mut self) {
+        let now = self.now().mono;
+        let due: Vec<VolumeKey> =
+            self.alarms.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
+        for key in due {
+            self.alarms.remove(&key);
+            self.touched.insert(key);
+        }
+        if self.settle_again_at.is_some_and(|at| at <= now) {
+            self.settle_again_at = None;
+            self.due.settle = true;
+        }
+        if Instant::now() >= self.safety_at {
+            self.safety_at = Instant::now() + SAFETY_PERIOD;
+            self.due.safety = true;
+        }
+    }
+
+    /// Returns when the clock alone makes a pass.
+    pub(super) fn next_due(&self) -> Instant {
+        let soonest = self.alarms.values().chain(&self.settle_again_at).min();
+        let soonest = soonest.map(|ms| self.parts.started + Duration::from_millis(*ms));
+        soonest.map_or(self.safety_at, |at| at.min(self.safety_at))
+    }
+
+    pub(super) fn now(&self) -> Now {
+        Now { mono: millis(self.parts.started.elapsed()), wall: self.parts.ambient.now() }
+    }
+
+    pub(super) fn tell(&self, kind: EventKind) {
+        self.parts.events.tell(Event { at: self.parts.ambient.now(), kind });
+    }
+
+    /// Waits for the steps under way, then gives them up.
+    pub(super) async fn finish(mut self, grace: Duration) {
+        let ended = async { while self.steps.join_next().await.is_some() {} };
+        if tokio::time::timeout(grace, ended).await.is_err() {
+            self.steps.abort_all();
+        }
+    }
+}
+
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn driver_of(record: &VolumeRecord) -> Option<&DriverName> {
+    match &record.volume {
+        RecordedVolume::Csi { driver, .. } => Some(driver),
+        RecordedVolume::EmptyDir => None,
+    }
+}
+
+fn was_written_in_another_boot(record: &VolumeRecord, boot: &BootId) -> bool {
+    record
+        .staging
+        .iter()
+        .map(|staging| &staging.boot)
+        .chain(record.publications.values().map(|p| &p.boot))
+        .any(|b| b != boot)
+}

@@ -1,0 +1,347 @@
+//! Status: only what a pass touched is written anew.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::pass::Loop;
+use crate::desired::ResolvedWant;
+use crate::model::{
+    Blocked, BrakeStatus, DriverName, Event, EventKind, Have, PodStatus, PodVolumeStatus, Presence, Problem,
+    PublicationId, PublicationStatus, RecordedVolume, Status, VolumeKey, VolumeStatus, Want, WantedVolume,
+};
+use crate::plan::{Decision, Now};
+
+/// Events kept per volume.
+const EVENTS: usize = 10;
+
+impl Loop {
+    /// Shows what was decided.
+    pub(super) fn show(&mut self, decided: Vec<(VolumeKey, Decision)>, now: Now, read: bool) {
+        let volumes: Vec<(VolumeKey, Option<VolumeStatus>)> = decided
+            .into_iter()
+            .map(|(key, decision)| {
+                let status = self.volume_status(&key, decision, now);
+                (key, status)
+            })
+            .collect();
+        self.status.send_modify(|status| {
+            status.pass += 1;
+            if read {
+                status.reading = self.resolved.reading.clone();
+            }
+            if status.drivers != self.actual.drivers {
+                status.drivers.clone_from(&self.actual.drivers);
+            }
+            if status.foreign != self.actual.foreign {
+                status.foreign.clone_from(&self.actual.foreign);
+            }
+            for (key, new) in volumes {
+                put_volume(status, key, new, now);
+            }
+        });
+    }
+
+    /// Shows the pods of the last reading, and those that are gone and still have a volume.
+    pub(super) fn show_pods(&self) {
+        let mut pods: BTreeMap<_, PodStatus> = BTreeMap::new();
+        for (uid, pod) in &self.resolved.pods {
+            let volumes = pod.volumes.iter().map(|(name, volume)| {
+                let (resolved, hold) = match &volume.want {
+                    ResolvedWant::Wanted { key, id, .. } => (Some((key.clone(), id.clone())), None),
+                    ResolvedWant::Held(hold) => (None, Some(hold.clone())),
+                };
+                let status = PodVolumeStatus {
+                    claim: volume.claim.clone(),
+                    resolved,
+                    links: volume.links.clone(),
+                    hold,
+                    capacity: volume.capacity,
+                    access_mode: volume.access_mode.clone(),
+                };
+                (name.clone(), status)
+            });
+            let status = PodStatus {
+                identity: pod.identity.clone(),
+                source: Some(pod.source.clone()),
+                leaving: pod.leaving,
+                volumes: volumes.collect(),
+            };
+            pods.insert(uid.clone(), status);
+        }
+        for (key, record) in &self.records {
+            for (id, publication) in &record.publications {
+                let pod = pods.entry(id.pod.clone()).or_insert_with(|| PodStatus {
+                    identity: publication.pod.clone(),
+                    source: None,
+                    leaving: true,
+                    volumes: BTreeMap::new(),
+                });
+                let shown = pod.volumes.values().any(|volume| {
+                    volume.resolved.as_ref().is_some_and(|(other, place)| other == key && place == id)
+                });
+                if !shown {
+                    add_remaining(pod, key, id, publication);
+                }
+            }
+        }
+        self.status.send_if_modified(|status| {
+            let changed = status.pods != pods;
+            if changed {
+                status.pods = pods;
+            }
+            changed
+        });
+    }
+
+    pub(super) fn show_brake(&self, brake: Option<BrakeStatus>) {
+        if let Some(brake) = &brake
+            && self.status.borrow().brake.as_ref() != Some(brake)
+        {
+            self.tell(EventKind::BrakeApplied { held: brake.held, reason: brake.reason.clone() });
+        }
+        self.status.send_if_modified(|status| {
+            let changed = status.brake != brake;
+            status.brake = brake;
+            changed
+        });
+    }
+
+    /// Tells which problems of the manifests are new and which are gone, and shows them.
+    pub(super) fn tell_problems(&self) {
+        let new: Vec<Problem> = self.damaged.iter().chain(&self.resolved.problems).cloned().collect();
+        let old: BTreeSet<Problem> = self.status.borrow().problems.iter().cloned().collect();
+        for problem in new.iter().filter(|problem| !old.contains(*problem)) {
+            self.tell(EventKind::ManifestProblem(problem.clone()));
+        }
+        let now: BTreeSet<&Problem> = new.iter().collect();
+        for problem in old.iter().filter(|problem| !now.contains(problem)) {
+            self.tell(EventKind::ManifestProblemGone(problem.clone()));
+        }
+        self.tell_holds();
+        self.status.send_if_modified(|status| {
+            let changed = status.problems != new;
+            status.problems = new;
+            changed
+        });
+    }
+
+    fn tell_holds(&self) {
+        let status = self.status.borrow();
+        let mut told = Vec::new();
+        for (uid, pod) in &self.resolved.pods {
+            for (name, volume) in &pod.volumes {
+                let ResolvedWant::Held(hold) = &volume.want else { continue };
+                let before = status.pods.get(uid).and_then(|pod| pod.volumes.get(name)?.hold.as_ref());
+                if before != Some(hold) {
+                    let (pod, volume, hold) = (pod.identity.clone(), name.clone(), hold.clone());
+                    told.push(EventKind::Held { pod, volume, hold });
+                }
+            }
+        }
+        drop(status);
+        told.into_iter().for_each(|event| self.tell(event));
+    }
+
+    /// Tells an event and keeps it with its volume.
+    pub(super) fn tell_of(&self, key: &VolumeKey, kind: EventKind) {
+        let event = Event { at: self.parts.ambient.now(), kind };
+        self.status.send_if_modified(|status| {
+            if let Some(volume) = status.volumes.get_mut(key) {
+                if volume.events.len() == EVENTS {
+                    volume.events.pop_front();
+                }
+                volume.events.push_back(event.clone());
+            }
+            // The pass that follows wakes those who watch.
+            false
+        });
+        self.parts.events.tell(event);
+    }
+
+    /// Puts one volume's status together; `None` when nothing is wanted and nothing is left.
+    fn volume_status(&self, key: &VolumeKey, decision: Decision, now: Now) -> Option<VolumeStatus> {
+        let have = self.actual.volumes.get(key);
+        let want = self.desired.volumes.get(key);
+        let publications = self.publication_statuses(key, have);
+        if have.is_none() && publications.is_empty() {
+            return None;
+        }
+        let csi = csi_of(have, want.map(|want| &want.publications));
+        let staging = have.and_then(|have| have.staging.as_ref());
+        let plugin = match (&csi, publications.keys().next()) {
+            (Some(_), _) | (None, None) => crate::model::Plugin::Csi.name(),
+            (None, Some(id)) => id.plugin.name(),
+        };
+        Some(VolumeStatus {
+            plugin,
+            csi,
+            staging: staging.map(|staging| (staging.arguments.staging_path.clone(), staging.presence)),
+            staging_not_a_mount_point: staging.is_some_and(|staging| staging.not_a_mount_point),
+            publications,
+            blocked: decision.blocked,
+            in_progress: self.busy.get(key).map(|running| running.shown.clone()),
+            pending_change: decision.pending_change,
+            events: VecDeque::new(),
+            since: now.wall,
+        })
+    }
+
+    fn publication_statuses(
+        &self,
+        key: &VolumeKey,
+        have: Option<&Have>,
+    ) -> BTreeMap<PublicationId, PublicationStatus> {
+        let mut shown = BTreeMap::new();
+        let record = self.records.get(key);
+        let wants = self.desired.volumes.get(key).map(|want| &want.publications);
+        let wanted = wants.into_iter().flatten();
+        for (id, want) in wanted {
+            if let Want::Wanted(wanted) = want {
+                let here = have.and_then(|have| have.publications.get(id));
+                let (path, presence) = match &wanted.volume {
+                    WantedVolume::HostPath { path } => (path.clone(), Presence::Yes),
+                    WantedVolume::EmptyDir | WantedVolume::Csi(_) => {
+                        (self.target(id), here.map_or(Presence::No, |have| have.presence))
+                    }
+                };
+                let status = PublicationStatus {
+                    pod: wanted.pod.clone(),
+                    names: wanted.names.iter().cloned().collect(),
+                    path,
+                    desired: "published",
+                    presence,
+                    not_a_mount_point: here.is_some_and(|have| have.not_a_mount_point),
+                    hold: None,
+                };
+                shown.insert(id.clone(), status);
+            }
+        }
+        for (id, publication) in record.into_iter().flat_map(|record| &record.publications) {
+            let here = have.and_then(|have| have.publications.get(id));
+            let (desired, hold) = match wants.and_then(|wants| wants.get(id)) {
+                Some(Want::Wanted(_)) => continue,
+                Some(Want::Held(hold)) => ("held", Some(hold.clone())),
+                Some(Want::Absent) => ("released", None),
+                None => ("held", None),
+            };
+            let status = PublicationStatus {
+                pod: publication.pod.clone(),
+                names: publication.names.iter().cloned().collect(),
+                path: self.target(id),
+                desired,
+                presence: here.map_or(Presence::Uncertain, |have| have.presence),
+                not_a_mount_point: here.is_some_and(|have| have.not_a_mount_point),
+                hold,
+            };
+            shown.insert(id.clone(), status);
+        }
+        shown
+    }
+
+    fn target(&self, id: &PublicationId) -> std::path::PathBuf {
+        let layout = &self.parts.layout;
+        match id.plugin {
+            crate::model::Plugin::Csi => layout.absolute(&layout.csi_target(id)),
+            crate::model::Plugin::EmptyDir | crate::model::Plugin::HostPath => {
+                layout.absolute(&layout.publication(id))
+            }
+        }
+    }
+}
+
+/// Returns the driver of a wanted volume.
+pub(super) fn wanted_driver(want: &Want) -> Option<&DriverName> {
+    match want {
+        Want::Wanted(wanted) => match &wanted.volume {
+            WantedVolume::Csi(csi) => Some(&csi.driver),
+            WantedVolume::EmptyDir | WantedVolume::HostPath { .. } => None,
+        },
+        Want::Held(_) | Want::Absent => None,
+    }
+}
+
+fn csi_of(
+    have: Option<&Have>,
+    wants: Option<&BTreeMap<PublicationId, Want>>,
+) -> Option<(DriverName, String)> {
+    if let Some(RecordedVolume::Csi { driver, handle, .. }) = have.map(|have| &have.volume) {
+        return Some((driver.clone(), handle.clone()));
+    }
+    wants.into_iter().flat_map(BTreeMap::values).find_map(|want| match want {
+        Want::Wanted(wanted) => match &wanted.volume {
+            WantedVolume::Csi(csi) => Some((csi.driver.clone(), csi.handle.clone())),
+            WantedVolume::EmptyDir | WantedVolume::HostPath { .. } => None,
+        },
+        Want::Held(_) | Want::Absent => None,
+    })
+}
+
+/// Replaces a volume's status; keeps its events, and the moments since when unchanged things are so.
+fn put_volume(status: &mut Status, key: VolumeKey, new: Option<VolumeStatus>, now: Now) {
+    let old = status.volumes.remove(&key);
+    for id in old.iter().flat_map(|old| old.publications.keys()) {
+        if new.as_ref().is_none_or(|new| !new.publications.contains_key(id)) {
+            drop_remaining(status, &key, id);
+        }
+    }
+    let Some(mut new) = new else { return };
+    if let Some(old) = old {
+        for blocked in &mut new.blocked {
+            if let Some(before) = old.blocked.iter().find(|before| is_same(before, blocked)) {
+                blocked.since = before.since;
+            }
+        }
+        let unchanged = old.staging == new.staging && old.publications == new.publications;
+        new.since = if unchanged { old.since } else { now.wall };
+        new.events = old.events;
+    }
+    status.volumes.insert(key, new);
+}
+
+fn is_same(a: &Blocked, b: &Blocked) -> bool {
+    a.step == b.step && a.publication == b.publication && a.cause.code == b.cause.code
+}
+
+/// A publication that a record still has and no manifest names (any more).
+fn add_remaining(
+    pod: &mut PodStatus,
+    key: &VolumeKey,
+    id: &PublicationId,
+    publication: &crate::model::PublicationRecord,
+) {
+    let status = PodVolumeStatus {
+        claim: publication.claim.clone(),
+        resolved: Some((key.clone(), id.clone())),
+        links: Vec::new(),
+        hold: None,
+        capacity: None,
+        access_mode: None,
+    };
+    let name = publication.names.iter().next().cloned().unwrap_or_else(|| id.spec.to_string());
+    match pod.volumes.get_mut(&name) {
+        // The spec's name now leads nowhere: what is still mounted under it is shown with the reason.
+        Some(held) if held.resolved.is_none() => held.resolved = status.resolved,
+        Some(_) => {
+            pod.volumes.insert(format!("{name} ({})", id.spec), status);
+        }
+        None => {
+            pod.volumes.insert(name, status);
+        }
+    }
+}
+
+/// A publication is gone: what was shown of it only because a record still had it goes too.
+fn drop_remaining(status: &mut Status, key: &VolumeKey, id: &PublicationId) {
+    let Some(pod) = status.pods.get_mut(&id.pod) else { return };
+    let is_it = |volume: &PodVolumeStatus| {
+        volume.resolved.as_ref().is_some_and(|(other, place)| other == key && place == id)
+    };
+    pod.volumes.retain(|_, volume| !(volume.links.is_empty() && is_it(volume)));
+    for volume in pod.volumes.values_mut() {
+        if volume.hold.is_some() && is_it(volume) {
+            volume.resolved = None;
+        }
+    }
+    if pod.source.is_none() && pod.volumes.is_empty() {
+        status.pods.remove(&id.pod);
+    }
+}
