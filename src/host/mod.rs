@@ -2,6 +2,8 @@
 //!
 //! Paths below the root are `RootPath`s: made of checked names, opened by `openat2` with BENEATH and NO_SYMLINKS.
 
+pub mod lease;
+
 use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;
