@@ -2,6 +2,8 @@
 //!
 //! Paths below the root are `RootPath`s: made of checked names, opened by `openat2` with BENEATH and NO_SYMLINKS.
 
+pub mod lease;
+
 mod empty_dir;
 mod linux;
 mod mount_table;
