@@ -4,7 +4,6 @@
 
 #![expect(
     clippy::expect_used,
-    clippy::panic,
     clippy::print_stderr,
     clippy::disallowed_methods,
     unreachable_pub,
@@ -255,7 +254,7 @@ fn differences(world: &World, wish: &Wish, status: &Status, stages: bool) -> Vec
         let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).skip(2).collect();
         match parts.as_slice() {
             ["pods", pod] if !pods.contains(*pod) => {
-                wrong.push(format!("the directory {} is left", path.display()))
+                wrong.push(format!("the directory {} is left", path.display()));
             }
             ["plugins", "kubernetes.io", "csi", _, _]
                 if !state.staged.values().any(|staged| staged.starts_with(path)) && stages =>
