@@ -78,20 +78,16 @@ impl Absences {
         let mut desired = wanted(resolved);
         let mut volumes = BTreeSet::new();
         let mut candidates = Vec::new();
-        let mut staying = BTreeSet::new();
         for recorded in recorded {
             volumes.insert(recorded.key);
             match said(resolved, &desired, &recorded) {
                 Said::Wanted => {}
-                Said::Decided(want) => {
-                    staying.insert((recorded.key, recorded.id));
-                    put(&mut desired, recorded.key, recorded.id, want);
-                }
+                Said::Decided(want) => put(&mut desired, recorded.key, recorded.id, want),
                 Said::Lacking(why) => candidates.push(Candidate { recorded, why }),
             }
         }
         self.confirm(&resolved.reading, &candidates);
-        self.brake(resolved, &candidates, &volumes, &staying, &desired, now_ms, wall);
+        self.brake(resolved, &candidates, &volumes, &desired, now_ms, wall);
         self.waiting.clear();
         let mut confirm_after_ms = None;
         for candidate in &candidates {
@@ -151,7 +147,6 @@ impl Absences {
         resolved: &Resolved,
         candidates: &[Candidate<'_>],
         volumes: &BTreeSet<&VolumeKey>,
-        staying: &BTreeSet<(&VolumeKey, &PublicationId)>,
         desired: &Desired,
         now_ms: u64,
         wall: Millis,
@@ -161,10 +156,9 @@ impl Absences {
             .filter(|c| !c.recorded.record.approved)
             .map(|c| (c.recorded.key, c.recorded.id))
             .collect();
-        let came_back = |spot: &Spot| {
-            staying.contains(&(&spot.0, &spot.1))
-                || desired.volumes.get(&spot.0).is_some_and(|v| v.publications.contains_key(&spot.1))
-        };
+        // The candidates are not in `desired` yet.
+        let came_back =
+            |spot: &Spot| desired.volumes.get(&spot.0).is_some_and(|v| v.publications.contains_key(&spot.1));
         self.brake.forget(now_ms, |spot| unapproved.contains(&(&spot.0, &spot.1)), came_back);
         if !resolved.reading.is_complete() {
             return;
