@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::brake::{Brake, Confirmed};
 use super::{Recorded, Resolved, ResolvedPod, ResolvedWant, Settled, hold};
-use crate::model::{
-    Desired, Hold, HoldCode, Millis, Plugin, PublicationId, ReadingState, VolumeKey, Want, WantVolume,
-};
+use crate::model::{Desired, Hold, HoldCode, Millis, Plugin, PublicationId, ReadingState, VolumeKey, Want};
 
 /// A recorded publication: its volume and its place.
 pub(super) type Spot = (VolumeKey, PublicationId);
@@ -138,10 +136,6 @@ impl Absences {
     }
 
     /// Shows the brake what was confirmed, except what an operator approved.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one decision, each borrowed from another owner"
-    )]
     fn brake(
         &mut self,
         resolved: &Resolved,
@@ -232,7 +226,7 @@ fn wanted(resolved: &Resolved) -> Desired {
 fn put(desired: &mut Desired, key: &VolumeKey, id: &PublicationId, want: Want) {
     let volume = match desired.volumes.get_mut(key) {
         Some(volume) => volume,
-        None => desired.volumes.entry(key.clone()).or_insert_with(WantVolume::default),
+        None => desired.volumes.entry(key.clone()).or_default(),
     };
     volume.publications.insert(id.clone(), want);
 }

@@ -16,7 +16,7 @@ const GRACE_MS: u64 = 1_000;
 type Spot = (VolumeKey, PublicationId);
 
 /// Something that happens.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Happening {
     Add(usize),
     Remove(usize),

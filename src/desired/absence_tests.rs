@@ -235,6 +235,18 @@ fn a_removed_manifest_is_absent_after_two_complete_readings_a_grace_apart() {
 }
 
 #[test]
+fn one_reading_is_never_two_even_without_a_grace() {
+    let mut bench = running(1, "/m");
+    bench.absences = Absences::new(0, None);
+    bench.remove("web-000");
+    bench.read(10, true);
+    assert_eq!(bench.held("web-000").0, HoldCode::ManifestMissing);
+    assert_eq!(bench.held("web-000").0, HoldCode::ManifestMissing);
+    bench.read(0, true);
+    assert_eq!(bench.want("web-000"), Want::Absent);
+}
+
+#[test]
 fn a_manifest_that_returns_begins_anew() {
     let mut bench = running(1, "/m");
     bench.remove("web-000");

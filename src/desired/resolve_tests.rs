@@ -36,10 +36,10 @@ impl World {
         Self::default().add(pod(&json!([volume])))
     }
 
-    fn sourced<T: DeserializeOwned>(&mut self, object: &Value) -> Sourced<T> {
+    fn sourced<T: DeserializeOwned>(&mut self, object: Value) -> Sourced<T> {
         let file = PathBuf::from(format!("/m/{}.yaml", object["kind"].as_str().unwrap()));
         Sourced {
-            object: Arc::new(serde_json::from_value(object.clone()).unwrap()),
+            object: Arc::new(serde_json::from_value(object).unwrap()),
             source: ManifestSource { file, line: 7 },
             stale: self.stale.take(),
         }
@@ -56,30 +56,31 @@ impl World {
         let text = |v: &Value| v.as_str().map(str::to_owned);
         let name = text(&object["metadata"]["name"]).unwrap();
         let namespace = text(&object["metadata"]["namespace"]).unwrap_or_else(|| "default".to_owned());
-        match object["kind"].as_str().unwrap() {
+        let kind = text(&object["kind"]).unwrap();
+        match kind.as_str() {
             "Pod" => {
                 let uid = PodUid::new(object["metadata"]["uid"].as_str().unwrap()).unwrap();
-                let pod = self.sourced(&object);
+                let pod = self.sourced(object);
                 self.manifests.objects.pods.insert(uid, pod);
             }
             "PersistentVolumeClaim" => {
-                let claim = self.sourced(&object);
+                let claim = self.sourced(object);
                 self.manifests.objects.claims.insert((namespace, name), claim);
             }
             "PersistentVolume" => {
-                let volume = self.sourced(&object);
+                let volume = self.sourced(object);
                 self.manifests.objects.volumes.insert(name, volume);
             }
             "Secret" => {
-                let secret = self.sourced(&object);
+                let secret = self.sourced(object);
                 self.manifests.objects.secrets.insert((namespace, name), secret);
             }
             "CSIDriver" => {
-                let driver = self.sourced(&object);
+                let driver = self.sourced(object);
                 self.manifests.objects.drivers.insert(name, driver);
             }
             "VolumeAttachment" => {
-                let attachment = self.sourced(&object);
+                let attachment = self.sourced(object);
                 self.manifests.objects.attachments.insert(name, attachment);
             }
             other => panic!("no kind {other}"),
@@ -162,8 +163,10 @@ fn claim_pod(change: Value) -> Value {
 }
 
 fn claim(spec: Value) -> Value {
-    json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "data", "namespace": "default"}, "spec": spec})
+    let mut claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "data", "namespace": "default"}});
+    claim["spec"] = spec;
+    claim
 }
 
 fn pv(name: &str, change: Value) -> Value {
@@ -175,7 +178,10 @@ fn pv(name: &str, change: Value) -> Value {
 }
 
 fn driver(spec: Value) -> Value {
-    json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": "d.example"}, "spec": spec})
+    let mut driver =
+        json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": "d.example"}});
+    driver["spec"] = spec;
+    driver
 }
 
 fn inline_driver(change: Value) -> Value {
