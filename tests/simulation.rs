@@ -14,7 +14,7 @@ mod sim;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -26,7 +26,7 @@ use volumed::model::{
     Ambient, Connection, DriverInfo, DriverName, DriverOrigin, DriverState, Events, Layout, Plugin, Presence,
     Status,
 };
-use volumed::reconcile::{self, AbsenceSettings, Inputs, Parts};
+use volumed::reconcile::{self, AbsenceSettings, Inputs, Parts, Reread};
 
 use sim::driver::SimDriver;
 use sim::host::SimHost;
@@ -34,14 +34,31 @@ use sim::store::SimStore;
 use sim::wish::{self, PodWish, Wish};
 use sim::world::{Node, ROOT, World};
 
+/// The manifest reader of one life: what it reads, and how often it did.
+struct Reader {
+    wish: Wish,
+    incomplete: bool,
+    generation: u64,
+    started: Instant,
+    manifests: watch::Sender<Arc<Manifests>>,
+}
+
+impl Reader {
+    fn read(&mut self) {
+        // Nobody asks a reader that has read nothing yet.
+        self.generation += 1;
+        let began = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(0);
+        let manifests = wish::reading(&self.wish, self.generation, began, self.incomplete);
+        self.manifests.send_replace(Arc::new(manifests));
+    }
+}
+
 /// One life of the daemon.
 struct Daemon {
     task: tokio::task::JoinHandle<()>,
-    manifests: watch::Sender<Arc<Manifests>>,
+    reader: Arc<Mutex<Reader>>,
     drivers: watch::Sender<Arc<DriverSet>>,
     status: watch::Receiver<Status>,
-    started: Instant,
-    generation: u64,
     _commands: mpsc::Sender<reconcile::Command>,
 }
 
@@ -53,6 +70,9 @@ impl Daemon {
         let (status_out, status) = watch::channel(Status::default());
         let started = Instant::now();
         let told = world.clone();
+        let reader = Reader { wish: Wish::new(), incomplete: true, generation: 0, started, manifests };
+        let reader = Arc::new(Mutex::new(reader));
+        let asked = Arc::clone(&reader);
         let parts = Parts {
             host: Arc::new(SimHost::new(world.clone())),
             store: Arc::new(SimStore::new(world.clone())),
@@ -64,6 +84,7 @@ impl Daemon {
             started,
             events: Events::new(move |event| told.tell(format!("event {:?}", event.kind))),
             absence: AbsenceSettings { removal_grace: Duration::from_secs(1), brake_release_after: None },
+            reread: Reread::new(move || asked.lock().expect("nobody panicked").read()),
         };
         let inputs = Inputs {
             manifests: manifests_in,
@@ -74,7 +95,7 @@ impl Daemon {
         let task = tokio::spawn(async move {
             reconcile::run(parts, inputs, status_out).await.expect("the simulated disk can be read");
         });
-        let daemon = Self { task, manifests, drivers, status, started, generation: 0, _commands: commands };
+        let daemon = Self { task, reader, drivers, status, _commands: commands };
         daemon.connect(world, stages, true);
         daemon
     }
@@ -98,17 +119,11 @@ impl Daemon {
         self.drivers.send_replace(Arc::new(DriverSet { drivers }));
     }
 
-    fn read(&mut self, wish: &Wish, incomplete: bool) {
-        self.generation += 1;
-        let began = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(0);
-        self.manifests.send_replace(Arc::new(wish::reading(wish, self.generation, began, incomplete)));
-    }
-
-    /// Two complete readings, far enough apart to believe that what both lack is gone.
-    async fn read_twice(&mut self, wish: &Wish) {
-        self.read(wish, false);
-        tokio::time::sleep(Duration::from_millis(1100)).await;
-        self.read(wish, false);
+    fn read(&self, wish: &Wish, incomplete: bool) {
+        let mut reader = self.reader.lock().expect("nobody panicked");
+        reader.wish = wish.clone();
+        reader.incomplete = incomplete;
+        reader.read();
     }
 
     async fn crash(self) {
@@ -157,7 +172,7 @@ async fn live(world: &World) -> Vec<String> {
                 let name = format!("pod{}", world.below(3));
                 world.tell(format!("gone {name}"));
                 wish.remove(&name);
-                if world.below(2) == 0 { daemon.read_twice(&wish).await } else { daemon.read(&wish, false) }
+                daemon.read(&wish, false);
             }
             6 => {
                 let name = format!("pod{}", world.below(3));
@@ -202,7 +217,7 @@ async fn live(world: &World) -> Vec<String> {
     }
     world.tell("the trouble ends");
     world.lock().faults = false;
-    daemon.read_twice(&wish).await;
+    daemon.read(&wish, false);
     // Longer than any deadline and the longest pause between two tries.
     tokio::time::sleep(Duration::from_secs(1800)).await;
     let mut wrong = world.lock().violations.clone();

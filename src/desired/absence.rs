@@ -76,6 +76,8 @@ impl Absences {
         let mut desired = wanted(resolved);
         let mut volumes = BTreeSet::new();
         let mut candidates = Vec::new();
+        let recorded: Vec<Recorded<'a>> = recorded.into_iter().collect();
+        hold_successors(resolved, &recorded, &mut desired);
         for recorded in recorded {
             volumes.insert(recorded.key);
             match said(resolved, &desired, &recorded) {
@@ -233,7 +235,7 @@ fn put(desired: &mut Desired, key: &VolumeKey, id: &PublicationId, want: Want) {
 
 /// Looks a recorded publication up in what the manifests came to.
 fn said(resolved: &Resolved, desired: &Desired, recorded: &Recorded<'_>) -> Said {
-    let Recorded { key, id, record } = recorded;
+    let Recorded { key, id, record, .. } = recorded;
     if desired.volumes.get(*key).is_some_and(|v| v.publications.contains_key(*id)) {
         return Said::Wanted;
     }
@@ -262,10 +264,41 @@ fn said(resolved: &Resolved, desired: &Desired, recorded: &Recorded<'_>) -> Said
             "use it again, or remove the pod",
         )));
     }
-    Said::Lacking(match record.names.iter().find_map(|n| resolved_to(pod, n)) {
-        Some(other) => format!("volume {names} of {} is {other} now, no longer {key}", pod.identity),
-        None => format!("{} does not use volume {names} any more", pod.identity),
-    })
+    match record.names.iter().find_map(|n| resolved_to(pod, n)) {
+        Some((other, _)) if recorded.up => Said::Decided(Want::Held(pending_edit(pod, &names, other, key))),
+        Some((other, _)) => {
+            Said::Lacking(format!("volume {names} of {} is {other} now, no longer {key}", pod.identity))
+        }
+        None => Said::Lacking(format!("{} does not use volume {names} any more", pod.identity)),
+    }
+}
+
+/// A PV or claim that was edited to mean another volume takes effect at the next bring-up (design 3): until then the volume
+/// that is up stays, and the new one waits.
+fn hold_successors(resolved: &Resolved, recorded: &[Recorded<'_>], desired: &mut Desired) {
+    let there: BTreeSet<(&VolumeKey, &PublicationId)> = recorded.iter().map(|r| (r.key, r.id)).collect();
+    for Recorded { key, id, record, up } in recorded {
+        let Some(pod) = resolved.pods.get(&id.pod).filter(|pod| !pod.leaving) else { continue };
+        let wanted = desired.volumes.get(*key).is_some_and(|v| v.publications.contains_key(*id));
+        if !up || wanted {
+            continue;
+        }
+        for name in &record.names {
+            if let Some((other, place)) = resolved_to(pod, name)
+                && !there.contains(&(other, place))
+            {
+                put(desired, other, place, Want::Held(pending_edit(pod, name, other, key)));
+            }
+        }
+    }
+}
+
+fn pending_edit(pod: &ResolvedPod, names: &str, new: &VolumeKey, old: &VolumeKey) -> Hold {
+    hold::hold(
+        HoldCode::PendingEdit,
+        format!("volume {names} of {} was edited from {old} to {new}, and {old} is up", pod.identity),
+        "remove the pod and add it again to use the new volume, or take the edit back",
+    )
 }
 
 /// Returns the hold of a volume that the publication may be: one of its names, or, renamed, one of its claim's.
@@ -282,9 +315,9 @@ fn held_in<'a>(pod: &'a ResolvedPod, recorded: &Recorded<'_>) -> Option<&'a Hold
     })
 }
 
-fn resolved_to<'a>(pod: &'a ResolvedPod, name: &str) -> Option<&'a VolumeKey> {
+fn resolved_to<'a>(pod: &'a ResolvedPod, name: &str) -> Option<(&'a VolumeKey, &'a PublicationId)> {
     match &pod.volumes.get(name)?.want {
-        ResolvedWant::Wanted { key, .. } => Some(key),
+        ResolvedWant::Wanted { key, id, .. } => Some((key, id)),
         ResolvedWant::Held(_) => None,
     }
 }

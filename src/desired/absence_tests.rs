@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::model::{
-    BootId, CallState, DirectoryState, DriverName, HoldCode, Plugin, SpecName, Want, WantedVolume,
+    BootId, CallState, DirectoryState, DriverName, HoldCode, Plugin, RecordedMount, SpecName, Want,
+    WantedVolume,
 };
 
 /// Manifests, records and a clock, all under the test's hand.
@@ -137,7 +138,10 @@ impl Bench {
 
     pub(super) fn settle(&mut self) -> (Settled, BTreeMap<(VolumeKey, PublicationId), Want>) {
         let wall = 1_000_000 + i64::try_from(self.now_ms).unwrap();
-        let recorded = self.records.iter().map(|((key, id), record)| Recorded { key, id, record });
+        let recorded = self.records.iter().map(|((key, id), record)| {
+            let up = matches!(record.state, CallState::Done { .. });
+            Recorded { key, id, record, up }
+        });
         let settled = self.absences.settle(&self.resolved, recorded, self.now_ms, wall);
         let mut all = BTreeMap::new();
         for (key, volume) in &settled.desired.volumes {
@@ -346,6 +350,22 @@ fn a_place_that_is_wanted_for_another_volume_gives_up_the_first() {
     assert_eq!(bench.want("web-000"), Want::Absent);
     let all = bench.settle().1;
     assert!(matches!(all[&(key("other"), id("web-000", Plugin::Csi, "data"))], Want::Wanted(_)));
+}
+
+#[test]
+fn an_edit_to_another_volume_waits_as_long_as_the_first_is_up() {
+    let mut bench = running(1, "/m");
+    let old = (key("web-000"), id("web-000", Plugin::Csi, "data"));
+    bench.records.get_mut(&old).unwrap().state = CallState::Done { mount: RecordedMount::NotAMountPoint };
+    bench.list("web-000", "data", "other");
+    read_twice(&mut bench);
+    let all = bench.settle().1;
+    for spot in [old.clone(), (key("other"), old.1.clone())] {
+        assert!(matches!(&all[&spot], Want::Held(hold) if hold.code == HoldCode::PendingEdit), "{spot:?}");
+    }
+    bench.remove("web-000");
+    read_twice(&mut bench);
+    assert_eq!(bench.settle().1[&old], Want::Absent);
 }
 
 #[test]

@@ -97,6 +97,8 @@ pub struct Recorded<'a> {
     pub id: &'a PublicationId,
     /// What the record says of it.
     pub record: &'a PublicationRecord,
+    /// It is verified to be there: what is up is not exchanged under a living pod.
+    pub up: bool,
 }
 
 /// What `Absences::settle` decided.

@@ -178,6 +178,8 @@ pub enum HoldCode {
     Brake,
     /// An emptyDir that its pod no longer lists is kept until the pod goes.
     EmptyDirKept,
+    /// The PV or claim behind a volume that is up was edited to mean another volume: used at the next bring-up.
+    PendingEdit,
 }
 
 impl HoldCode {
@@ -192,6 +194,7 @@ impl HoldCode {
             Self::ReadingIncomplete => "reading-incomplete",
             Self::Brake => "brake",
             Self::EmptyDirKept => "empty-dir-kept",
+            Self::PendingEdit => "pending-edit",
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::Command;
 use super::pass::Loop;
 use crate::error::Chain;
-use crate::model::{ObjectRef, PublicationId, VolumeKey, VolumeRecord};
+use crate::model::{ObjectRef, PublicationId, VolumeKey, VolumeRecord, Want};
 use crate::record::Durability;
 
 impl Loop {
@@ -49,9 +49,9 @@ impl Loop {
         keys
     }
 
-    /// Writes the takedown of what the brake holds into the records.
+    /// Writes the takedown of what the brake holds, or an incomplete reading, into the records.
     async fn approve(&mut self) -> Result<usize, String> {
-        let braked: BTreeSet<PublicationId> = self.absences.braked().into_iter().collect();
+        let braked: BTreeSet<PublicationId> = self.absences.approvable().into_iter().collect();
         for (key, record) in &mut self.records {
             if let Some(running) = self.busy.get_mut(key) {
                 running.approve.extend(braked.iter().cloned());
@@ -62,6 +62,26 @@ impl Loop {
         }
         self.settle_soon();
         Ok(braked.len())
+    }
+}
+
+impl Loop {
+    /// Takes back approvals of what is wanted again: its next absence is a new one.
+    pub(super) async fn withdraw_approvals(&mut self) {
+        for (key, record) in &mut self.records {
+            let Some(wants) = self.desired.volumes.get(key) else { continue };
+            let mut changed = false;
+            for (id, publication) in &mut record.publications {
+                if publication.approved && matches!(wants.publications.get(id), Some(Want::Wanted(_))) {
+                    publication.approved = false;
+                    changed = true;
+                }
+            }
+            if changed && !self.busy.contains_key(key) {
+                // If it cannot be written, the old approval stands on disk until the next record of this volume.
+                let _unwritten = self.parts.store.write(record.clone(), Durability::Synced).await;
+            }
+        }
     }
 }
 

@@ -39,6 +39,25 @@ pub struct Parts {
     pub events: Events,
     /// How absence is decided.
     pub absence: AbsenceSettings,
+    /// Asks for another reading of the manifests: absence takes two.
+    pub reread: Reread,
+}
+
+/// Asks for a reading of the manifests without waiting for it.
+#[derive(Clone)]
+pub struct Reread(Arc<dyn Fn() + Send + Sync>);
+
+impl Reread {
+    /// Takes what asks.
+    pub fn new(ask: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+}
+
+impl std::fmt::Debug for Reread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reread").finish_non_exhaustive()
+    }
 }
 
 /// When something that is not in the manifests any more is taken down (design 3).

@@ -45,6 +45,7 @@ pub(super) struct Loop {
     /// When to decide about a volume again though nothing changed, ms.
     alarms: BTreeMap<VolumeKey, u64>,
     settle_again_at: Option<u64>,
+    confirm_at: Option<u64>,
     safety_at: Instant,
     due: Pending,
 }
@@ -112,6 +113,7 @@ impl Loop {
             steps: JoinSet::new(),
             alarms: BTreeMap::new(),
             settle_again_at: None,
+            confirm_at: None,
             safety_at: Instant::now() + SAFETY_PERIOD,
             due: Pending { manifests: true, settle: true, drivers: true, mounts: false, safety: false },
             parts,
@@ -164,6 +166,7 @@ impl Loop {
         }
         if due.manifests || due.settle {
             self.settle();
+            self.withdraw_approvals().await;
             self.show_pods();
         }
         let now = self.now();
@@ -436,12 +439,18 @@ impl Loop {
     fn settle(&mut self) {
         let recorded = self.records.iter().map(|(key, record)| (key, &record.publications));
         let intended = self.busy.iter().map(|(key, running)| (key, &running.intends));
+        let actual = &self.actual;
         let recorded = recorded.chain(intended).flat_map(|(key, publications)| {
-            publications.iter().map(move |(id, record)| Recorded { key, id, record })
+            let have = actual.volumes.get(key);
+            publications.iter().map(move |(id, record)| {
+                let have = have.and_then(|have| have.publications.get(id));
+                Recorded { key, id, record, up: have.is_some_and(|have| have.presence == Presence::Yes) }
+            })
         });
         let now = self.now();
         let settled = self.absences.settle(&self.resolved, recorded, now.mono, now.wall);
         self.settle_again_at = settled.again_at_ms;
+        self.confirm_at = settled.confirm_after_ms;
         let old = std::mem::replace(&mut self.desired, settled.desired);
         for key in old.volumes.keys().chain(self.desired.volumes.keys()) {
             if old.volumes.get(key) != self.desired.volumes.get(key) {
@@ -474,6 +483,10 @@ impl Loop {
             self.settle_again_at = None;
             self.due.settle = true;
         }
+        if self.confirm_at.is_some_and(|at| at <= now) {
+            self.confirm_at = None;
+            (self.parts.reread.0)();
+        }
         if Instant::now() >= self.safety_at {
             self.safety_at = Instant::now() + SAFETY_PERIOD;
             self.due.safety = true;
@@ -482,7 +495,7 @@ impl Loop {
 
     /// Returns when the clock alone makes a pass.
     pub(super) fn next_due(&self) -> Instant {
-        let soonest = self.alarms.values().chain(&self.settle_again_at).min();
+        let soonest = self.alarms.values().chain(&self.settle_again_at).chain(&self.confirm_at).min();
         let soonest = soonest.map(|ms| self.parts.started + Duration::from_millis(*ms));
         soonest.map_or(self.safety_at, |at| at.min(self.safety_at))
     }
