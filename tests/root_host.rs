@@ -547,6 +547,19 @@ fn an_open_file_on_a_detached_mount_keeps_the_empty_dir() {
 }
 
 #[test]
+fn an_open_file_elsewhere_on_a_detached_mount_does_not_keep_it() {
+    isolated("an_open_file_elsewhere_on_a_detached_mount_does_not_keep_it", async {
+        let world = World::new();
+        world.empty_dir();
+        let beside = world.directory("pods/u1/volumes/kubernetes.io~empty-dir/cache2");
+        std::fs::write(beside.join("data"), "").unwrap();
+        let script = "mount --bind \"$1\" /mnt; exec 3</mnt/data; cd /mnt; umount -l /mnt";
+        let _holder = Holder::start_elsewhere(script, &beside);
+        world.assert_removed().await;
+    });
+}
+
+#[test]
 fn a_namespace_that_only_a_descriptor_keeps_is_not_taken_for_empty() {
     isolated("a_namespace_that_only_a_descriptor_keeps_is_not_taken_for_empty", async {
         let world = World::new();

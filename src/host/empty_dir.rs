@@ -48,7 +48,7 @@ pub(super) fn remove(root: &Root, path: &RootPath, until: Instant) -> Result<(),
         path: absolute.clone(),
         source,
     })?;
-    place.check_unused().map_err(|InUse(holder)| busy(&absolute, holder))?;
+    place.check_unused(&top).map_err(|InUse(holder)| busy(&absolute, holder))?;
     Removal { shown: &absolute, until }.empty(top)?;
     match rustix::fs::unlinkat(&parent, &name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
