@@ -48,7 +48,7 @@ pub(super) fn remove(root: &Root, path: &RootPath, until: Instant) -> Result<(),
         path: absolute.clone(),
         source,
     })?;
-    place.check_unused().map_err(|InUse(holder)| busy(&absolute, holder))?;
+    place.check_unused(&top).map_err(|InUse(holder)| busy(&absolute, holder))?;
     Removal { shown: &absolute, until }.empty(top)?;
     match rustix::fs::unlinkat(&parent, &name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -175,5 +175,75 @@ impl Removal<'_> {
             }
             other => HostError::Io { doing: DOING, path: self.shown.to_owned(), source: other.into() },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::mount::{MountFlags, MountPropagationFlags};
+
+    use super::*;
+
+    fn open(path: &Path) -> OwnedFd {
+        rustix::fs::open(path, DIRECTORY, Mode::empty()).unwrap()
+    }
+
+    fn removal(path: &Path) -> Removal<'_> {
+        Removal { shown: path, until: Instant::now() + Duration::from_secs(60) }
+    }
+
+    #[test]
+    fn everything_below_goes_and_the_directory_itself_stays() {
+        let top = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(top.path().join("a/b/c")).unwrap();
+        std::fs::write(top.path().join("a/b/file"), "").unwrap();
+        std::os::unix::fs::symlink("/etc", top.path().join("a/etc")).unwrap();
+        removal(top.path()).empty(open(top.path())).unwrap();
+        assert_eq!(std::fs::read_dir(top.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_removal_stops_at_its_deadline() {
+        let top = tempfile::tempdir().unwrap();
+        std::fs::write(top.path().join("file"), "").unwrap();
+        let late = Removal { shown: top.path(), until: Instant::now() };
+        // The clock may not have moved yet.
+        while Instant::now() <= late.until {}
+        assert!(matches!(late.empty(open(top.path())), Err(HostError::Deadline { .. })));
+        assert!(top.path().join("file").is_file());
+    }
+
+    /// What the look did not see because it came later. Only root can mount, and only in this thread's own namespace.
+    #[test]
+    fn a_mount_that_appears_meanwhile_stops_the_removal() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let in_thread = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", private).unwrap();
+            let top = tempfile::tempdir().unwrap();
+            let mounted = top.path().join("a/mounted");
+            std::fs::create_dir_all(&mounted).unwrap();
+            rustix::mount::mount("tmpfs", &mounted, "tmpfs", MountFlags::empty(), None).unwrap();
+            std::fs::write(mounted.join("precious"), "data").unwrap();
+            let file = top.path().join("file");
+            std::fs::write(&file, "").unwrap();
+            let of_file = top.path().join("a/file");
+            std::fs::write(&of_file, "").unwrap();
+            rustix::mount::mount_bind(mounted.join("precious"), &of_file).unwrap();
+
+            let stopped = removal(top.path()).empty(open(top.path()));
+            assert!(matches!(stopped, Err(HostError::Busy { .. })), "{stopped:?}");
+            rustix::mount::unmount(&of_file, rustix::mount::UnmountFlags::empty()).unwrap();
+            let stopped = removal(top.path()).empty(open(top.path()));
+            assert!(matches!(stopped, Err(HostError::Busy { .. })), "{stopped:?}");
+            assert_eq!(std::fs::read(mounted.join("precious")).unwrap(), b"data");
+            rustix::mount::unmount(&mounted, rustix::mount::UnmountFlags::empty()).unwrap();
+        });
+        in_thread.join().unwrap();
     }
 }

@@ -225,4 +225,46 @@ mod tests {
         let expected = mount("/r/x", "ext4", (8, 1)).identity();
         assert_eq!(judge(&MountTable::default(), Path::new("/r/x"), &expected).unwrap(), Found::Gone);
     }
+
+    /// A child process of the test's own that does not end by itself.
+    #[expect(clippy::disallowed_methods, reason = "a test's child, reaped by what is tested")]
+    fn sleeper() -> Pid {
+        Pid::from_child(&std::process::Command::new("sleep").arg("600").spawn().unwrap())
+    }
+
+    #[test]
+    fn a_child_that_does_not_end_is_given_up_and_reaped_when_it_has() {
+        let pid = sleeper();
+        assert_eq!(wait(pid, Duration::from_millis(1)).unwrap(), None);
+        let given_up = GivenUp::default();
+        given_up.add(pid);
+        given_up.reap();
+        assert_eq!(given_up.0.lock().unwrap().as_slice(), [pid], "still alive");
+        rustix::process::kill_process(pid, Signal::KILL).unwrap();
+        let zombie = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        rustix::process::waitid(WaitId::Pid(pid), zombie).unwrap();
+        given_up.reap();
+        assert_eq!(given_up.0.lock().unwrap().as_slice(), [], "reaped");
+    }
+
+    #[test]
+    fn a_child_that_was_killed_is_no_success() {
+        let pid = sleeper();
+        rustix::process::kill_process(pid, Signal::KILL).unwrap();
+        assert_eq!(wait(pid, LIMIT).unwrap(), Some(Errno::INTR.raw_os_error()));
+    }
+
+    #[test]
+    fn the_child_says_why_it_could_not_unmount() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("plain")).unwrap();
+        let parent = std::fs::File::open(directory.path()).unwrap().into();
+        let given_up = GivenUp::default();
+        // EPERM without privileges.
+        let allowed = |errno| if rustix::process::geteuid().is_root() { errno } else { Errno::PERM };
+        for (name, errno) in [(c"plain", Errno::INVAL), (c"absent", Errno::NOENT)] {
+            let found = in_child(&parent, name, &given_up, directory.path(), LIMIT).unwrap();
+            assert_eq!(found, Some(allowed(errno)));
+        }
+    }
 }

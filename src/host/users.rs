@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Mode, Statx, StatxFlags};
 
 use super::mount_table;
+use super::path::{DIRECTORY, names, open_within};
 use super::raw;
 use super::unmount::new_device_each_time;
 use crate::model::Mount;
@@ -101,11 +103,13 @@ impl Place {
     ///
     /// # Errors
     /// The first user found, or what could not be looked at.
-    pub(super) fn check_unused(&self) -> Result<(), InUse> {
+    pub(super) fn check_unused(&self, directory: &OwnedFd) -> Result<(), InUse> {
         let tasks = tasks().map_err(|e| InUse(format!("an unknown user: cannot list /proc: {e}")))?;
         let mounts = survey(&tasks)?;
         self.check_mounts(&mounts)?;
-        tasks.iter().try_for_each(|task| self.check_task(task, &mounts))
+        let mut unplaced = Unplaced::new();
+        tasks.iter().try_for_each(|task| self.check_task(task, &mounts, &mut unplaced))?;
+        if unplaced.is_empty() { Ok(()) } else { find_inodes(directory, &unplaced, 0) }
     }
 
     fn contains(&self, device: (u32, u32), inside: &Path) -> bool {
@@ -140,10 +144,10 @@ impl Place {
         Ok(())
     }
 
-    fn check_task(&self, task: &Task, mounts: &Mounts) -> Result<(), InUse> {
+    fn check_task(&self, task: &Task, mounts: &Mounts, unplaced: &mut Unplaced) -> Result<(), InUse> {
         for name in ["cwd", "root", "exe"] {
             let Some(target) = task.link(name)? else { continue };
-            if self.link_is_inside(task, name, &target, mounts)? {
+            if self.link_is_inside(task, name, &target, mounts, unplaced)? {
                 return Err(InUse(task.name()));
             }
         }
@@ -179,7 +183,7 @@ impl Place {
             if task.pid == std::process::id() && target == self.absolute {
                 continue;
             }
-            if self.file_is_inside(task, &entry.file_name(), &target, mounts)? {
+            if self.file_is_inside(task, &entry.file_name(), &target, mounts, unplaced)? {
                 return Err(InUse(task.name()));
             }
         }
@@ -193,6 +197,7 @@ impl Place {
         fd: &std::ffi::OsStr,
         target: &Path,
         mounts: &Mounts,
+        unplaced: &mut Unplaced,
     ) -> Result<bool, InUse> {
         let info = match std::fs::read_to_string(task.directory.join("fdinfo").join(fd)) {
             Ok(info) => info,
@@ -203,13 +208,20 @@ impl Place {
         match id.and_then(|id| mounts.by_id.get(&id)) {
             Some(mount) => Ok(self.path_is_inside(mount, target)),
             // A mount of no namespace: the kernel's own, or one that was unmounted lazily.
-            None => self.stat_is_inside(task, &Path::new("fd").join(fd), mounts),
+            None => self.note_unplaced(task, &Path::new("fd").join(fd), unplaced),
         }
     }
 
     /// Judges a directory that has no fdinfo. Where its path lies on a network or FUSE file system, which may never
     /// answer, it is not asked: an emptyDir is on none.
-    fn link_is_inside(&self, task: &Task, name: &str, target: &Path, mounts: &Mounts) -> Result<bool, InUse> {
+    fn link_is_inside(
+        &self,
+        task: &Task,
+        name: &str,
+        target: &Path,
+        mounts: &Mounts,
+        unplaced: &mut Unplaced,
+    ) -> Result<bool, InUse> {
         let namespace = task.link("ns/mnt")?;
         let ids = namespace.and_then(|n| mounts.namespaces.get(n.as_os_str())).map(|(ids, _)| ids.as_slice());
         let on = ids
@@ -221,10 +233,10 @@ impl Place {
         if on.is_some_and(|m| new_device_each_time(&m.fs_type) && m.device != self.device) {
             return Ok(false);
         }
-        match task_mount(task, Path::new(name)) {
-            Ok((id, device)) => match mounts.by_id.get(&id) {
+        match task_stat(task, Path::new(name)) {
+            Ok(stat) => match mounts.by_id.get(&stat.stx_mnt_id) {
                 Some(mount) => Ok(self.path_is_inside(mount, target)),
-                None => Ok(device == self.stat_device),
+                None => self.note_unplaced(task, Path::new(name), unplaced),
             },
             Err(e) if is_gone(&e) => Ok(false),
             Err(e) => Err(task.hidden(name, &e)),
@@ -239,22 +251,57 @@ impl Place {
         }
     }
 
-    /// A file on a mount of no namespace is taken for ours if it is on our file system.
-    fn stat_is_inside(&self, task: &Task, link: &Path, mounts: &Mounts) -> Result<bool, InUse> {
-        match task_mount(task, link) {
-            // Mounted since the survey: its path can be anything.
-            Ok((_, device)) => Ok(device == self.stat_device && !mounts.by_id.is_empty()),
+    /// Remembers a file on a mount of no namespace, which may be anywhere on our file system.
+    fn note_unplaced(&self, task: &Task, link: &Path, unplaced: &mut Unplaced) -> Result<bool, InUse> {
+        match task_stat(task, link) {
+            Ok(stat) if (stat.stx_dev_major, stat.stx_dev_minor) == self.stat_device => {
+                unplaced.entry(stat.stx_ino).or_insert_with(|| task.name());
+                Ok(false)
+            }
+            Ok(_) => Ok(false),
             Err(e) if is_gone(&e) => Ok(false),
             Err(e) => Err(task.hidden("an open file", &e)),
         }
     }
 }
 
-/// Returns the mount id and the device behind a link of `/proc`.
-fn task_mount(task: &Task, link: &Path) -> io::Result<(u64, (u32, u32))> {
+/// Open files of our file system whose paths say nothing: inode and user.
+type Unplaced = BTreeMap<u64, String>;
+
+/// Looks for these inodes in a directory and below it.
+fn find_inodes(directory: &OwnedFd, wanted: &Unplaced, depth: usize) -> Result<(), InUse> {
+    /// A descriptor is held for each level.
+    const DEEPEST: usize = 64;
+    let unknown = |e: rustix::io::Errno| InUse(format!("an unknown user: its content cannot be read: {e}"));
+    let check = |inode: u64| match wanted.get(&inode) {
+        Some(user) => Err(InUse(user.clone())),
+        None => Ok(()),
+    };
+    check(rustix::fs::fstat(directory).map_err(unknown)?.st_ino)?;
+    let again = rustix::fs::openat(directory, ".", DIRECTORY, Mode::empty()).map_err(unknown)?;
+    for (name, _kind) in names(again).map_err(unknown)? {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let stat = match rustix::fs::statat(directory, &name, flags) {
+            Ok(stat) => stat,
+            Err(rustix::io::Errno::NOENT) => continue,
+            Err(e) => return Err(unknown(e)),
+        };
+        check(stat.st_ino)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            if depth == DEEPEST {
+                return Err(InUse("an unknown user: its directories are too deep to be searched".to_owned()));
+            }
+            find_inodes(&open_within(directory, &name, DIRECTORY).map_err(unknown)?, wanted, depth + 1)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns mount, device and inode behind a link of `/proc`.
+fn task_stat(task: &Task, link: &Path) -> io::Result<Statx> {
     let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-    let stat = rustix::fs::statx(rustix::fs::CWD, task.directory.join(link), flags, StatxFlags::MNT_ID)?;
-    Ok((stat.stx_mnt_id, (stat.stx_dev_major, stat.stx_dev_minor)))
+    let wanted = StatxFlags::MNT_ID | StatxFlags::INO;
+    Ok(rustix::fs::statx(rustix::fs::CWD, task.directory.join(link), flags, wanted)?)
 }
 
 /// Returns a path of a mount as a path inside its file system.

@@ -245,3 +245,7 @@ fn damaged(path: &Path, detail: String) -> Problem {
         warning: false,
     }
 }
+
+#[cfg(test)]
+#[path = "directory_tests.rs"]
+mod tests;

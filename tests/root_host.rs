@@ -1,0 +1,588 @@
+//! The real host with real mounts. Needs root.
+//!
+//! Each test runs again as a process of its own with its own mount and process namespaces: its mounts are seen nowhere else,
+//! nothing stays, and the look at all processes (design rule 1) sees those of this test only. No runner is needed; one with
+//! `unshare -m` is fine too.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test: helper functions are not covered by the allow-in-tests settings"
+)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use volumed::host::{Host, HostError, Linux, Removal, Seen, Tree};
+use volumed::model::{MountIdentity, MountsAt, RootPath};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const SPEC: &str = "pods/u1/volumes/kubernetes.io~empty-dir/cache";
+const NONE: Option<&str> = None;
+
+fn at(path: &str) -> RootPath {
+    RootPath::new(path).unwrap()
+}
+
+/// Set in the process that really runs the test.
+const INSIDE: &str = "VOLUMED_TEST_INSIDE";
+
+/// Runs a test alone in new namespaces.
+fn isolated(name: &str, test: impl Future<Output = ()>) {
+    if std::env::var_os(INSIDE).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        return runtime.block_on(test);
+    }
+    assert!(nix::unistd::geteuid().is_root(), "these tests mount: run them as root");
+    let output = Command::new("unshare")
+        .args([
+            "--mount",
+            "--propagation",
+            "private",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "--",
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+/// A root directory in a mount namespace of its own. Dropped, it unmounts what it mounted.
+struct World {
+    linux: Linux,
+    root: PathBuf,
+    top: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let top = tempfile::tempdir().unwrap();
+        let linux = Linux::open(&top.path().join("root")).unwrap();
+        let root = linux.root().to_owned();
+        Self { linux, root, top }
+    }
+
+    fn directory(&self, path: &str) -> PathBuf {
+        let path = self.root.join(path);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    fn tmpfs(&self, path: &str) -> PathBuf {
+        let path = self.directory(path);
+        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
+        path
+    }
+
+    /// An emptyDir with a file and a tree in it.
+    fn empty_dir(&self) -> PathBuf {
+        let path = self.directory(SPEC);
+        std::fs::create_dir_all(path.join("a/b/c")).unwrap();
+        std::fs::write(path.join("a/b/file"), "data").unwrap();
+        std::fs::write(path.join("data"), "data").unwrap();
+        path
+    }
+
+    async fn identity(&self, path: &Path) -> MountIdentity {
+        match self.linux.mounts().await.unwrap().at(path) {
+            MountsAt::One(mount) => mount.identity(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn is_mounted(&self, path: &Path) -> bool {
+        self.linux.mounts().await.unwrap().at(path) != MountsAt::None
+    }
+
+    /// Asserts that the emptyDir is refused for a reason that names this, and that nothing of it is gone.
+    async fn assert_kept(&self, holder: &str) {
+        let refused = self.linux.remove_empty_dir(at(SPEC)).await;
+        assert!(
+            matches!(&refused, Err(HostError::Busy { holder: found, .. }) if found.contains(holder)),
+            "{refused:?}"
+        );
+        let path = self.root.join(SPEC);
+        assert_eq!(std::fs::read(path.join("data")).unwrap(), b"data");
+        assert_eq!(std::fs::read(path.join("a/b/file")).unwrap(), b"data");
+        assert!(path.join("a/b/c").is_dir());
+    }
+
+    async fn assert_removed(&self) {
+        self.linux.remove_empty_dir(at(SPEC)).await.unwrap();
+        assert!(!self.root.join(SPEC).try_exists().unwrap());
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // The directory is deleted next; nothing of it may still show something else.
+        let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let points: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+        for point in points.iter().rev().filter(|p| Path::new(p).starts_with(self.top.path())) {
+            let _result = umount2(*point, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+/// A child process that said "ready" and ends with this value.
+struct Holder(Child);
+
+impl Holder {
+    fn start(script: &str, argument: &Path) -> Self {
+        let child = Command::new("sh")
+            .args(["-c", &format!("set -e; {script}; echo ready; read -r _"), "sh"])
+            .arg(argument)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut holder = Self(child);
+        let mut line = String::new();
+        BufReader::new(holder.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        holder
+    }
+
+    /// The same in a mount namespace of its own, a copy of ours.
+    fn start_elsewhere(script: &str, argument: &Path) -> Self {
+        Self::start(
+            &format!(
+                "exec unshare -m --propagation private sh -c '{script}; echo ready; read -r _' sh \"$1\""
+            ),
+            argument,
+        )
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _told = self.0.stdin.take().map(|mut stdin| stdin.write_all(b"\n"));
+        let _ended = self.0.wait();
+    }
+}
+
+// ---- the mount table
+
+#[test]
+fn mounts_changed_wakes_on_a_mount_and_on_an_unmount() {
+    isolated("mounts_changed_wakes_on_a_mount_and_on_an_unmount", async {
+        let world = World::new();
+        let before = world.linux.mounts().await.unwrap();
+        // What happened before the first call, making the namespace for one, may be reported once.
+        while tokio::time::timeout(Duration::from_millis(50), world.linux.mounts_changed()).await.is_ok() {}
+        let path = world.tmpfs("pods/x");
+        tokio::time::timeout(DEADLINE, world.linux.mounts_changed()).await.expect("a mount is a change");
+        assert!(world.is_mounted(&path).await && matches!(before.at(&path), MountsAt::None));
+        umount2(&path, MntFlags::empty()).unwrap();
+        tokio::time::timeout(DEADLINE, world.linux.mounts_changed()).await.expect("an unmount is a change");
+        assert!(!world.is_mounted(&path).await);
+        let quiet = tokio::time::timeout(Duration::from_millis(50), world.linux.mounts_changed()).await;
+        assert!(quiet.is_err(), "reading the table makes no change");
+    });
+}
+
+#[test]
+fn a_change_is_not_lost_with_a_dropped_wait() {
+    isolated("a_change_is_not_lost_with_a_dropped_wait", async {
+        let world = World::new();
+        while tokio::time::timeout(Duration::from_millis(50), world.linux.mounts_changed()).await.is_ok() {}
+        world.tmpfs("pods/x");
+        for _ in 0..3 {
+            // Polled once and dropped while it waits or before it was ever polled.
+            drop(world.linux.mounts_changed());
+            let mut wait = world.linux.mounts_changed();
+            let ready =
+                std::future::poll_fn(|cx| std::task::Poll::Ready(wait.as_mut().poll(cx).is_ready())).await;
+            if ready {
+                return;
+            }
+        }
+        tokio::time::timeout(DEADLINE, world.linux.mounts_changed())
+            .await
+            .expect("the change is still there");
+    });
+}
+
+#[test]
+fn the_table_is_read_only_when_it_changed() {
+    isolated("the_table_is_read_only_when_it_changed", async {
+        let world = World::new();
+        let first = world.linux.mounts().await.unwrap();
+        let second = world.linux.mounts().await.unwrap();
+        assert!(std::sync::Arc::ptr_eq(&first, &second));
+        world.tmpfs("pods/x");
+        let third = world.linux.mounts().await.unwrap();
+        assert!(!std::sync::Arc::ptr_eq(&second, &third) && first != third);
+    });
+}
+
+#[test]
+fn a_mount_over_a_mount_is_seen_as_stacked() {
+    isolated("a_mount_over_a_mount_is_seen_as_stacked", async {
+        let world = World::new();
+        let path = world.tmpfs("pods/x");
+        let expected = world.identity(&path).await;
+        world.tmpfs("pods/x");
+        let table = world.linux.mounts().await.unwrap();
+        assert!(matches!(table.at(&path), MountsAt::Stacked([_, _])), "{:?}", table.at(&path));
+        let refused = world.linux.unmount(at("pods/x"), expected).await;
+        assert!(matches!(refused, Err(HostError::WrongMount { .. })), "{refused:?}");
+        let table = world.linux.mounts().await.unwrap();
+        assert!(matches!(table.at(&path), MountsAt::Stacked([_, _])), "nothing was unmounted");
+    });
+}
+
+#[test]
+fn names_with_blanks_and_backslashes_are_found_again() {
+    isolated("names_with_blanks_and_backslashes_are_found_again", async {
+        let world = World::new();
+        let path = world.tmpfs("pods/a b\\c\nd#ü");
+        let expected = world.identity(&path).await;
+        world.linux.unmount(at("pods/a b\\c\nd#ü"), expected).await.unwrap();
+        assert!(!world.is_mounted(&path).await);
+    });
+}
+
+// ---- unmount (design rule 3)
+
+#[test]
+fn the_recorded_mount_is_unmounted_and_twice_is_fine() {
+    isolated("the_recorded_mount_is_unmounted_and_twice_is_fine", async {
+        let world = World::new();
+        let path = world.tmpfs("pods/x");
+        let expected = world.identity(&path).await;
+        world.linux.unmount(at("pods/x"), expected.clone()).await.unwrap();
+        assert!(!world.is_mounted(&path).await);
+        world.linux.unmount(at("pods/x"), expected).await.unwrap();
+    });
+}
+
+#[test]
+fn a_busy_mount_stays_and_its_holder_is_named() {
+    isolated("a_busy_mount_stays_and_its_holder_is_named", async {
+        let world = World::new();
+        let path = world.tmpfs("pods/x");
+        std::fs::write(path.join("file"), "data").unwrap();
+        let expected = world.identity(&path).await;
+        for script in ["exec 3<\"$1/file\"", "cd \"$1\""] {
+            let holder = Holder::start(script, &path);
+            let refused = world.linux.unmount(at("pods/x"), expected.clone()).await;
+            let pid = format!("process {} (sh)", holder.0.id());
+            assert!(
+                matches!(&refused, Err(HostError::Busy { holder, .. }) if *holder == pid),
+                "{script}: {refused:?}, not {pid}"
+            );
+            assert_eq!(std::fs::read(path.join("file")).unwrap(), b"data", "{script}: not even lazily");
+            assert!(world.is_mounted(&path).await);
+        }
+        world.linux.unmount(at("pods/x"), expected).await.unwrap();
+    });
+}
+
+#[test]
+fn another_mount_than_the_recorded_one_stays() {
+    isolated("another_mount_than_the_recorded_one_stays", async {
+        let world = World::new();
+        let path = world.tmpfs("pods/x");
+        let recorded = world.identity(&path).await;
+        umount2(&path, MntFlags::empty()).unwrap();
+        // Keeps the old device number from being given out again.
+        world.tmpfs("pods/other");
+        world.tmpfs("pods/x");
+        let now = world.identity(&path).await;
+        let recorded =
+            MountIdentity { device: if recorded == now { (0, 1) } else { recorded.device }, ..recorded };
+        let refused = world.linux.unmount(at("pods/x"), recorded).await;
+        assert!(matches!(refused, Err(HostError::WrongMount { .. })), "{refused:?}");
+        assert!(world.is_mounted(&path).await);
+    });
+}
+
+#[test]
+fn a_mount_with_another_below_it_stays() {
+    isolated("a_mount_with_another_below_it_stays", async {
+        let world = World::new();
+        let path = world.tmpfs("pods/x");
+        let below = world.tmpfs("pods/x/below");
+        let expected = world.identity(&path).await;
+        let refused = world.linux.unmount(at("pods/x"), expected).await;
+        assert!(matches!(refused, Err(HostError::WrongMount { .. })), "{refused:?}");
+        assert!(world.is_mounted(&path).await && world.is_mounted(&below).await);
+    });
+}
+
+#[test]
+fn an_unmount_does_not_follow_a_symlink() {
+    isolated("an_unmount_does_not_follow_a_symlink", async {
+        let world = World::new();
+        // The table says that it is mounted at the recorded path. It moves away behind a symlink at the last moment: both paths
+        // lead to the mount, only one without a symlink.
+        let elsewhere = world.top.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        mount(Some("tmpfs"), &elsewhere, Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
+        let expected = world.identity(&elsewhere).await;
+        symlink(&elsewhere, world.root.join("pods/x")).unwrap();
+        world.linux.unmount(at("pods/x"), expected).await.unwrap();
+        assert!(world.is_mounted(&elsewhere).await, "nothing is mounted at pods/x, so nothing was done");
+    });
+}
+
+#[test]
+fn an_unmount_leaves_no_child_process() {
+    isolated("an_unmount_leaves_no_child_process", async {
+        let world = World::new();
+        for _ in 0..5 {
+            let path = world.tmpfs("pods/x");
+            let expected = world.identity(&path).await;
+            world.linux.unmount(at("pods/x"), expected).await.unwrap();
+        }
+        let children = std::fs::read_dir("/proc/self/task")
+            .unwrap()
+            .map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default())
+            .collect::<String>();
+        // Other tests' holders are children too; a zombie of ours has no command line.
+        for pid in children.split_whitespace() {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            assert!(!(status.contains("root_host") && status.contains("Z (zombie)")), "{status}");
+        }
+    });
+}
+
+// ---- known files and empty directories (design rule 1)
+
+#[test]
+fn nothing_is_made_seen_or_removed_across_a_mount() {
+    isolated("nothing_is_made_seen_or_removed_across_a_mount", async {
+        let world = World::new();
+        let path = world.tmpfs("pods/u/volumes/x/mount");
+        std::fs::write(path.join("file"), "").unwrap();
+        std::fs::create_dir(path.join("empty")).unwrap();
+        let mounted = at("pods/u/volumes/x/mount");
+        let is_mount = |e: HostError| matches!(e, HostError::WrongKind { found: "a mount point", .. });
+        let file = Removal { files: vec![mounted.join("file")], ..Removal::default() };
+        assert!(is_mount(world.linux.remove(file).await.unwrap_err()));
+        let below = Removal { directories: vec![mounted.join("empty")], ..Removal::default() };
+        assert!(is_mount(world.linux.remove(below).await.unwrap_err()));
+        let itself = Removal { directories: vec![mounted.clone()], ..Removal::default() };
+        assert!(is_mount(world.linux.remove(itself).await.unwrap_err()));
+        let new = Tree { directories: vec![], files: vec![(mounted.join("new"), vec![], 0o644)] };
+        assert!(is_mount(world.linux.create(new).await.unwrap_err()));
+        assert!(is_mount(world.linux.look(mounted.join("file")).await.unwrap_err()));
+        assert!(path.join("file").is_file() && path.join("empty").is_dir());
+        assert!(!path.join("new").try_exists().unwrap());
+    });
+}
+
+#[test]
+fn a_mounted_file_is_not_unlinked() {
+    isolated("a_mounted_file_is_not_unlinked", async {
+        let world = World::new();
+        let directory = world.directory("pods/u");
+        std::fs::write(directory.join("file"), "").unwrap();
+        std::fs::write(world.top.path().join("source"), "data").unwrap();
+        let source = world.top.path().join("source");
+        mount(Some(&source), &directory.join("file"), NONE, MsFlags::MS_BIND, NONE).unwrap();
+        let removal = Removal { files: vec![at("pods/u").join("file")], ..Removal::default() };
+        let refused = world.linux.remove(removal).await;
+        assert!(matches!(refused, Err(HostError::WrongKind { found: "a mount point", .. })), "{refused:?}");
+        assert_eq!(std::fs::read(directory.join("file")).unwrap(), b"data");
+    });
+}
+
+#[test]
+fn pods_may_be_a_file_system_of_its_own() {
+    isolated("pods_may_be_a_file_system_of_its_own", async {
+        let world = World::new();
+        world.tmpfs("pods");
+        let files = vec![(at("pods/u/file"), b"x".to_vec(), 0o644)];
+        world.linux.create(Tree { directories: vec![], files }).await.unwrap();
+        assert_eq!(world.linux.look(at("pods/u/file")).await.unwrap(), Seen::Other);
+    });
+}
+
+#[test]
+fn volumes_on_disk_does_not_look_into_a_mount() {
+    isolated("volumes_on_disk_does_not_look_into_a_mount", async {
+        let world = World::new();
+        let volume = world.tmpfs("pods/u/volumes/kubernetes.io~empty-dir/ram");
+        std::fs::write(volume.join("vol_data.json"), "{\"driverName\":\"a lie\"}").unwrap();
+        world.tmpfs("pods/u/volumes/kubernetes.io~csi/pv/mount");
+        for found in world.linux.volumes_on_disk().await.unwrap() {
+            assert_eq!((&found.vol_data, found.empty), (&None, false), "{found:?}");
+        }
+    });
+}
+
+// ---- the content of an emptyDir (design rule 1's exception)
+
+#[test]
+fn an_unused_empty_dir_goes_with_its_content() {
+    isolated("an_unused_empty_dir_goes_with_its_content", async {
+        let world = World::new();
+        let path = world.empty_dir();
+        symlink("/etc", path.join("etc")).unwrap();
+        nix::unistd::mkfifo(&path.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for i in 0..3000 {
+            std::fs::write(path.join(format!("a/{i}")), "").unwrap();
+        }
+        world.assert_removed().await;
+        world.linux.remove_empty_dir(at(SPEC)).await.unwrap();
+        assert!(Path::new("/etc/passwd").is_file());
+    });
+}
+
+#[test]
+fn a_tree_deeper_than_descriptors_last_is_removed() {
+    isolated("a_tree_deeper_than_descriptors_last_is_removed", async {
+        let world = World::new();
+        let path = world.directory(SPEC);
+        // Deeper than PATH_MAX allows in one path, too. (Real file systems take milliseconds for each removal at such depths.)
+        let name = "a directory with a long name";
+        let flags = nix::fcntl::OFlag::O_DIRECTORY;
+        let mut here = nix::dir::Dir::open(&path, flags, nix::sys::stat::Mode::empty()).unwrap();
+        for _ in 0..200 {
+            nix::sys::stat::mkdirat(&here, name, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            here = nix::dir::Dir::openat(&here, name, flags, nix::sys::stat::Mode::empty()).unwrap();
+        }
+        let few = rustix::process::Rlimit { current: Some(64), maximum: Some(64) };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, few).unwrap();
+        drop(here);
+        world.assert_removed().await;
+    });
+}
+
+#[test]
+fn an_empty_dir_with_a_mount_below_is_kept() {
+    isolated("an_empty_dir_with_a_mount_below_is_kept", async {
+        let world = World::new();
+        let path = world.empty_dir();
+        let below = world.tmpfs(&format!("{SPEC}/a/b/c"));
+        std::fs::write(below.join("precious"), "data").unwrap();
+        world.assert_kept("the mount at").await;
+        assert_eq!(std::fs::read(below.join("precious")).unwrap(), b"data");
+        umount2(&below, MntFlags::empty()).unwrap();
+        // On it, not below it.
+        world.tmpfs(SPEC);
+        let refused = world.linux.remove_empty_dir(at(SPEC)).await;
+        assert!(matches!(refused, Err(HostError::Busy { .. })), "{refused:?}");
+        umount2(&path, MntFlags::empty()).unwrap();
+        world.assert_removed().await;
+    });
+}
+
+#[test]
+fn an_empty_dir_with_a_mount_below_in_another_namespace_is_kept() {
+    isolated("an_empty_dir_with_a_mount_below_in_another_namespace_is_kept", async {
+        let world = World::new();
+        let path = world.empty_dir();
+        for script in [
+            // At a place below it.
+            "mount -t tmpfs tmpfs \"$1/a/b/c\"",
+            // Below it, under another path.
+            "mount --bind \"$1/a\" /mnt && umount /mnt && mount --bind \"$1\" /mnt && mount -t tmpfs tmpfs /mnt/a/b",
+            // It, or something in it, under another path: a container's view.
+            "mount --bind \"$1\" /mnt",
+            "mount --bind \"$1/a/b/file\" /etc/hostname",
+        ] {
+            let holder = Holder::start_elsewhere(script, &path);
+            world.assert_kept(&format!("in the mount namespace of process {} ", holder.0.id())).await;
+            drop(holder);
+        }
+        world.assert_removed().await;
+    });
+}
+
+#[test]
+fn an_empty_dir_that_a_process_uses_is_kept() {
+    isolated("an_empty_dir_that_a_process_uses_is_kept", async {
+        let world = World::new();
+        let path = world.empty_dir();
+        std::fs::copy("/bin/cat", path.join("program")).unwrap();
+        for script in ["exec 3<\"$1/data\"", "exec 3<\"$1\"", "cd \"$1/a/b\"", "cd \"$1\""] {
+            let holder = Holder::start(script, &path);
+            world.assert_kept(&format!("process {} (sh)", holder.0.id())).await;
+        }
+        // An open file that has lost its name still tells of a user.
+        let holder = Holder::start("exec 3>\"$1/a/gone\"; rm \"$1/a/gone\"", &path);
+        world.assert_kept(&format!("process {} (sh)", holder.0.id())).await;
+        drop(holder);
+        // A program that runs from it.
+        let mut program =
+            Command::new(path.join("program")).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        world.assert_kept(&format!("process {} (program)", program.id())).await;
+        drop(program.stdin.take());
+        program.wait().unwrap();
+        world.assert_removed().await;
+    });
+}
+
+#[test]
+fn an_open_file_on_a_detached_mount_keeps_the_empty_dir() {
+    isolated("an_open_file_on_a_detached_mount_keeps_the_empty_dir", async {
+        let world = World::new();
+        let path = world.empty_dir();
+        for script in ["exec 3</mnt/data", "cd /mnt/a"] {
+            let holder = Holder::start_elsewhere(
+                &format!("mount --bind \"$1\" /mnt; {script}; umount -l /mnt"),
+                &path,
+            );
+            world.assert_kept(&format!("process {} (sh)", holder.0.id())).await;
+        }
+        world.assert_removed().await;
+    });
+}
+
+#[test]
+fn an_open_file_elsewhere_on_a_detached_mount_does_not_keep_it() {
+    isolated("an_open_file_elsewhere_on_a_detached_mount_does_not_keep_it", async {
+        let world = World::new();
+        world.empty_dir();
+        let beside = world.directory("pods/u1/volumes/kubernetes.io~empty-dir/cache2");
+        std::fs::write(beside.join("data"), "").unwrap();
+        let script = "mount --bind \"$1\" /mnt; exec 3</mnt/data; cd /mnt; umount -l /mnt";
+        let _holder = Holder::start_elsewhere(script, &beside);
+        world.assert_removed().await;
+    });
+}
+
+#[test]
+fn a_namespace_that_only_a_descriptor_keeps_is_not_taken_for_empty() {
+    isolated("a_namespace_that_only_a_descriptor_keeps_is_not_taken_for_empty", async {
+        let world = World::new();
+        let path = world.empty_dir();
+        let elsewhere = Holder::start_elsewhere("mount -t tmpfs tmpfs \"$1/a\"", &path);
+        let namespace = PathBuf::from(format!("/proc/{}/ns/mnt", elsewhere.0.id()));
+        let holder = Holder::start("exec 3<\"$1\"", &namespace);
+        drop(elsewhere);
+        world.assert_kept("holds a mount namespace").await;
+        drop(holder);
+        world.assert_removed().await;
+    });
+}
+
+#[test]
+fn neighbours_of_an_empty_dir_do_not_keep_it() {
+    isolated("neighbours_of_an_empty_dir_do_not_keep_it", async {
+        let world = World::new();
+        world.empty_dir();
+        let beside = world.directory("pods/u1/volumes/kubernetes.io~empty-dir/cache2");
+        world.tmpfs("pods/u1/volumes/kubernetes.io~empty-dir/cache3");
+        std::fs::write(beside.join("file"), "").unwrap();
+        let _holder = Holder::start("cd \"$1\"; exec 3<file", &beside);
+        world.assert_removed().await;
+    });
+}
