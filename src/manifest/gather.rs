@@ -172,7 +172,8 @@ pub(super) fn understand(path: &Path, bytes: Vec<u8>) -> Content {
             object: None,
             field: None,
             detail,
-            remedy: "correct the file; until then the last good version of its objects stays".to_owned(),
+            remedy: "correct or remove the file; until then the last good version of its objects stays"
+                .to_owned(),
             warning: false,
         })
     };

@@ -67,3 +67,6 @@ pub struct Objects {
     /// VolumeAttachments.
     pub attachments: BTreeMap<String, Sourced<VolumeAttachment>>,
 }
+
+#[cfg(test)]
+mod tests;

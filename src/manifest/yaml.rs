@@ -24,10 +24,11 @@ pub(super) struct SyntaxError {
 
 /// Reads the documents of a YAML file; empty ones are left out.
 pub(super) fn documents(text: &str) -> Result<Vec<Document>, SyntaxError> {
-    // Enough for any manifest of 1 MiB, and an end to alias bombs before they cost a second.
+    // Enough for any manifest of 1 MiB, and an end to alias bombs before they cost a second. A level takes 20 KiB of stack in
+    // a debug build, and a thread has 2 MiB.
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            max_depth: 100,
+            max_depth: 50,
             max_nodes: 250_000,
             max_events: 500_000,
             max_documents: 10_000,
@@ -49,8 +50,14 @@ pub(super) fn documents(text: &str) -> Result<Vec<Document>, SyntaxError> {
             Err(SyntaxError {
                 line: place.map_or(0, |p| p.line()),
                 column: place.map_or(0, |p| p.column()),
-                detail: error.to_string(),
+                detail: plain(&error.to_string()),
             })
         }
     }
+}
+
+/// The parser's text without the place, which is told beside it, and without advice for programmers.
+fn plain(text: &str) -> String {
+    let text = text.rfind(" at line ").map_or(text, |at| &text[..at]);
+    text.split(", set ").next().unwrap_or(text).to_owned()
 }
