@@ -194,7 +194,7 @@ pub(super) fn understand(path: &Path, bytes: Vec<u8>) -> Content {
         yaml::documents(&text)
     };
     match parsed {
-        Ok(documents) => Content::Whole(Arc::new(objects::parse(path, documents))),
+        Ok(documents) => Content::Whole(Arc::new(objects::parse(path, documents, &text))),
         Err(SyntaxError { line, column, detail }) => {
             // What the parser quotes may be a Secret's.
             let detail = if text.contains("Secret") { without_quotes(&detail) } else { detail };

@@ -7,6 +7,7 @@
 mod gather;
 mod json;
 mod objects;
+mod places;
 mod read;
 mod reader;
 mod set;

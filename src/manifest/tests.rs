@@ -79,6 +79,8 @@ fn deep_nesting_is_an_error_and_not_a_stack_overflow() {
     for depth in [40, 49] {
         values(&format!("{}x{}", "[".repeat(depth), "]".repeat(depth)));
         values(&format!("{}x", "- ".repeat(depth)));
+        // Without a kind it is refused, and its place is looked for.
+        assert_eq!(parsed(&format!("{}x", "- ".repeat(depth))).bad.len(), 1);
     }
     for text in ["[".repeat(100_000), "{\"a\": ".repeat(50_000), "- ".repeat(100_000)] {
         yaml::documents(&text).expect_err("too deep");
@@ -233,6 +235,18 @@ fn hostile_names_are_refused_by_field_and_never_become_an_identity() {
         assert!(parsed.good.is_empty(), "{uid:?}");
         assert_eq!(parsed.bad[0].problems[0].field.as_deref(), Some("metadata.uid"));
     }
+}
+
+#[test]
+fn a_fault_is_told_with_the_place_of_its_field() {
+    let text = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: x}\n  spec:\n    \
+                containers: []\n    volumes:\n    - name: v\n      hostPath:\n        path: ../etc\n";
+    let found = parsed(text);
+    assert_eq!(found.bad[0].problems[0].position, Some((12, 15)), "{:?}", found.bad);
+    let text = "{\"apiVersion\": \"v1\", \"kind\": \"PersistentVolume\",\n \"metadata\": {\"name\": \"x\"},\n \
+                \"spec\": {\"capacity\": {\"a.b\": \"x\"}}}";
+    let found = parsed(text);
+    assert_eq!(found.bad[0].problems[0].position.map(|p| p.0), Some(3), "{:?}", found.bad);
 }
 
 const POD: &str = include_str!("../../tests/manifest/pod.yaml");
