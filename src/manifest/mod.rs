@@ -70,4 +70,6 @@ pub struct Objects {
 }
 
 #[cfg(test)]
+mod set_tests;
+#[cfg(test)]
 mod tests;
