@@ -50,7 +50,7 @@ impl Gatherer {
                     }
                     DirectoryTaken::Listed(identity)
                 }
-                Err(problem) => DirectoryTaken::Failed(problem),
+                Err(problem) => DirectoryTaken::Failed(*problem),
             };
             taken.directories.insert(directory, found);
         }
@@ -59,7 +59,10 @@ impl Gatherer {
     }
 
     /// Watches a directory, then lists its manifest files.
-    fn list(&mut self, directory: &Path) -> Result<(DirectoryIdentity, Vec<PathBuf>, Vec<Problem>), Problem> {
+    fn list(
+        &mut self,
+        directory: &Path,
+    ) -> Result<(DirectoryIdentity, Vec<PathBuf>, Vec<Problem>), Box<Problem>> {
         let mut watch_problems = Vec::new();
         let way = self.watches.way(directory);
         let watched = self.watches.directory(directory);
@@ -70,7 +73,7 @@ impl Gatherer {
             }
         }
         let failed = |doing: &str, error: std::io::Error| {
-            directory_problem(directory, format!("cannot be {doing}: {error}"))
+            Box::new(directory_problem(directory, format!("cannot be {doing}: {error}")))
         };
         let open = lease::open_directory(directory).map_err(|e| failed("opened", e))?;
         let identity = lease::identity(&open).map_err(|e| failed("identified", e))?;
@@ -83,7 +86,7 @@ impl Gatherer {
             let mut problem = directory_problem(directory, why);
             "make it root's and writable by root alone: `chown root:root`, `chmod 0755`"
                 .clone_into(&mut problem.remedy);
-            return Err(problem);
+            return Err(Box::new(problem));
         }
         let names = lease::names(&open).map_err(|e| failed("listed", e))?;
         let mut files: Vec<_> = names.iter().filter(|n| is_manifest(n)).map(|n| directory.join(n)).collect();
@@ -172,7 +175,8 @@ pub(super) fn understand(path: &Path, bytes: Vec<u8>) -> Content {
             object: None,
             field: None,
             detail,
-            remedy: "correct the file; until then the last good version of its objects stays".to_owned(),
+            remedy: "correct or remove the file; until then the last good version of its objects stays"
+                .to_owned(),
             warning: false,
         })
     };
@@ -190,7 +194,7 @@ pub(super) fn understand(path: &Path, bytes: Vec<u8>) -> Content {
         yaml::documents(&text)
     };
     match parsed {
-        Ok(documents) => Content::Whole(Arc::new(objects::parse(path, documents))),
+        Ok(documents) => Content::Whole(Arc::new(objects::parse(path, documents, &text))),
         Err(SyntaxError { line, column, detail }) => {
             // What the parser quotes may be a Secret's.
             let detail = if text.contains("Secret") { without_quotes(&detail) } else { detail };

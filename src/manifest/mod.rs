@@ -7,6 +7,7 @@
 mod gather;
 mod json;
 mod objects;
+mod places;
 mod read;
 mod reader;
 mod set;
@@ -67,3 +68,8 @@ pub struct Objects {
     /// VolumeAttachments.
     pub attachments: BTreeMap<String, Sourced<VolumeAttachment>>,
 }
+
+#[cfg(test)]
+mod set_tests;
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! Documents -> typed objects: kind and apiVersion, `List` flattened, unknown fields warned of, then validated.
 
+use std::cell::OnceCell;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::places::Places;
 use super::validate::{self, Fault};
 use super::yaml::Document;
 use crate::model::{ManifestSource, ObjectRef, PodUid, Problem};
@@ -107,43 +109,74 @@ pub(super) struct Parsed {
     pub(super) warnings: Vec<Problem>,
 }
 
-/// Takes the objects out of a file's documents.
-pub(super) fn parse(file: &Path, documents: Vec<Document>) -> Parsed {
+/// Takes the objects out of a file's documents. `text` is what they were read from.
+pub(super) fn parse(file: &Path, documents: Vec<Document>, text: &str) -> Parsed {
     let mut parsed = Parsed::default();
-    for document in documents {
-        let source = ManifestSource { file: file.to_owned(), line: document.line };
-        parsed.take(&document.value, &source, 0);
+    let places = OnceCell::new();
+    for (index, document) in documents.into_iter().enumerate() {
+        let origin = Origin {
+            source: ManifestSource { file: file.to_owned(), line: document.line },
+            document: index,
+            prefix: String::new(),
+            text,
+            places: &places,
+        };
+        parsed.take(&document.value, &origin, 0);
     }
     parsed
 }
 
+/// Where an object stands in its file.
+#[derive(Clone)]
+struct Origin<'a> {
+    source: ManifestSource,
+    document: usize,
+    /// Its place in the document: `items[3].`, or nothing.
+    prefix: String,
+    text: &'a str,
+    places: &'a OnceCell<Places>,
+}
+
+impl Origin<'_> {
+    /// A fault as a problem, with the place of its field.
+    fn problem(&self, fault: Fault, object: Option<ObjectRef>) -> Problem {
+        let mut problem = fault.about(&self.source, object);
+        let field = format!("{}{}", self.prefix, problem.field.as_deref().unwrap_or_default());
+        let place = self.places.get_or_init(|| Places::of(self.text)).find(self.document, &field);
+        problem.position = place.filter(|(line, _)| *line > 0).or(problem.position);
+        problem
+    }
+}
+
 impl Parsed {
-    fn take(&mut self, value: &Value, source: &ManifestSource, depth: usize) {
+    fn take(&mut self, value: &Value, origin: &Origin<'_>, depth: usize) {
         let kind = text(value, &["kind"]).unwrap_or_default();
         let api_version = text(value, &["apiVersion"]).unwrap_or_default();
         if kind.is_empty() {
             let detail =
                 if value.is_object() { "is missing" } else { "is missing: the document is not an object" };
             let fault = Fault::new("kind", detail, "name the object's kind, or remove the document");
-            self.refuse(None, None, source, vec![fault]);
+            self.refuse(None, None, origin, vec![fault]);
             return;
         }
         // A List in a List is nobody's wish; the bound keeps the stack.
         if kind.ends_with("List") && value.get("items").is_some_and(Value::is_array) && depth < 3 {
-            for item in value.get("items").and_then(Value::as_array).into_iter().flatten() {
-                self.take(&with_type_of_list(item, kind, api_version), source, depth + 1);
+            for (i, item) in value.get("items").and_then(Value::as_array).into_iter().flatten().enumerate() {
+                let prefix = format!("{}items[{i}].", origin.prefix);
+                let origin = Origin { prefix, ..origin.clone() };
+                self.take(&with_type_of_list(item, kind, api_version), &origin, depth + 1);
             }
             return;
         }
         let reference = reference(kind, value);
         match Kind::ALL.into_iter().find(|k| k.name() == kind) {
-            Some(known) if known.api_version() == api_version => self.take_known(known, value, source),
+            Some(known) if known.api_version() == api_version => self.take_known(known, value, origin),
             Some(known) if may_be_meant(known, api_version) => {
                 let detail = format!("is {:?}", shorten(api_version));
                 let remedy = format!("write `apiVersion: {}`", known.api_version());
                 let identity = identity(known, value).ok();
                 let fault = Fault::new("apiVersion", detail, remedy);
-                self.refuse(identity, Some(reference), source, vec![fault]);
+                self.refuse(identity, Some(reference), origin, vec![fault]);
             }
             Some(_) | None => {
                 let detail = format!(
@@ -152,22 +185,22 @@ impl Parsed {
                     shorten(kind)
                 );
                 let fault = Fault::new("kind", detail, "nothing to do; the object is ignored").warning();
-                self.warnings.push(fault.about(source, Some(reference)));
+                self.warnings.push(origin.problem(fault, Some(reference)));
             }
         }
     }
 
-    fn take_known(&mut self, kind: Kind, value: &Value, source: &ManifestSource) {
+    fn take_known(&mut self, kind: Kind, value: &Value, origin: &Origin<'_>) {
         let reference = reference(kind.name(), value);
         let (key, reference) = match identity(kind, value) {
             Ok(identity) => identity,
-            Err(fault) => return self.refuse(None, Some(reference), source, vec![fault]),
+            Err(fault) => return self.refuse(None, Some(reference), origin, vec![fault]),
         };
         let mut unknown = Vec::new();
         let mut faults = Vec::new();
         let object = match typed_object(kind, value, &mut unknown, &mut faults) {
             Ok(object) => object,
-            Err(fault) => return self.refuse(Some((key, reference)), None, source, vec![fault]),
+            Err(fault) => return self.refuse(Some((key, reference)), None, origin, vec![fault]),
         };
         for field in unknown {
             let fault = Fault::new(
@@ -175,14 +208,14 @@ impl Parsed {
                 "is not a field that is known here",
                 "look for a typing error; it is ignored",
             );
-            self.warnings.push(fault.warning().about(source, Some(reference.clone())));
+            self.warnings.push(origin.problem(fault.warning(), Some(reference.clone())));
         }
         let (warnings, faults): (Vec<_>, Vec<_>) = faults.into_iter().partition(Fault::is_warning);
-        self.warnings.extend(warnings.into_iter().map(|w| w.about(source, Some(reference.clone()))));
+        self.warnings.extend(warnings.into_iter().map(|w| origin.problem(w, Some(reference.clone()))));
         if faults.is_empty() {
-            self.good.push(Arc::new(Good { key, reference, object, source: source.clone() }));
+            self.good.push(Arc::new(Good { key, reference, object, source: origin.source.clone() }));
         } else {
-            self.refuse(Some((key, reference)), None, source, faults);
+            self.refuse(Some((key, reference)), None, origin, faults);
         }
     }
 
@@ -190,11 +223,11 @@ impl Parsed {
         &mut self,
         identity: Option<(Key, ObjectRef)>,
         shown: Option<ObjectRef>,
-        source: &ManifestSource,
+        origin: &Origin<'_>,
         faults: Vec<Fault>,
     ) {
         let object = identity.as_ref().map(|(_, reference)| reference.clone()).or(shown);
-        let problems = faults.into_iter().map(|f| f.about(source, object.clone())).collect();
+        let problems = faults.into_iter().map(|f| origin.problem(f, object.clone())).collect();
         self.bad.push(Bad { identity, problems });
     }
 }

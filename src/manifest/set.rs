@@ -76,7 +76,7 @@ struct Contents {
 #[derive(Debug, Clone)]
 enum Entry {
     Version(Version),
-    Broken(ObjectRef, Problem),
+    Broken(ObjectRef, Box<Problem>),
 }
 
 /// An object that the last reading lacked.
@@ -271,7 +271,7 @@ impl Set {
             // It may have moved here and been edited at once: then the good version is the set's own.
             let entry = match self.good_before(key, reference) {
                 Some(good) => Entry::Version(Version { good, stale: Some(problem.to_string()) }),
-                None => Entry::Broken(reference.clone(), problem.clone()),
+                None => Entry::Broken(reference.clone(), Box::new(problem.clone())),
             };
             entries.insert(key.clone(), entry);
         }
@@ -445,7 +445,7 @@ fn publish(objects: &mut Objects, key: &Key, entry: &Entry) {
     let version = match (entry, key) {
         (Entry::Version(version), _) => version,
         (Entry::Broken(reference, problem), Key::Pod(uid)) => {
-            objects.broken_pods.insert(uid.clone(), (reference.clone(), problem.clone()));
+            objects.broken_pods.insert(uid.clone(), (reference.clone(), Problem::clone(problem)));
             return;
         }
         (Entry::Broken(..), Key::Other { .. }) => return,
