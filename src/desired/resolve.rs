@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use super::index::Index;
 use super::pod::{Place, PodView, Usage};
 use super::{Resolved, ResolvedPod, ResolvedVolume, ResolvedWant, claim, csi, hold, quantity, source};
-use crate::manifest::{Manifests, Sourced};
+use crate::manifest::{Manifests, Sourced, Stale};
 use crate::model::{Hold, Link, LinkState, ObjectRef, PodIdentity, PodUid, Wanted};
 
 /// Looks the volumes of every pod up. Pure. `node` is this node's name: attachments to others do not count.
@@ -33,6 +33,11 @@ pub fn resolve(manifests: &Manifests, node: &str) -> Resolved {
         );
     }
     for (uid, pod) in &manifests.objects.pods {
+        // A pod that the reading lacks is not here: `Absences` counts the readings that lack it.
+        let gone = matches!(pod.stale, Some(Stale::Gone(_)));
+        if gone && pod.object.metadata.deletion_timestamp.is_none() {
+            continue;
+        }
         pods.insert(uid.clone(), resolved_pod(&index, uid, pod));
     }
     Resolved { reading: manifests.reading.clone(), problems, pods }

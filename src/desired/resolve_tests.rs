@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::manifest::{Manifests, Sourced};
+use crate::manifest::{Manifests, Sourced, Stale};
 use crate::model::{Attach, CsiWant, HoldCode, Lifecycle, LinkState, Plugin, WantedVolume};
 
 const UID: &str = "11111111-2222-3333-4444-555555555555";
@@ -17,7 +17,7 @@ const UID: &str = "11111111-2222-3333-4444-555555555555";
 #[derive(Default)]
 struct World {
     manifests: Manifests,
-    stale: Option<String>,
+    stale: Option<Stale>,
 }
 
 impl World {
@@ -47,7 +47,7 @@ impl World {
 
     /// The next object is stale.
     fn stale(mut self) -> Self {
-        self.stale = Some("does not parse any more".to_owned());
+        self.stale = Some(Stale::Broken("does not parse any more".to_owned()));
         self
     }
 

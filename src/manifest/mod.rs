@@ -45,7 +45,24 @@ pub struct Sourced<T> {
     pub source: ManifestSource,
     /// The object is invalid now (or its file is): this is its last good version, and its volumes are held as they are.
     /// Also true of an object that the last reading lacked and that is not yet known to stay away.
-    pub stale: Option<String>,
+    pub stale: Option<Stale>,
+}
+
+/// Why an object is only known as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stale {
+    /// It, or its file, is invalid now. The text says where and why.
+    Broken(String),
+    /// The last readings lacked it, and it is not yet known to stay away. The text says since when.
+    Gone(String),
+}
+
+impl std::fmt::Display for Stale {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Broken(why) | Self::Gone(why) => f.write_str(why),
+        }
+    }
 }
 
 /// Objects by kind and name; `(namespace, name)` for those in namespaces.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::objects::{Good, Key, Object, Parsed};
 use super::read::Stamp;
-use super::{Manifests, Objects, Sourced};
+use super::{Manifests, Objects, Sourced, Stale};
 use crate::model::{DirectoryIdentity, DirectoryState, Millis, ObjectRef, PodUid, Problem, ReadingState};
 
 /// What one look at all directories found.
@@ -59,7 +59,7 @@ pub(super) enum Content {
 #[derive(Debug, Clone)]
 struct Version {
     good: Arc<Good>,
-    stale: Option<String>,
+    stale: Option<Stale>,
 }
 
 /// What a file is taken to say.
@@ -270,7 +270,9 @@ impl Set {
             }
             // It may have moved here and been edited at once: then the good version is the set's own.
             let entry = match self.good_before(key, reference) {
-                Some(good) => Entry::Version(Version { good, stale: Some(problem.to_string()) }),
+                Some(good) => {
+                    Entry::Version(Version { good, stale: Some(Stale::Broken(problem.to_string())) })
+                }
                 None => Entry::Broken(reference.clone(), Box::new(problem.clone())),
             };
             entries.insert(key.clone(), entry);
@@ -327,7 +329,7 @@ impl Contents {
     /// Nothing of it is known to be so any more.
     fn make_stale(&mut self, why: &str) {
         for version in &mut self.versions {
-            version.stale = Some(why.to_owned());
+            version.stale = Some(Stale::Broken(why.to_owned()));
         }
     }
 }
@@ -352,7 +354,7 @@ fn from_parsed(parsed: &Parsed, old: &Contents, first: bool) -> Contents {
         match last_good {
             Some(version) => {
                 let good = Arc::clone(&version.good);
-                new.versions.push(Version { good, stale: Some(problem.to_string()) });
+                new.versions.push(Version { good, stale: Some(Stale::Broken(problem.to_string())) });
             }
             None => new.broken.push((key.clone(), reference.clone(), problem.clone())),
         }
@@ -363,7 +365,7 @@ fn from_parsed(parsed: &Parsed, old: &Contents, first: bool) -> Contents {
         let have: BTreeSet<Key> = new.versions.iter().map(|v| v.good.key.clone()).collect();
         for version in old.versions.iter().filter(|v| !have.contains(&v.good.key)) {
             let good = Arc::clone(&version.good);
-            new.versions.push(Version { good, stale: Some(problem.to_string()) });
+            new.versions.push(Version { good, stale: Some(Stale::Broken(problem.to_string())) });
         }
     }
     new
@@ -389,7 +391,7 @@ impl Entry {
             Self::Version(Version { good, .. }) => {
                 let when = jiff::Timestamp::from_millisecond(since).unwrap_or_default();
                 let stale = format!("its manifest is gone from {} since {when}", good.source.file.display());
-                Self::Version(Version { good, stale: Some(stale) })
+                Self::Version(Version { good, stale: Some(Stale::Gone(stale)) })
             }
             broken @ Self::Broken(..) => broken,
         }

@@ -2,7 +2,12 @@
 //!
 //! Runs in a private mount namespace (`unshare -m --propagation private`), so a fault here never reaches the host's mounts.
 
-#![allow(dead_code, clippy::allow_attributes, reason = "every test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::allow_attributes,
+    reason = "every test binary uses a part of it"
+)]
 
 use std::fs;
 use std::io::Write as _;
