@@ -1,4 +1,20 @@
 //! CSI drivers: how they are called, found, and known to be alive.
+//!
+//! `Registry` finds drivers by the registration sockets in `plugins_registry` and by the configuration, one task for each
+//! (`plugin`, `endpoint`). `connection` makes the one connection a driver is called through and knows when it ends; `Client`
+//! makes the calls; `info` asks the driver what it is. The result is a `DriverSet` in a `watch` channel.
+
+mod client;
+mod connection;
+mod endpoint;
+mod info;
+mod plugin;
+mod registry;
+mod text;
+mod watch;
+
+pub use client::Client;
+pub use registry::{Configured, Registry, Settings, registry};
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
