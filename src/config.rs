@@ -53,9 +53,9 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct DriverConfig {
-    /// The driver's socket; `None`: as registered.
-    #[serde(default, deserialize_with = "maybe_endpoint")]
-    pub endpoint: Option<PathBuf>,
+    /// The driver's socket.
+    #[serde(deserialize_with = "endpoint")]
+    pub endpoint: PathBuf,
     /// In place of `rpc-timeout`.
     #[serde(default, deserialize_with = "maybe_positive_span")]
     pub timeout: Option<Duration>,
@@ -325,10 +325,10 @@ fn directories<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Er
 }
 
 /// Takes a path, or gRPC's `unix:///path`.
-fn maybe_endpoint<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+fn endpoint<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
     let text = String::deserialize(from)?;
     let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(&text);
-    checked::<D>(PathBuf::from(path)).map(Some)
+    checked::<D>(PathBuf::from(path))
 }
 
 fn node_name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
