@@ -2,6 +2,17 @@
 //!
 //! Paths below the root are `RootPath`s: made of checked names, opened by `openat2` with BENEATH and NO_SYMLINKS.
 
+mod empty_dir;
+mod linux;
+mod mount_table;
+mod on_disk;
+mod path;
+mod pool;
+mod raw;
+mod startup;
+mod unmount;
+mod users;
+
 use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;
@@ -9,6 +20,9 @@ use std::sync::Arc;
 
 use crate::BoxFuture;
 use crate::model::{BootId, MountIdentity, MountTable, PodUid, RootPath, SpecName, VolData};
+
+pub use linux::Linux;
+pub use startup::{Lock, StartError, is_root, lock_root, lock_state, propagates_to_init};
 
 /// What the rest of volumed asks of the kernel. `Linux` is the real one; the simulation has its own.
 pub trait Host: Send + Sync + Debug {
@@ -92,9 +106,10 @@ pub enum Seen {
 /// A volume directory found below the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundVolume {
-    /// `pods/<uid>/volumes/<plugin>/<spec>` or `plugins/kubernetes.io/csi/<driver>/<hash>`.
+    /// `pods/<uid>/volumes/<plugin>/<spec>`, `plugins/kubernetes.io/csi/<driver>/<hash>`, or the link of a block volume,
+    /// `pods/<uid>/volumeDevices/<plugin>/<spec>`: always somebody else's.
     pub path: RootPath,
-    /// For the former: pod, plugin directory name, spec name.
+    /// For what lies below `pods/`: pod, plugin directory name, spec name. `None` too where these are no valid names.
     pub publication: Option<(PodUid, String, SpecName)>,
     /// Its `vol_data.json`, if there is a readable one.
     pub vol_data: Option<VolData>,

@@ -1,11 +1,15 @@
 //! Durable state: one JSON file per volume, readable with cat at three in the morning.
 
+mod directory;
+
 use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;
 
 use crate::BoxFuture;
 use crate::model::{Problem, VolumeKey, VolumeRecord};
+
+pub use directory::Directory;
 
 /// Where records are kept. `Directory` is the real one; the simulation has its own.
 pub trait Store: Send + Sync + Debug {

@@ -1,0 +1,179 @@
+//! The one recursive deletion there is: the content of an emptyDir that volumed made (design rule 1).
+//!
+//! First a look that must find nobody; then removal through descriptors that can neither follow a symlink nor enter a
+//! mount. One that appears meanwhile stops it.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use tokio::time::Instant;
+
+use super::HostError;
+use super::path::{DIRECTORY, Root, open_within};
+use super::users::{InUse, Place};
+use crate::model::RootPath;
+
+const DOING: &str = "remove the emptyDir";
+
+/// How often a directory is listed again because others put something into it.
+const PASSES: usize = 8;
+
+/// Removes an emptyDir, content and all (`Host::remove_empty_dir`).
+///
+/// # Errors
+/// `Busy`: nothing was deleted, unless somebody came in between look and removal: then some of the content is gone.
+/// `Deadline`: some of the content is gone, the next try goes on.
+pub(super) fn remove(root: &Root, path: &RootPath, until: Instant) -> Result<(), HostError> {
+    let absolute = root.absolute(path);
+    let failed = |errno| match errno {
+        // A mount on it is a user of it.
+        Errno::XDEV => busy(&absolute, "a mount".to_owned()),
+        other => root.failed(DOING, path, "a directory", other),
+    };
+    let (parent, name) = match root.open_parent(path) {
+        Ok(found) => found,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(e) => return Err(failed(e)),
+    };
+    let top = match open_within(&parent, &name, DIRECTORY) {
+        Ok(top) => top,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(e) => return Err(failed(e)),
+    };
+    let place = Place::of(&top, &absolute).map_err(|source| HostError::Io {
+        doing: "find the place of",
+        path: absolute.clone(),
+        source,
+    })?;
+    place.check_unused().map_err(|InUse(holder)| busy(&absolute, holder))?;
+    Removal { shown: &absolute, until }.empty(top)?;
+    match rustix::fs::unlinkat(&parent, &name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(Removal { shown: &absolute, until }.stopped(e)),
+    }
+}
+
+fn busy(path: &Path, holder: String) -> HostError {
+    HostError::Busy { path: path.to_owned(), holder }
+}
+
+/// A removal under way.
+struct Removal<'a> {
+    shown: &'a Path,
+    until: Instant,
+}
+
+/// A directory that is being emptied, above the one at work. Not held open: a tree may be deeper than descriptors last.
+struct Above {
+    /// Of the directory itself, to know it again on the way back.
+    id: (u64, u64),
+    /// The name in it of the directory below.
+    below: OsString,
+}
+
+impl Removal<'_> {
+    /// Deletes everything below a directory, depth first.
+    fn empty(&self, top: OwnedFd) -> Result<(), HostError> {
+        let mut above: Vec<Above> = Vec::new();
+        let mut here = top;
+        loop {
+            match self.clear(&here)? {
+                Some((below, name)) => {
+                    above.push(Above { id: self.id(&here)?, below: name });
+                    here = below;
+                }
+                None => {
+                    let Some(Above { id, below }) = above.pop() else { return Ok(()) };
+                    // `..` cannot be asked of RESOLVE_BENEATH; that it is the directory we came from is checked instead.
+                    let flags = DIRECTORY | OFlags::NOFOLLOW;
+                    let back =
+                        rustix::fs::openat(&here, "..", flags, Mode::empty()).map_err(|e| self.stopped(e))?;
+                    if self.id(&back)? != id {
+                        return Err(busy(
+                            self.shown,
+                            "another process, which moves directories in it".to_owned(),
+                        ));
+                    }
+                    here = back;
+                    match rustix::fs::unlinkat(&here, &below, AtFlags::REMOVEDIR) {
+                        Ok(()) | Err(Errno::NOENT) => {}
+                        Err(e) => return Err(self.stopped(e)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Deletes files and empty directories in a directory until nothing is left, or until one must be entered.
+    fn clear(&self, here: &OwnedFd) -> Result<Option<(OwnedFd, OsString)>, HostError> {
+        use std::os::unix::ffi::OsStrExt;
+        for _ in 0..PASSES {
+            let again =
+                rustix::fs::openat(here, ".", DIRECTORY, Mode::empty()).map_err(|e| self.stopped(e))?;
+            let mut found = false;
+            for entry in rustix::fs::Dir::new(again).map_err(|e| self.stopped(e))? {
+                let entry = entry.map_err(|e| self.stopped(e))?;
+                if matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                    continue;
+                }
+                if Instant::now() > self.until {
+                    // What is left is left for the next try; the limit is the caller's.
+                    return Err(HostError::Deadline {
+                        doing: DOING,
+                        path: self.shown.to_owned(),
+                        seconds: super::linux::EMPTY_DIR_LIMIT.as_secs(),
+                    });
+                }
+                found = true;
+                let name = std::ffi::OsStr::from_bytes(entry.file_name().to_bytes());
+                if let Some(below) = self.delete(here, name, entry.file_type())? {
+                    return Ok(Some((below, name.to_owned())));
+                }
+            }
+            if !found {
+                return Ok(None);
+            }
+        }
+        Err(busy(self.shown, "another process, which writes into it".to_owned()))
+    }
+
+    /// Deletes one entry; a directory that is not empty is opened instead.
+    fn delete(
+        &self,
+        here: &OwnedFd,
+        name: &std::ffi::OsStr,
+        kind: FileType,
+    ) -> Result<Option<OwnedFd>, HostError> {
+        if kind != FileType::Directory {
+            match rustix::fs::unlinkat(here, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => return Ok(None),
+                // The listing did not know or things changed: it is a directory.
+                Err(Errno::ISDIR | Errno::PERM) => {}
+                Err(e) => return Err(self.stopped(e)),
+            }
+        }
+        match open_within(here, name, DIRECTORY | OFlags::NOFOLLOW) {
+            Ok(below) => Ok(Some(below)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(self.stopped(e)),
+        }
+    }
+
+    fn id(&self, directory: &OwnedFd) -> Result<(u64, u64), HostError> {
+        let stat = rustix::fs::fstat(directory).map_err(|e| self.stopped(e))?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
+    fn stopped(&self, errno: Errno) -> HostError {
+        match errno {
+            Errno::XDEV | Errno::BUSY => busy(self.shown, "a mount that was just made in it".to_owned()),
+            Errno::NOTEMPTY | Errno::EXIST => {
+                busy(self.shown, "another process, which writes into it".to_owned())
+            }
+            other => HostError::Io { doing: DOING, path: self.shown.to_owned(), source: other.into() },
+        }
+    }
+}

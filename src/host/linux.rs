@@ -1,0 +1,189 @@
+//! The real host: one root directory, the mount table of the namespace that volumed runs in.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::mount_table::{self, Reader};
+use super::path::Root;
+use super::pool::Pool;
+use super::{
+    Directory, FoundVolume, Host, HostError, Removal, Seen, Tree, empty_dir, on_disk, raw, startup, unmount,
+};
+use crate::BoxFuture;
+use crate::model::{BootId, MountIdentity, MountTable, RootPath};
+
+/// How long a call on a local file system may take (design 5, "Deadlines").
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// How long one removal of an emptyDir may take; what is left then is removed by the next try.
+pub(super) const EMPTY_DIR_LIMIT: Duration = Duration::from_secs(110);
+
+/// The root's own directories (kubelet.md 3).
+const OF_THE_ROOT: [&str; 3] = ["pods", "plugins", "plugins_registry"];
+
+/// The kernel below one root directory.
+#[derive(Debug)]
+pub struct Linux {
+    root: Arc<Root>,
+    boot: BootId,
+    table: Arc<Mutex<Reader>>,
+    /// Another descriptor than the table's: the kernel reports each change once per descriptor.
+    watch: AsyncFd<File>,
+    local: Pool,
+    children: Pool,
+    given_up: Arc<unmount::GivenUp>,
+}
+
+impl Linux {
+    /// Makes the root directory and its own directories where they are missing, and opens them. To be called in a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// `Io`, naming the root: also for a kernel older than 5.12. Directories made so far stay.
+    pub fn open(root: &Path) -> Result<Self, HostError> {
+        const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+        let boot = std::fs::read_to_string(BOOT).map_err(|source| HostError::Io {
+            doing: "read",
+            path: BOOT.into(),
+            source,
+        })?;
+        Self::with_boot(root, BootId(boot.trim().to_owned()))
+    }
+
+    /// As `open`, but takes this for the present boot: tests reboot with it.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn with_boot(root: &Path, boot: BootId) -> Result<Self, HostError> {
+        let failed = |doing| move |source: io::Error| HostError::Io { doing, path: root.to_owned(), source };
+        startup::check_kernel().map_err(failed("use the root directory"))?;
+        let table = Reader::open().map_err(failed("read the mount table for"))?;
+        // AsyncFd panics outside a runtime.
+        tokio::runtime::Handle::try_current()
+            .map_err(|e| failed("watch the mount table for")(io::Error::other(e)))?;
+        let watch =
+            mount_table::open().and_then(raw::watch_priority).map_err(failed("watch the mount table for"))?;
+        let root = Root::open(root)?;
+        let directories = OF_THE_ROOT.into_iter().filter_map(RootPath::new);
+        let tree = Tree {
+            directories: directories.map(|path| Directory { path, mode: 0o750, exact: false }).collect(),
+            files: Vec::new(),
+        };
+        root.create(&tree)?;
+        Ok(Self {
+            root: Arc::new(root),
+            boot,
+            table: Arc::new(Mutex::new(table)),
+            watch,
+            local: Pool::new(),
+            children: Pool::new(),
+            given_up: Arc::default(),
+        })
+    }
+
+    /// Returns the root directory: absolute and without symlinks, as the mount table shows it.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// Runs work on the root directory in the pool for local calls.
+    async fn local<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        path: PathBuf,
+        work: impl FnOnce(&Root) -> Result<T, HostError> + Send + 'static,
+    ) -> Result<T, HostError> {
+        let root = Arc::clone(&self.root);
+        self.local.run(doing, &path, LIMIT, move || work(&root)).await
+    }
+}
+
+impl Host for Linux {
+    fn boot(&self) -> BootId {
+        self.boot.clone()
+    }
+
+    fn mounts(&self) -> BoxFuture<'_, Result<Arc<MountTable>, HostError>> {
+        const DOING: &str = "read";
+        fn failed(source: io::Error) -> HostError {
+            HostError::Io { doing: DOING, path: "/proc/thread-self/mountinfo".into(), source }
+        }
+        Box::pin(async move {
+            // Mostly one system call. Where another call is reading right now, that one is waited for in the pool.
+            if let Ok(mut table) = self.table.try_lock()
+                && let Some(current) = table.current().map_err(failed)?
+            {
+                return Ok(current);
+            }
+            let table = Arc::clone(&self.table);
+            self.local("read the mount table for", self.root().to_owned(), move |_root| {
+                table.lock().unwrap_or_else(PoisonError::into_inner).read().map_err(failed)
+            })
+            .await
+        })
+    }
+
+    fn mounts_changed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            match self.watch.ready(Interest::PRIORITY).await {
+                // Nothing is awaited between the readiness and its clearing, so a dropped future has taken nothing away.
+                Ok(mut guard) => guard.clear_ready(),
+                // The runtime is shutting down.
+                Err(_) => std::future::pending().await,
+            }
+        })
+    }
+
+    fn create(&self, tree: Tree) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move {
+            let first =
+                tree.directories.first().map(|d| &d.path).or(tree.files.first().map(|(path, ..)| path));
+            let Some(first) = first.map(|path| self.root.absolute(path)) else { return Ok(()) };
+            self.local("make", first, move |root| root.create(&tree)).await
+        })
+    }
+
+    fn look(&self, path: RootPath) -> BoxFuture<'_, Result<Seen, HostError>> {
+        let absolute = self.root.absolute(&path);
+        Box::pin(self.local("look at", absolute, move |root| root.look(&path)))
+    }
+
+    fn remove(&self, removal: Removal) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move {
+            let all = removal.files.iter().chain(&removal.directories).chain(&removal.if_empty);
+            let Some(first) = all.map(|path| self.root.absolute(path)).next() else { return Ok(()) };
+            self.local("remove", first, move |root| root.remove(&removal)).await
+        })
+    }
+
+    fn unmount(&self, path: RootPath, expected: MountIdentity) -> BoxFuture<'_, Result<(), HostError>> {
+        let (root, table) = (Arc::clone(&self.root), Arc::clone(&self.table));
+        let given_up = Arc::clone(&self.given_up);
+        let absolute = self.root.absolute(&path);
+        Box::pin(async move {
+            // The work gives itself up at its own limit, with the child; the pool's is only for a queue that does not move.
+            let work = move || unmount::unmount(&root, &table, &given_up, &path, &expected, unmount::LIMIT);
+            self.children.run("unmount", &absolute, unmount::LIMIT + LIMIT, work).await
+        })
+    }
+
+    fn remove_empty_dir(&self, path: RootPath) -> BoxFuture<'_, Result<(), HostError>> {
+        let absolute = self.root.absolute(&path);
+        let root = Arc::clone(&self.root);
+        Box::pin(async move {
+            let until = tokio::time::Instant::now() + EMPTY_DIR_LIMIT;
+            let work = move || empty_dir::remove(&root, &path, until);
+            self.children.run("remove the emptyDir", &absolute, EMPTY_DIR_LIMIT + LIMIT, work).await
+        })
+    }
+
+    fn volumes_on_disk(&self) -> BoxFuture<'_, Result<Vec<FoundVolume>, HostError>> {
+        Box::pin(self.local("list the volumes below", self.root().to_owned(), on_disk::volumes))
+    }
+}

@@ -1,0 +1,247 @@
+//! The records as files: `<state>/volumes/<sha256 of the key>.json`, one per volume, and the notes as `<state>/<name>.json`.
+//!
+//! A file is written under a temporary name, synced where that is asked for, and renamed: it is whole or it is the old one.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
+
+use super::{Durability, Loaded, Store, StoreError};
+use crate::BoxFuture;
+use crate::model::{Problem, VolumeKey, VolumeRecord};
+
+/// How many files are written at a time (design 5; dependencies.md 8: 1,000 synced records in a fifth of the time).
+const AT_A_TIME: usize = 16;
+
+/// How long one file may take: a disk that writes back a lot can need seconds for an fsync.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What files in the making end in; a crash leaves them behind.
+const TEMPORARY: &str = ".tmp";
+
+/// The state directory.
+#[derive(Debug)]
+pub struct Directory {
+    state: PathBuf,
+    volumes: PathBuf,
+    slots: Arc<Semaphore>,
+}
+
+impl Directory {
+    /// Makes the state directory (0700) and `volumes/` where they are missing.
+    ///
+    /// # Errors
+    /// Names the directory. One that is already there with another mode is set to 0700: records hold contexts of volumes.
+    pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
+        let volumes = state_dir.join("volumes");
+        if let Some(parent) = state_dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent);
+            made.map_err(failed("make", parent))?;
+        }
+        for path in [state_dir, &volumes] {
+            match std::fs::DirBuilder::new().mode(0o700).create(path) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made.map_err(failed("make", path))?,
+            }
+            let mode = std::fs::Permissions::from_mode(0o700);
+            std::fs::set_permissions(path, mode).map_err(failed("set the mode of", path))?;
+            // A synced record in a directory that a power cut takes back would be none.
+            if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+                sync(parent)?;
+            }
+        }
+        Ok(Self { state: state_dir.to_owned(), volumes, slots: Arc::new(Semaphore::new(AT_A_TIME)) })
+    }
+
+    /// Runs blocking work, a bounded number at a time, with a deadline.
+    async fn run<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        path: PathBuf,
+        work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let slots = Arc::clone(&self.slots);
+        let whole = async move {
+            // The semaphore is never closed; if it were, the work would only lose its bound.
+            let slot = slots.acquire_owned().await.ok();
+            tokio::task::spawn_blocking(move || {
+                let done = work();
+                drop(slot);
+                done
+            })
+            .await
+        };
+        match tokio::time::timeout(LIMIT, whole).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(join)) => match join.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(stopped) => Err(failed(doing, &path)(io::Error::other(stopped))),
+            },
+            Err(_elapsed) => {
+                let text = format!("no answer within {} s", LIMIT.as_secs());
+                Err(failed(doing, &path)(io::Error::new(io::ErrorKind::TimedOut, text)))
+            }
+        }
+    }
+
+    fn note_path(&self, name: &str) -> PathBuf {
+        self.state.join(format!("{name}.json"))
+    }
+}
+
+impl Store for Directory {
+    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+        let volumes = self.volumes.clone();
+        Box::pin(self.run("read", self.volumes.clone(), move || load(&volumes)))
+    }
+
+    fn write(&self, record: VolumeRecord, durability: Durability) -> BoxFuture<'_, Result<(), StoreError>> {
+        let path = self.volumes.join(file_name(&record.key));
+        Box::pin(self.run("write", path.clone(), move || write(&path, &record, durability)))
+    }
+
+    fn remove(&self, key: VolumeKey) -> BoxFuture<'_, Result<(), StoreError>> {
+        let path = self.volumes.join(file_name(&key));
+        Box::pin(self.run("remove", path.clone(), move || match std::fs::remove_file(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(failed("remove", &path)),
+        }))
+    }
+
+    fn note(&self, name: &'static str) -> BoxFuture<'_, Result<Option<serde_json::Value>, StoreError>> {
+        let path = self.note_path(name);
+        Box::pin(self.run("read", path.clone(), move || match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| failed("read", &path)(e.into())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(failed("read", &path)(e)),
+        }))
+    }
+
+    fn set_note(
+        &self,
+        name: &'static str,
+        value: serde_json::Value,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        let path = self.note_path(name);
+        Box::pin(self.run("write", path.clone(), move || write(&path, &value, Durability::Synced)))
+    }
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError { doing, path, source }
+}
+
+/// Returns a record's file name. A key can be longer than a file name and has slashes.
+fn file_name(key: &VolumeKey) -> String {
+    let mut name = String::with_capacity(64 + ".json".len());
+    for byte in Sha256::digest(key.as_str().as_bytes()) {
+        // Writing to a String cannot fail.
+        let _written = write!(name, "{byte:02x}");
+    }
+    name.push_str(".json");
+    name
+}
+
+/// Replaces a file. Each of the steps can be repeated; a failure leaves the old file, and at most a temporary one.
+fn write(path: &Path, content: &impl Serialize, durability: Durability) -> Result<(), StoreError> {
+    let mut text = serde_json::to_vec_pretty(content).map_err(|e| failed("write", path)(e.into()))?;
+    text.push(b'\n');
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(TEMPORARY);
+    let temporary = PathBuf::from(temporary);
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&temporary).map_err(failed("make", &temporary))?;
+    file.write_all(&text).map_err(failed("write", &temporary))?;
+    match durability {
+        Durability::Synced => file.sync_all().map_err(failed("sync", &temporary))?,
+        Durability::Written => {}
+    }
+    std::fs::rename(&temporary, path).map_err(failed("rename a new file to", path))?;
+    match (durability, path.parent()) {
+        (Durability::Synced, Some(parent)) => sync(parent),
+        (Durability::Synced, None) | (Durability::Written, _) => Ok(()),
+    }
+}
+
+/// Syncs a directory: the names in it.
+fn sync(directory: &Path) -> Result<(), StoreError> {
+    std::fs::File::open(directory).and_then(|d| d.sync_all()).map_err(failed("sync", directory))
+}
+
+/// Reads all records. Only the directory itself can make it fail.
+fn load(volumes: &Path) -> Result<Loaded, StoreError> {
+    let mut loaded = Loaded::default();
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(volumes).map_err(failed("list", volumes))? {
+        paths.push(entry.map_err(failed("list", volumes))?.path());
+    }
+    paths.sort();
+    for path in paths {
+        if path.as_os_str().as_encoded_bytes().ends_with(TEMPORARY.as_bytes()) {
+            // Never renamed, so never in force.
+            match std::fs::remove_file(&path) {
+                Ok(()) => {}
+                Err(e) => {
+                    loaded.damaged.push(damaged(&path, format!("a leftover that cannot be removed: {e}")));
+                }
+            }
+            continue;
+        }
+        match read(&path) {
+            Ok(record) => loaded.records.push(record),
+            Err(detail) => loaded.damaged.push(damaged(&path, detail)),
+        }
+    }
+    Ok(loaded)
+}
+
+/// Reads one record, or says what is wrong with its file.
+fn read(path: &Path) -> Result<VolumeRecord, String> {
+    /// The version alone, so that a newer file is called newer and not damaged.
+    #[derive(serde::Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let kind = std::fs::symlink_metadata(path).map_err(|e| format!("cannot be read: {e}"))?.file_type();
+    if !kind.is_file() {
+        return Err("is not a regular file".to_owned());
+    }
+    let text = std::fs::read(path).map_err(|e| format!("cannot be read: {e}"))?;
+    let Version { version } = serde_json::from_slice(&text).map_err(|e| format!("is not a record: {e}"))?;
+    if version != VolumeRecord::VERSION {
+        return Err(format!(
+            "has the format version {version}; this volumed knows {}",
+            VolumeRecord::VERSION
+        ));
+    }
+    let record: VolumeRecord = serde_json::from_slice(&text).map_err(|e| format!("is not a record: {e}"))?;
+    let expected = file_name(&record.key);
+    if path.file_name() != Some(std::ffi::OsStr::new(&expected)) {
+        return Err(format!("is the record of {}, which belongs in {expected}", record.key));
+    }
+    Ok(record)
+}
+
+fn damaged(path: &Path, detail: String) -> Problem {
+    Problem {
+        path: path.to_owned(),
+        position: None,
+        object: None,
+        field: None,
+        detail,
+        remedy:
+            "volumed leaves this file and its volume alone; restore the file, or unmount the volume by hand, \
+                 remove the file and restart volumed"
+                .to_owned(),
+        warning: false,
+    }
+}
