@@ -1,12 +1,35 @@
 //! Objects -> Desired: which volume each pod wants, claims resolved, absence decided.
+//!
+//! `resolve` looks at one reading alone; `Absences` looks at readings over time and decides what is to be taken down.
+
+mod absence;
+mod brake;
+mod claim;
+mod csi;
+mod hold;
+mod index;
+mod pod;
+pub mod quantity;
+mod resolve;
+mod secrets;
+mod source;
+
+#[cfg(test)]
+mod absence_properties;
+#[cfg(test)]
+mod absence_tests;
+#[cfg(test)]
+mod resolve_tests;
 
 use std::collections::BTreeMap;
 
-use crate::manifest::Manifests;
 use crate::model::{
     BrakeStatus, Desired, Hold, Link, ManifestSource, ObjectRef, PodIdentity, PodUid, Problem, PublicationId,
     PublicationRecord, ReadingState, VolumeKey, Wanted,
 };
+
+pub use absence::Absences;
+pub use resolve::resolve;
 
 /// What the manifests of one reading come to, before absence is decided.
 #[derive(Debug, Clone, Default)]
@@ -65,11 +88,6 @@ pub enum ResolvedWant {
     Held(Hold),
 }
 
-/// Looks the volumes of every pod up. Pure.
-pub fn resolve(_manifests: &Manifests, _node: &str) -> Resolved {
-    Resolved::default()
-}
-
 /// A publication that a record names.
 #[derive(Debug, Clone, Copy)]
 pub struct Recorded<'a> {
@@ -81,10 +99,6 @@ pub struct Recorded<'a> {
     pub record: &'a PublicationRecord,
 }
 
-/// Decides absence over time: two complete readings, `removal_grace` apart, and the mass-delete brake (design 3).
-#[derive(Debug, Default)]
-pub struct Absences {}
-
 /// What `Absences::settle` decided.
 #[derive(Debug, Default)]
 pub struct Settled {
@@ -94,27 +108,7 @@ pub struct Settled {
     pub brake: Option<BrakeStatus>,
     /// Ask again at this moment (ms of the same clock), even if nothing changes.
     pub again_at_ms: Option<u64>,
-}
-
-impl Absences {
-    /// Takes the grace between two readings and how long the brake holds, ms.
-    pub fn new(_removal_grace_ms: u64, _brake_release_after_ms: Option<u64>) -> Self {
-        Self::default()
-    }
-
-    /// Decides for every recorded publication. `now_ms` is tokio time since the daemon's start, `wall` ms since the epoch.
-    pub fn settle<'a>(
-        &mut self,
-        _resolved: &Resolved,
-        _recorded: impl IntoIterator<Item = Recorded<'a>>,
-        _now_ms: u64,
-        _wall: crate::model::Millis,
-    ) -> Settled {
-        Settled::default()
-    }
-
-    /// Returns the publications that the brake holds: what `volumectl approve` writes into the records.
-    pub fn braked(&self) -> Vec<PublicationId> {
-        Vec::new()
-    }
+    /// Set while an absence waits for a second complete reading: one begun at or after this moment (ms of the same clock)
+    /// confirms all that wait. Reading is the manifests' own affair; this only says when it helps.
+    pub confirm_after_ms: Option<u64>,
 }

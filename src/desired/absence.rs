@@ -1,0 +1,318 @@
+//! Decides what is absent, over time: two complete readings, and the brake. Nothing is taken down because of something not
+//! read (design 3, "Fail-safe").
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::brake::{Brake, Confirmed};
+use super::{Recorded, Resolved, ResolvedPod, ResolvedWant, Settled, hold};
+use crate::model::{
+    Desired, Hold, HoldCode, Millis, Plugin, PublicationId, ReadingState, VolumeKey, Want, WantVolume,
+};
+
+/// A recorded publication: its volume and its place.
+pub(super) type Spot = (VolumeKey, PublicationId);
+
+/// Decides absence over time: two complete readings, `removal_grace` apart, and the mass-delete brake (design 3).
+#[derive(Debug)]
+pub struct Absences {
+    removal_grace_ms: u64,
+    /// Since when complete readings lack what is recorded.
+    lacking: BTreeMap<Spot, Lack>,
+    brake: Brake,
+    /// Held only because a reading was incomplete.
+    waiting: Vec<PublicationId>,
+}
+
+/// The first complete reading that lacked something.
+#[derive(Debug, Clone, Copy)]
+struct Lack {
+    generation: u64,
+    began_ms: u64,
+    /// A later one, begun long enough after it, lacked it too.
+    confirmed: bool,
+}
+
+impl Default for Absences {
+    fn default() -> Self {
+        Self::new(1000, None)
+    }
+}
+
+/// What the manifests say of a recorded publication.
+enum Said {
+    /// It is wanted as it is recorded: it is in `Desired` already.
+    Wanted,
+    /// This.
+    Decided(Want),
+    /// Nothing: it is absent once that is certain. The text says what is lacking.
+    Lacking(String),
+}
+
+/// A publication that the manifests lack.
+struct Candidate<'a> {
+    recorded: Recorded<'a>,
+    why: String,
+}
+
+impl Absences {
+    /// Takes the time between the two readings that make an absence, and how long the brake holds (`None`: until
+    /// `volumectl approve`).
+    pub fn new(removal_grace_ms: u64, brake_release_after_ms: Option<u64>) -> Self {
+        Self {
+            removal_grace_ms,
+            lacking: BTreeMap::new(),
+            brake: Brake::new(brake_release_after_ms),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Decides for every recorded publication and every wanted one. `now_ms` is tokio time since the daemon's start, `wall`
+    /// ms since the epoch.
+    pub fn settle<'a>(
+        &mut self,
+        resolved: &Resolved,
+        recorded: impl IntoIterator<Item = Recorded<'a>>,
+        now_ms: u64,
+        wall: Millis,
+    ) -> Settled {
+        let mut desired = wanted(resolved);
+        let mut volumes = BTreeSet::new();
+        let mut candidates = Vec::new();
+        let mut staying = BTreeSet::new();
+        for recorded in recorded {
+            volumes.insert(recorded.key);
+            match said(resolved, &desired, &recorded) {
+                Said::Wanted => {}
+                Said::Decided(want) => {
+                    staying.insert((recorded.key, recorded.id));
+                    put(&mut desired, recorded.key, recorded.id, want);
+                }
+                Said::Lacking(why) => candidates.push(Candidate { recorded, why }),
+            }
+        }
+        self.confirm(&resolved.reading, &candidates);
+        self.brake(resolved, &candidates, &volumes, &staying, &desired, now_ms, wall);
+        self.waiting.clear();
+        let mut confirm_after_ms = None;
+        for candidate in &candidates {
+            let Recorded { key, id, .. } = candidate.recorded;
+            let want = self.verdict(&resolved.reading, candidate, &mut confirm_after_ms);
+            put(&mut desired, key, id, want);
+        }
+        // While a reading is incomplete nothing is released, so there is no moment to wait for.
+        let again_at_ms = resolved.reading.is_complete().then(|| self.brake.release_at_ms()).flatten();
+        Settled { desired, brake: self.brake.status(), again_at_ms, confirm_after_ms }
+    }
+
+    /// Returns the publications that the brake holds.
+    pub fn braked(&self) -> Vec<PublicationId> {
+        self.brake.braked().cloned().collect()
+    }
+
+    /// Returns what `volumectl approve` writes into the records: what the brake holds, and what is held only because not
+    /// every manifest could be read.
+    pub fn approvable(&self) -> Vec<PublicationId> {
+        let all: BTreeSet<&PublicationId> = self.brake.braked().chain(&self.waiting).collect();
+        all.into_iter().cloned().collect()
+    }
+
+    /// Remembers since when a complete reading lacks what, and forgets what is not lacking any more.
+    fn confirm(&mut self, reading: &ReadingState, candidates: &[Candidate<'_>]) {
+        let mut before = std::mem::take(&mut self.lacking);
+        for Candidate { recorded, .. } in candidates {
+            let spot = (recorded.key.clone(), recorded.id.clone());
+            let first = before.remove(&spot);
+            let lack = if reading.is_complete() {
+                let mut lack = first.unwrap_or(Lack {
+                    generation: reading.generation,
+                    began_ms: reading.began_ms,
+                    confirmed: false,
+                });
+                let apart = reading.began_ms.checked_sub(lack.began_ms);
+                lack.confirmed |= reading.generation > lack.generation
+                    && apart.is_some_and(|apart| apart >= self.removal_grace_ms);
+                Some(lack)
+            } else {
+                first
+            };
+            if let Some(lack) = lack {
+                self.lacking.insert(spot, lack);
+            }
+        }
+    }
+
+    /// Shows the brake what was confirmed, except what an operator approved.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one decision, each borrowed from another owner"
+    )]
+    fn brake(
+        &mut self,
+        resolved: &Resolved,
+        candidates: &[Candidate<'_>],
+        volumes: &BTreeSet<&VolumeKey>,
+        staying: &BTreeSet<(&VolumeKey, &PublicationId)>,
+        desired: &Desired,
+        now_ms: u64,
+        wall: Millis,
+    ) {
+        let unapproved: BTreeSet<(&VolumeKey, &PublicationId)> = candidates
+            .iter()
+            .filter(|c| !c.recorded.record.approved)
+            .map(|c| (c.recorded.key, c.recorded.id))
+            .collect();
+        let came_back = |spot: &Spot| {
+            staying.contains(&(&spot.0, &spot.1))
+                || desired.volumes.get(&spot.0).is_some_and(|v| v.publications.contains_key(&spot.1))
+        };
+        self.brake.forget(now_ms, |spot| unapproved.contains(&(&spot.0, &spot.1)), came_back);
+        if !resolved.reading.is_complete() {
+            return;
+        }
+        let confirmed = candidates.iter().filter(|c| !c.recorded.record.approved).filter_map(|c| {
+            let spot = (c.recorded.key.clone(), c.recorded.id.clone());
+            let directory = || Some(c.recorded.record.manifest.as_deref()?.parent()?.to_owned());
+            let lack = self.lacking.get(&spot)?;
+            lack.confirmed.then(|| Confirmed { spot, directory: directory() })
+        });
+        self.brake.judge(confirmed.collect(), volumes, &resolved.reading.directories, now_ms, wall);
+    }
+
+    fn verdict(
+        &mut self,
+        reading: &ReadingState,
+        candidate: &Candidate<'_>,
+        confirm_after_ms: &mut Option<u64>,
+    ) -> Want {
+        let Candidate { recorded, why } = candidate;
+        if reading.generation == 0 {
+            return Want::Held(hold::hold(
+                HoldCode::ReadingIncomplete,
+                "the manifests have not been read yet",
+                "wait for the first reading",
+            ));
+        }
+        // Approved is approved, whatever could not be read: the operator saw what is there.
+        if recorded.record.approved {
+            return Want::Absent;
+        }
+        let spot = (recorded.key.clone(), recorded.id.clone());
+        if let Some(hold) = self.brake.hold(&spot) {
+            return Want::Held(hold);
+        }
+        if !reading.is_complete() {
+            self.waiting.push(recorded.id.clone());
+            return Want::Held(incomplete(reading, why));
+        }
+        match self.lacking.get(&spot) {
+            Some(lack) if lack.confirmed => Want::Absent,
+            lack => {
+                let first = lack.map_or(reading.began_ms, |l| l.began_ms);
+                let due = first.saturating_add(self.removal_grace_ms);
+                *confirm_after_ms = Some(confirm_after_ms.map_or(due, |d| d.max(due)));
+                Want::Held(hold::hold(
+                    HoldCode::ManifestMissing,
+                    format!(
+                        "{why}; it is taken down when a reading begun {} ms after the first lacks it too",
+                        self.removal_grace_ms
+                    ),
+                    "nothing, or restore the manifest to keep it",
+                ))
+            }
+        }
+    }
+}
+
+/// Returns every wanted publication. A pod that leaves wants nothing.
+fn wanted(resolved: &Resolved) -> Desired {
+    let mut desired = Desired::default();
+    let staying = resolved.pods.values().filter(|p| !p.leaving);
+    for volume in staying.flat_map(|p| p.volumes.values()) {
+        if let ResolvedWant::Wanted { key, id, wanted } = &volume.want {
+            put(&mut desired, key, id, Want::Wanted(wanted.clone()));
+        }
+    }
+    desired
+}
+
+fn put(desired: &mut Desired, key: &VolumeKey, id: &PublicationId, want: Want) {
+    let volume = match desired.volumes.get_mut(key) {
+        Some(volume) => volume,
+        None => desired.volumes.entry(key.clone()).or_insert_with(WantVolume::default),
+    };
+    volume.publications.insert(id.clone(), want);
+}
+
+/// Looks a recorded publication up in what the manifests came to.
+fn said(resolved: &Resolved, desired: &Desired, recorded: &Recorded<'_>) -> Said {
+    let Recorded { key, id, record } = recorded;
+    if desired.volumes.get(*key).is_some_and(|v| v.publications.contains_key(*id)) {
+        return Said::Wanted;
+    }
+    let Some(pod) = resolved.pods.get(&id.pod) else {
+        let file =
+            record.manifest.as_ref().map_or_else(String::new, |f| format!(" (it was in {})", f.display()));
+        return Said::Lacking(format!("{} is in no manifest any more{file}", record.pod));
+    };
+    if pod.leaving {
+        return Said::Decided(Want::Absent);
+    }
+    if let Some(hold) = &pod.held {
+        return Said::Decided(Want::Held(hold.clone()));
+    }
+    if let Some(hold) = held_in(pod, recorded) {
+        return Said::Decided(Want::Held(hold.clone()));
+    }
+    let names = record.names.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    if id.plugin == Plugin::EmptyDir {
+        return Said::Decided(Want::Held(hold::hold(
+            HoldCode::EmptyDirKept,
+            format!(
+                "{} does not use emptyDir {names} any more; its content is kept until the pod goes",
+                pod.identity
+            ),
+            "use it again, or remove the pod",
+        )));
+    }
+    Said::Lacking(match record.names.iter().find_map(|n| resolved_to(pod, n)) {
+        Some(other) => format!("volume {names} of {} is {other} now, no longer {key}", pod.identity),
+        None => format!("{} does not use volume {names} any more", pod.identity),
+    })
+}
+
+/// Returns the hold of a volume that the publication may be: one of its names, or, renamed, one of its claim's.
+fn held_in<'a>(pod: &'a ResolvedPod, recorded: &Recorded<'_>) -> Option<&'a Hold> {
+    let hold = |want: &'a ResolvedWant| match want {
+        ResolvedWant::Held(hold) => Some(hold),
+        ResolvedWant::Wanted { .. } => None,
+    };
+    let record = recorded.record;
+    let by_name = record.names.iter().find_map(|name| hold(&pod.volumes.get(name)?.want));
+    by_name.or_else(|| {
+        let claim = record.claim.as_ref()?;
+        pod.volumes.values().filter(|v| v.claim.as_ref() == Some(claim)).find_map(|v| hold(&v.want))
+    })
+}
+
+fn resolved_to<'a>(pod: &'a ResolvedPod, name: &str) -> Option<&'a VolumeKey> {
+    match &pod.volumes.get(name)?.want {
+        ResolvedWant::Wanted { key, .. } => Some(key),
+        ResolvedWant::Held(_) => None,
+    }
+}
+
+/// Names the first thing that could not be read.
+fn incomplete(reading: &ReadingState, why: &str) -> Hold {
+    let (unread, remedy) = match reading.incomplete.as_slice() {
+        [] => (String::new(), String::new()),
+        [first, rest @ ..] => {
+            let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+            (format!(": {}: {}{more}", first.path.display(), first.detail), format!("{}; or ", first.remedy))
+        }
+    };
+    hold::hold(
+        HoldCode::ReadingIncomplete,
+        format!("{why}, but not every manifest could be read{unread}"),
+        format!("{remedy}accept what is there with: volumectl approve"),
+    )
+}

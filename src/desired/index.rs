@@ -1,0 +1,197 @@
+//! The objects of one reading, found by what others call them; built once, so that a thousand pods cost a thousand look-ups.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+
+use super::hold;
+use crate::manifest::{Objects, Sourced};
+use crate::model::{Hold, ObjectRef, Problem, SecretMap};
+
+/// Namespace and name.
+pub(super) type Name<'a> = (&'a str, &'a str);
+
+/// A Secret's values, read once however many volumes need it.
+pub(super) type SecretMemo = BTreeMap<(String, String), Result<Arc<SecretMap>, Hold>>;
+
+/// The objects and the ways to find them.
+#[derive(Debug)]
+pub(super) struct Index<'a> {
+    pub(super) objects: &'a Objects,
+    node: &'a str,
+    /// PVs by the claim that their claimRef names, sorted by name.
+    reserved: BTreeMap<Name<'a>, Vec<&'a str>>,
+    /// Claims by the PV that their spec.volumeName names.
+    namers: BTreeMap<&'a str, Vec<Name<'a>>>,
+    /// The first PV by name of each CSI driver and handle.
+    first_of_handle: BTreeMap<(&'a str, &'a str), &'a str>,
+    /// Attachments to this node by driver and PV.
+    attachments: BTreeMap<(&'a str, &'a str), (&'a str, &'a Sourced<VolumeAttachment>)>,
+    pub(super) secrets: RefCell<SecretMemo>,
+}
+
+impl<'a> Index<'a> {
+    /// Indexes the objects for this node.
+    pub(super) fn new(objects: &'a Objects, node: &'a str) -> Self {
+        let mut index = Self {
+            objects,
+            node,
+            reserved: BTreeMap::new(),
+            namers: BTreeMap::new(),
+            first_of_handle: BTreeMap::new(),
+            attachments: BTreeMap::new(),
+            secrets: RefCell::default(),
+        };
+        for (name, volume) in &objects.volumes {
+            let Some(spec) = &volume.object.spec else { continue };
+            if let Some(claim) = spec.claim_ref.as_ref().and_then(claim_name) {
+                index.reserved.entry(claim).or_default().push(name);
+            }
+            if let Some(csi) = &spec.csi {
+                index.first_of_handle.entry((&csi.driver, &csi.volume_handle)).or_insert(name);
+            }
+        }
+        for ((namespace, name), claim) in &objects.claims {
+            if let Some(volume) = volume_name(&claim.object) {
+                index.namers.entry(volume).or_default().push((namespace, name));
+            }
+        }
+        for (name, attachment) in &objects.attachments {
+            index.add_attachment(name, attachment);
+        }
+        index
+    }
+
+    fn add_attachment(&mut self, name: &'a str, attachment: &'a Sourced<VolumeAttachment>) {
+        let spec = &attachment.object.spec;
+        if spec.node_name != self.node {
+            return;
+        }
+        if let Some(volume) = &spec.source.persistent_volume_name {
+            let entry = self.attachments.entry((&spec.attacher, volume)).or_insert((name, attachment));
+            // Of several, the first that is attached.
+            if !is_attached(entry.1) && is_attached(attachment) {
+                *entry = (name, attachment);
+            }
+        }
+    }
+
+    /// Finds a claim.
+    ///
+    /// # Errors
+    /// The hold, when it is in no manifest or only its last good version is known.
+    pub(super) fn claim(
+        &self,
+        (namespace, name): Name<'_>,
+        by: &str,
+    ) -> Result<&'a PersistentVolumeClaim, Hold> {
+        let found = self.objects.claims.get(&(namespace.to_owned(), name.to_owned()));
+        valid(&ObjectRef::new("PersistentVolumeClaim", namespace, name), found, by)
+    }
+
+    /// Finds a PV.
+    ///
+    /// # Errors
+    /// As for a claim.
+    pub(super) fn volume(&self, name: &str, by: &str) -> Result<(&'a str, &'a PersistentVolume), Hold> {
+        let found = self.objects.volumes.get_key_value(name);
+        let object = valid(&ObjectRef::new("PersistentVolume", "", name), found.map(|(_, v)| v), by)?;
+        Ok((found.map_or("", |(name, _)| name), object))
+    }
+
+    /// Finds a CSIDriver; none is an answer, too.
+    ///
+    /// # Errors
+    /// The hold, when only its last good version is known.
+    pub(super) fn driver(&self, name: &str) -> Result<Option<&'a CSIDriver>, Hold> {
+        let Some(found) = self.objects.drivers.get(name) else { return Ok(None) };
+        match hold::stale(&ObjectRef::new("CSIDriver", "", name), found) {
+            Some(hold) => Err(hold),
+            None => Ok(Some(&*found.object)),
+        }
+    }
+
+    /// Finds the VolumeAttachment of a PV to this node; one that is not attached is none.
+    ///
+    /// # Errors
+    /// The hold, when only its last good version is known.
+    pub(super) fn attached(&self, driver: &str, volume: &str) -> Result<Option<&'a VolumeAttachment>, Hold> {
+        let Some((name, found)) = self.attachments.get(&(driver, volume)) else { return Ok(None) };
+        if let Some(hold) = hold::stale(&ObjectRef::new("VolumeAttachment", "", *name), found) {
+            return Err(hold);
+        }
+        Ok(is_attached(found).then_some(&*found.object))
+    }
+
+    /// Returns the PVs whose claimRef names a claim, by name.
+    pub(super) fn reserved_for<'s>(&'s self, claim: Name<'s>) -> &'s [&'s str] {
+        self.reserved.get(&claim).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns the claims whose spec.volumeName names a PV, by name.
+    pub(super) fn namers_of(&self, volume: &str) -> &[Name<'a>] {
+        self.namers.get(volume).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns the PV that a driver's handle belongs to: the first by name of all that have it.
+    pub(super) fn owner_of_handle(&self, driver: &str, handle: &str) -> Option<&'a str> {
+        self.first_of_handle.get(&(driver, handle)).copied()
+    }
+
+    /// Returns the problems that only show when the objects are seen together.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (name, volume) in &self.objects.volumes {
+            let Some(csi) = volume.object.spec.as_ref().and_then(|s| s.csi.as_ref()) else { continue };
+            let Some(first) = self.owner_of_handle(&csi.driver, &csi.volume_handle) else { continue };
+            if first != name {
+                problems.push(Problem {
+                    path: volume.source.file.clone(),
+                    position: Some((volume.source.line, 1)),
+                    object: Some(ObjectRef::new("PersistentVolume", "", name)),
+                    field: Some("spec.csi.volumeHandle".to_owned()),
+                    detail: same_handle(name, first, &csi.driver, &csi.volume_handle),
+                    remedy: SAME_HANDLE_REMEDY.to_owned(),
+                    warning: false,
+                });
+            }
+        }
+        problems
+    }
+}
+
+/// What to do about two PVs with one handle.
+pub(super) const SAME_HANDLE_REMEDY: &str = "give each PersistentVolume a handle of its own, or remove one";
+
+/// Says that two PVs are one volume (csi.md 10, 32).
+pub(super) fn same_handle(second: &str, first: &str, driver: &str, handle: &str) -> String {
+    format!(
+        "PersistentVolume {second} has the same driver {driver} and handle {handle:?} as PersistentVolume {first}"
+    )
+}
+
+/// Returns the PV that a claim names.
+pub(super) fn volume_name(claim: &PersistentVolumeClaim) -> Option<&str> {
+    claim.spec.as_ref()?.volume_name.as_deref().filter(|v| !v.is_empty())
+}
+
+/// Returns the claim that a claimRef names; without a namespace it is `default`, as for every object here.
+pub(super) fn claim_name(reference: &ObjectReference) -> Option<Name<'_>> {
+    let name = reference.name.as_deref().filter(|n| !n.is_empty())?;
+    Some((reference.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or("default"), name))
+}
+
+fn is_attached(attachment: &Sourced<VolumeAttachment>) -> bool {
+    attachment.object.status.as_ref().is_some_and(|s| s.attached)
+}
+
+fn valid<'a, T>(object: &ObjectRef, found: Option<&'a Sourced<T>>, by: &str) -> Result<&'a T, Hold> {
+    let found = found.ok_or_else(|| hold::missing(object, by))?;
+    match hold::stale(object, found) {
+        Some(hold) => Err(hold),
+        None => Ok(&*found.object),
+    }
+}

@@ -1,0 +1,192 @@
+//! `host::Host` over the simulated world.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, watch};
+use volumed::BoxFuture;
+use volumed::host::{FoundVolume, Host, HostError, Removal, Seen, Tree};
+use volumed::model::{BootId, MountIdentity, MountTable, MountsAt, PodUid, RootPath, SpecName, VolData};
+
+use super::world::{Node, ROOT, World};
+
+/// One daemon's view of the host.
+#[derive(Debug)]
+pub struct SimHost {
+    world: World,
+    boot: BootId,
+    seen: Mutex<watch::Receiver<u64>>,
+}
+
+impl SimHost {
+    pub fn new(world: World) -> Self {
+        let seen = Mutex::new(world.mounts_version.subscribe());
+        Self { boot: world.boot(), world, seen }
+    }
+}
+
+fn absolute(path: &RootPath) -> PathBuf {
+    Path::new(ROOT).join(path.as_path())
+}
+
+fn relative(path: &Path) -> Option<RootPath> {
+    RootPath::new(path.strip_prefix(ROOT).ok()?)
+}
+
+impl Host for SimHost {
+    fn boot(&self) -> BootId {
+        self.boot.clone()
+    }
+
+    fn mounts(&self) -> BoxFuture<'_, Result<Arc<MountTable>, HostError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            Ok(Arc::new(self.world.table()))
+        })
+    }
+
+    fn mounts_changed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if self.seen.lock().await.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
+    }
+
+    fn create(&self, tree: Tree) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            for directory in &tree.directories {
+                make(&self.world, &absolute(&directory.path));
+            }
+            for (path, content, _mode) in &tree.files {
+                self.world.pause().await;
+                let path = absolute(path);
+                if let Some(parent) = path.parent() {
+                    make(&self.world, parent);
+                }
+                self.world.lock().nodes.insert(path, Node::File(content.clone()));
+            }
+            Ok(())
+        })
+    }
+
+    fn look(&self, path: RootPath) -> BoxFuture<'_, Result<Seen, HostError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            let path = absolute(&path);
+            let state = self.world.lock();
+            Ok(match state.nodes.get(&path) {
+                None => Seen::Absent,
+                Some(Node::Directory) if state.has_children(&path) => Seen::Directory,
+                Some(Node::Directory) => Seen::EmptyDirectory,
+                Some(Node::File(content)) if content.is_empty() => Seen::EmptyFile,
+                Some(Node::File(_)) => Seen::Other,
+            })
+        })
+    }
+
+    fn remove(&self, removal: Removal) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move {
+            for path in &removal.files {
+                self.world.pause().await;
+                self.world.lock().nodes.remove(&absolute(path));
+            }
+            for path in &removal.directories {
+                self.world.pause().await;
+                remove(&self.world, &absolute(path))?;
+            }
+            for path in &removal.if_empty {
+                self.world.pause().await;
+                let _kept = remove(&self.world, &absolute(path));
+            }
+            Ok(())
+        })
+    }
+
+    fn unmount(&self, path: RootPath, expected: MountIdentity) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            let path = absolute(&path);
+            let table = self.world.table();
+            match table.at(&path) {
+                MountsAt::None => return Ok(()),
+                MountsAt::One(mount) if mount.identity() == expected => {}
+                MountsAt::One(_) | MountsAt::Stacked(_) => {
+                    return Err(HostError::WrongMount { path, found: "another mount".to_owned() });
+                }
+            }
+            self.world.tell(format!("volumed unmounts {}", path.display()));
+            self.world.unmount(&path);
+            Ok(())
+        })
+    }
+
+    fn remove_empty_dir(&self, path: RootPath) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            let path = absolute(&path);
+            let mut state = self.world.lock();
+            if state.mounts.iter().any(|mount| mount.point.starts_with(&path)) {
+                return Err(HostError::Busy { path, holder: "a mount".to_owned() });
+            }
+            state.nodes.retain(|node, _| !node.starts_with(&path));
+            Ok(())
+        })
+    }
+
+    fn volumes_on_disk(&self) -> BoxFuture<'_, Result<Vec<FoundVolume>, HostError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            let state = self.world.lock();
+            let mut found = Vec::new();
+            for path in state.nodes.keys() {
+                let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).skip(2).collect();
+                let publication = match parts.as_slice() {
+                    ["pods", pod, "volumes", plugin, spec] => Some((
+                        PodUid::new(*pod).expect("the simulation makes good names"),
+                        (*plugin).to_owned(),
+                        SpecName::new(*spec).expect("the simulation makes good names"),
+                    )),
+                    ["plugins", "kubernetes.io", "csi", _, _] => None,
+                    _ => continue,
+                };
+                let vol_data = match state.nodes.get(&path.join("vol_data.json")) {
+                    Some(Node::File(bytes)) => VolData::parse(bytes),
+                    Some(Node::Directory) | None => None,
+                };
+                let empty = !state
+                    .nodes
+                    .iter()
+                    .any(|(other, node)| other.starts_with(path) && matches!(node, Node::File(_)));
+                let path = relative(path).expect("it is below the root");
+                found.push(FoundVolume { path, publication, vol_data, empty });
+            }
+            Ok(found)
+        })
+    }
+}
+
+fn make(world: &World, path: &Path) {
+    let mut state = world.lock();
+    for ancestor in path.ancestors().filter(|ancestor| ancestor.starts_with(ROOT)) {
+        state.nodes.entry(ancestor.to_owned()).or_insert(Node::Directory);
+    }
+}
+
+fn remove(world: &World, path: &Path) -> Result<(), HostError> {
+    let mut state = world.lock();
+    if !state.nodes.contains_key(path) {
+        return Ok(());
+    }
+    if state.is_mounted(path) {
+        drop(state);
+        world.violation(format!("rmdir of the mount point {}", path.display()));
+        return Err(HostError::NotEmpty { path: path.to_owned() });
+    }
+    if state.has_children(path) {
+        return Err(HostError::NotEmpty { path: path.to_owned() });
+    }
+    state.nodes.remove(path);
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! `record::Store` over the simulated world: a page cache and a platter.
+
+use volumed::BoxFuture;
+use volumed::model::{VolumeKey, VolumeRecord};
+use volumed::record::{Durability, Loaded, Store, StoreError};
+
+use super::world::{Disk, World};
+
+/// The disk.
+#[derive(Debug)]
+pub struct SimStore {
+    world: World,
+}
+
+impl SimStore {
+    pub fn new(world: World) -> Self {
+        Self { world }
+    }
+
+    fn full(&self, doing: &'static str) -> Result<(), StoreError> {
+        if !self.world.fault(1) {
+            return Ok(());
+        }
+        self.world.tell("the disk is full");
+        Err(StoreError { doing, path: "record".into(), source: std::io::ErrorKind::StorageFull.into() })
+    }
+}
+
+impl Store for SimStore {
+    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            let records =
+                self.world.lock().records.values().filter_map(|disk| disk.written.clone()).collect();
+            Ok(Loaded { records, damaged: Vec::new() })
+        })
+    }
+
+    fn write(&self, record: VolumeRecord, durability: Durability) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            self.full("write")?;
+            let key = record.key.clone();
+            self.world.lock().records.entry(key.clone()).or_default().written = Some(record.clone());
+            self.world.pause().await;
+            if durability == Durability::Synced {
+                self.world.lock().records.entry(key).or_default().synced = Some(record);
+            }
+            Ok(())
+        })
+    }
+
+    fn remove(&self, key: VolumeKey) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            self.full("unlink")?;
+            let mut state = self.world.lock();
+            if let Some(Disk { written, .. }) = state.records.get_mut(&key) {
+                *written = None;
+            }
+            state.records.retain(|_, disk| disk.written.is_some() || disk.synced.is_some());
+            Ok(())
+        })
+    }
+
+    fn note(&self, name: &'static str) -> BoxFuture<'_, Result<Option<serde_json::Value>, StoreError>> {
+        Box::pin(async move { Ok(self.world.lock().notes.get(name).cloned()) })
+    }
+
+    fn set_note(
+        &self,
+        name: &'static str,
+        value: serde_json::Value,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.world.lock().notes.insert(name, value);
+            Ok(())
+        })
+    }
+}
