@@ -42,15 +42,13 @@ pub enum ClientError {
     },
     /// The socket's file mode forbids it.
     #[error(
-        "uid {uid} may not connect to {}: run volumectl as root, or as a member of the group that `group` \
+        "not allowed to connect to {}: run volumectl as root, or as a member of the group that `group` \
          in volumed.toml names",
         socket.display()
     )]
     NotAllowed {
         /// The socket.
         socket: PathBuf,
-        /// Who tried.
-        uid: u32,
         /// The kernel's reason.
         source: io::Error,
     },
@@ -89,8 +87,7 @@ impl Client {
         if let Err(source) = UnixStream::connect(socket).await {
             return Err(match source.kind() {
                 io::ErrorKind::PermissionDenied => {
-                    let uid = nix::unistd::geteuid().as_raw();
-                    ClientError::NotAllowed { socket: owned(), uid, source }
+                    ClientError::NotAllowed { socket: owned(), source }
                 }
                 _ => ClientError::NotRunning { socket: owned(), source },
             });

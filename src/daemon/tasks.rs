@@ -53,6 +53,13 @@ impl Tasks {
         (Self { tracker: TaskTracker::new(), stop: CancellationToken::new(), failures }, faults)
     }
 
+    /// Makes another set that is stopped on its own and whose faults arrive at the same receiver.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        let failures = self.failures.clone();
+        Self { tracker: TaskTracker::new(), stop: CancellationToken::new(), failures }
+    }
+
     /// Returns the token that ends all of them.
     pub fn stop(&self) -> CancellationToken {
         self.stop.clone()
@@ -62,9 +69,9 @@ impl Tasks {
     pub fn run<E: std::error::Error + 'static>(
         &self,
         name: &'static str,
-        stop: CancellationToken,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
+        let stop = self.stop.clone();
         self.watch(name, async move {
             match task.await {
                 Err(error) => {
@@ -150,9 +157,9 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_ends_before_it_is_told_to_is_a_fault() {
         let (tasks, mut faults) = Tasks::new();
-        tasks.run("early", tasks.stop(), async { Ok::<_, Stuck>(()) });
+        tasks.run("early", async { Ok::<_, Stuck>(()) });
         assert_eq!(faults.recv().await, Some(Fault::Ended { name: "early" }));
-        tasks.run("stuck", tasks.stop(), async { Err(Stuck) });
+        tasks.run("stuck", async { Err(Stuck) });
         assert_eq!(
             faults.recv().await,
             Some(Fault::Failed { name: "stuck", message: "cannot go on".into() })
@@ -163,7 +170,7 @@ mod tests {
     async fn tasks_that_stop_when_told_to_are_no_fault() {
         let (tasks, mut faults) = Tasks::new();
         let stop = tasks.stop();
-        tasks.run("good", tasks.stop(), async move {
+        tasks.run("good", async move {
             stop.cancelled().await;
             Ok::<_, Stuck>(())
         });

@@ -2,6 +2,7 @@
 //!
 //! Paths below the root are `RootPath`s: made of checked names, opened by `openat2` with BENEATH and NO_SYMLINKS.
 
+mod accounts;
 mod empty_dir;
 mod linux;
 mod mount_table;
@@ -21,7 +22,9 @@ use std::sync::Arc;
 use crate::BoxFuture;
 use crate::model::{BootId, MountIdentity, MountTable, PodUid, RootPath, SpecName, VolData};
 
+pub use accounts::{group_number, is_member, set_group};
 pub use linux::Linux;
+pub use raw::inherited;
 pub use startup::{Lock, StartError, is_root, lock_root, lock_state, propagates_to_init};
 
 /// What the rest of volumed asks of the kernel. `Linux` is the real one; the simulation has its own.

@@ -7,6 +7,8 @@
 mod plain;
 mod tell;
 
+use std::os::unix::fs::MetadataExt as _;
+
 use tracing::level_filters::LevelFilter;
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -53,6 +55,6 @@ fn is_connected_to_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").ok();
     let stream = stream.as_deref().and_then(|stream| stream.split_once(':'));
     let numbers = stream.and_then(|(device, inode)| Some((device.parse().ok()?, inode.parse().ok()?)));
-    let stderr = rustix::fs::fstat(std::io::stderr()).ok();
-    matches!((numbers, stderr), (Some((device, inode)), Some(stat)) if stat.st_dev == device && stat.st_ino == inode)
+    let stderr = std::fs::metadata("/proc/self/fd/2").ok().map(|stderr| (stderr.dev(), stderr.ino()));
+    numbers.is_some() && numbers == stderr
 }
