@@ -4,6 +4,7 @@
 
 mod accounts;
 mod empty_dir;
+pub mod lease;
 mod linux;
 mod mount_table;
 mod on_disk;

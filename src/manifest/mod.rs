@@ -1,10 +1,26 @@
 //! Manifest directories -> objects: watch, read, validate, keep the last good version.
+//!
+//! `reader` runs as one task. An event, a request or a due time makes it look at all directories (`gather`: watch, list,
+//! `read` what changed, `yaml` or `json`, `objects`, `validate`); `set` joins the files, keeps what cannot be read now, and says
+//! when something is really gone. Each reading is published as one value, `Manifests`.
+
+mod gather;
+mod json;
+mod objects;
+mod read;
+mod reader;
+mod set;
+mod validate;
+mod watches;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment};
+
+pub use reader::{Handle, Reader, Settings, WatchError, reader};
 
 use crate::model::{ManifestSource, ObjectRef, PodUid, Problem, ReadingState};
 

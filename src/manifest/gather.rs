@@ -1,0 +1,223 @@
+//! One look at all directories: watch, list, read what changed. Blocking; runs on the blocking pool.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::objects::{self, shorten};
+use super::read::{self, Unread, untrusted};
+use super::set::{Content, DirectoryTaken, FileTaken, Taken, directory_problem};
+use super::watches::{Watches, is_manifest};
+use super::yaml::SyntaxError;
+use super::{json, yaml};
+use crate::host::lease;
+use crate::model::{DirectoryIdentity, Problem};
+
+/// Reads directories; remembers files that did not change.
+#[derive(Debug)]
+pub(super) struct Gatherer {
+    directories: Vec<PathBuf>,
+    owner: u32,
+    watches: Watches,
+    cache: BTreeMap<PathBuf, Cached>,
+}
+
+#[derive(Debug)]
+struct Cached {
+    file: FileTaken,
+    /// Written so shortly before it was read that another write may have left the same stamp.
+    doubtful: bool,
+}
+
+impl Gatherer {
+    pub(super) fn new(directories: Vec<PathBuf>, owner: u32, watches: Watches) -> Self {
+        Self { directories, owner, watches, cache: BTreeMap::new() }
+    }
+
+    pub(super) fn watches(&mut self) -> &mut Watches {
+        &mut self.watches
+    }
+
+    /// Fills a reading.
+    pub(super) fn gather(&mut self, mut taken: Taken) -> Taken {
+        let mut cache = std::mem::take(&mut self.cache);
+        for directory in self.directories.clone() {
+            let found = match self.list(&directory) {
+                Ok((identity, files, watch_problems)) => {
+                    taken.notes.extend(watch_problems);
+                    for path in files {
+                        self.file(path, &mut cache, &mut taken);
+                    }
+                    DirectoryTaken::Listed(identity)
+                }
+                Err(problem) => DirectoryTaken::Failed(problem),
+            };
+            taken.directories.insert(directory, found);
+        }
+        self.watches.settle();
+        taken
+    }
+
+    /// Watches a directory, then lists its manifest files.
+    fn list(&mut self, directory: &Path) -> Result<(DirectoryIdentity, Vec<PathBuf>, Vec<Problem>), Problem> {
+        let mut watch_problems = Vec::new();
+        let way = self.watches.way(directory);
+        let watched = self.watches.directory(directory);
+        // A directory that cannot be opened says so below; here it is only that it cannot be watched.
+        for error in [way.err(), watched.err()].into_iter().flatten() {
+            if !matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) {
+                watch_problems.push(not_watched(directory, &error));
+            }
+        }
+        let failed = |doing: &str, error: std::io::Error| {
+            directory_problem(directory, format!("cannot be {doing}: {error}"))
+        };
+        let open = lease::open_directory(directory).map_err(|e| failed("opened", e))?;
+        let identity = lease::identity(&open).map_err(|e| failed("identified", e))?;
+        let metadata = open.metadata().map_err(|e| failed("looked at", e))?;
+        let (uid, gid, mode) = {
+            use std::os::unix::fs::MetadataExt;
+            (metadata.uid(), metadata.gid(), metadata.mode())
+        };
+        if let Some(why) = untrusted(uid, gid, mode, self.owner) {
+            let mut problem = directory_problem(directory, why);
+            "make it root's and writable by root alone: `chown root:root`, `chmod 0755`"
+                .clone_into(&mut problem.remedy);
+            return Err(problem);
+        }
+        let names = lease::names(&open).map_err(|e| failed("listed", e))?;
+        let mut files: Vec<_> = names.iter().filter(|n| is_manifest(n)).map(|n| directory.join(n)).collect();
+        files.sort();
+        Ok((identity, files, watch_problems))
+    }
+
+    fn file(&mut self, path: PathBuf, cache: &mut BTreeMap<PathBuf, Cached>, taken: &mut Taken) {
+        if std::fs::read_link(&path).is_ok()
+            && let Err(error) = self.watches.way(&path)
+        {
+            taken.notes.push(not_watched(&path, &error));
+        }
+        let looked = match read::look(&path) {
+            Ok(looked) => looked,
+            // It went away since the listing: as if it had not been listed.
+            Err(_) if is_gone(&path) => return,
+            Err(unread) => {
+                let content = unreadable(&path, unread);
+                taken.files.insert(path, FileTaken { stamp: None, content });
+                return;
+            }
+        };
+        let (untouched, stamp) = looked;
+        if let Some(cached) = cache.remove(&path)
+            && !cached.doubtful
+            && cached.file.stamp.as_ref() == Some(&stamp)
+        {
+            taken.files.insert(path.clone(), cached.file.clone());
+            self.cache.insert(path, cached);
+            return;
+        }
+        let content = match read::read(&untouched, &stamp, self.owner) {
+            Ok(bytes) => understand(&path, bytes),
+            Err(unread) => unreadable(&path, unread),
+        };
+        let keep = match content {
+            Content::Whole(_) | Content::Unparsable(_) => true,
+            Content::Writing(_) | Content::Unread(_) => false,
+        };
+        let doubtful = stamp.is_fresh(taken.wall);
+        let file = FileTaken { stamp: Some(stamp), content };
+        if keep {
+            self.cache.insert(path.clone(), Cached { file: file.clone(), doubtful });
+        }
+        taken.files.insert(path, file);
+    }
+}
+
+fn is_gone(path: &Path) -> bool {
+    matches!(path.symlink_metadata(), Err(error) if error.kind() == std::io::ErrorKind::NotFound)
+}
+
+fn not_watched(path: &Path, error: &std::io::Error) -> Problem {
+    Problem {
+        path: path.to_owned(),
+        position: None,
+        object: None,
+        field: None,
+        detail: format!("cannot be watched: {error}; it is read every 30 s instead"),
+        remedy: "raise fs.inotify.max_user_watches".to_owned(),
+        warning: true,
+    }
+}
+
+fn unreadable(path: &Path, unread: Unread) -> Content {
+    let Unread { writing, detail, remedy } = unread;
+    let problem = Problem {
+        path: path.to_owned(),
+        position: None,
+        object: None,
+        field: None,
+        detail,
+        remedy,
+        warning: false,
+    };
+    if writing { Content::Writing(problem) } else { Content::Unread(problem) }
+}
+
+/// Bytes -> objects.
+pub(super) fn understand(path: &Path, bytes: Vec<u8>) -> Content {
+    let refuse = |line: u64, column: u64, detail: String| {
+        Content::Unparsable(Problem {
+            path: path.to_owned(),
+            position: (line > 0).then_some((line, column.max(1))),
+            object: None,
+            field: None,
+            detail,
+            remedy: "correct the file; until then the last good version of its objects stays".to_owned(),
+            warning: false,
+        })
+    };
+    // What a full disk or a power cut leaves of a file. Whoever means it removes the file, or writes a comment.
+    if bytes.iter().all(|b| *b == 0 || b.is_ascii_whitespace()) {
+        return refuse(0, 0, "is empty".to_owned());
+    }
+    let text = match String::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => return refuse(0, 0, format!("is not UTF-8 text: {}", error.utf8_error())),
+    };
+    let parsed = if path.extension().is_some_and(|e| e == "json") {
+        json::documents(&text)
+    } else {
+        yaml::documents(&text)
+    };
+    match parsed {
+        Ok(documents) => Content::Whole(Arc::new(objects::parse(path, documents))),
+        Err(SyntaxError { line, column, detail }) => {
+            // What the parser quotes may be a Secret's.
+            let detail = if text.contains("Secret") { without_quotes(&detail) } else { detail };
+            refuse(line, column, shorten(&detail))
+        }
+    }
+}
+
+/// Leaves out what stands between quotation marks.
+fn without_quotes(text: &str) -> String {
+    let mut out = String::new();
+    let mut inside = None;
+    for c in text.chars() {
+        match inside {
+            Some(end) if c == end => {
+                inside = None;
+                out.push('…');
+                out.push(c);
+            }
+            Some(_) => {}
+            None => {
+                out.push(c);
+                if matches!(c, '"' | '\'' | '`') {
+                    inside = Some(c);
+                }
+            }
+        }
+    }
+    out
+}
