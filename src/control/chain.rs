@@ -39,9 +39,9 @@ fn up(status: &Status, row: Row<'_>) -> Vec<ChainLink> {
             links.push(ChainLink { remedy, ..link(hold.code.as_str(), "failed", hold.detail.clone()) });
         }
     }
-    if let Some(blocked) = row.blocked().find(|blocked| blocked.step == "resolve") {
-        links.push(failed("resolve", blocked));
-    }
+    // Reconcile lists a hold as a step that is blocked, too.
+    let unresolved = row.blocked().find(|blocked| blocked.step == "resolve");
+    links.extend(unresolved.filter(|_| row.hold().is_none()).map(|blocked| failed("resolve", blocked)));
     links.extend(driver(status, row));
     if let Some(blocked) = row.blocked().find(|blocked| blocked.step == "attach") {
         links.push(failed("attach", blocked));

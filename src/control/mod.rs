@@ -8,6 +8,8 @@ pub mod client;
 pub mod names;
 pub mod peer;
 pub mod render;
+#[cfg(test)]
+mod samples;
 pub mod server;
 mod units;
 pub mod views;

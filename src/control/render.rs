@@ -149,7 +149,7 @@ pub fn status(answer: &api::GetStatusResponse, style: Style) -> String {
         if let Some(running) = &volume.running {
             field("Running", &format!("{} for {}", running.step, since(running.since_ms, now)));
         }
-        for blocked in &volume.blocked {
+        for blocked in volume.blocked.iter().filter(|blocked| blocked.detail != volume.reason) {
             let next = next_try(blocked.attempts, blocked.next_try_ms, now);
             field("Blocked", &format!("{}: {}: {}{next}", blocked.step, blocked.code, blocked.detail));
         }

@@ -174,3 +174,7 @@ fn stopping() -> Refusal {
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

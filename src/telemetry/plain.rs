@@ -1,6 +1,6 @@
 //! Fields as text on stderr: as tracing prints them, without those that only the journal's catalog uses.
 
-use std::fmt::{Debug, Write as _};
+use std::fmt::Debug;
 
 use tracing::field::{Field, Visit};
 use tracing_subscriber::field::RecordFields;
