@@ -191,8 +191,7 @@ impl Config {
                 key,
             }
         };
-        let document =
-            toml::Deserializer::parse(text).map_err(|error| invalid(&error, String::new()))?;
+        let document = toml::Deserializer::parse(text).map_err(|error| invalid(&error, String::new()))?;
         serde_path_to_error::deserialize(document).map_err(|error| {
             let key = error.path().to_string();
             invalid(error.inner(), if key == "." { String::new() } else { key })
@@ -293,7 +292,9 @@ fn remedy(key: &str, problem: &str) -> &'static str {
             "give a time span, such as \"500ms\", \"1s\" or \"2m\""
         }
         "log-level" => "give one of error, warn, info, debug, trace",
-        _ if key.starts_with("drivers") => "write [drivers.\"NAME\"] and below it endpoint = \"/run/csi/x.sock\"",
+        _ if key.starts_with("drivers") => {
+            "write [drivers.\"NAME\"] and below it endpoint = \"/run/csi/x.sock\""
+        }
         _ => "see README.md for the keys and their forms",
     }
 }

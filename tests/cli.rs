@@ -1,5 +1,9 @@
 //! The two programs as an operator meets them.
-#![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test starts the programs and may panic")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test starts the programs and may panic"
+)]
 
 use std::fs;
 use std::path::Path;

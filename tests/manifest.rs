@@ -141,7 +141,8 @@ fn pod(name: &str) -> String {
 /// The one problem of a file.
 fn problem<'a>(manifests: &'a Manifests, file: &Path) -> &'a Problem {
     let mut found = manifests.problems.iter().filter(|p| p.path == file);
-    let problem = found.next().unwrap_or_else(|| panic!("no problem of {} in {manifests:#?}", file.display()));
+    let problem =
+        found.next().unwrap_or_else(|| panic!("no problem of {} in {manifests:#?}", file.display()));
     assert!(!problem.detail.is_empty() && !problem.remedy.is_empty(), "{problem}");
     problem
 }

@@ -170,7 +170,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<Ending> {
         Command::Status { objects, output } => {
             let answer = client.status(names(&objects)).await?;
             let text = |style| {
-                if objects.is_empty() { render::overview(&answer, style) } else { render::status(&answer, style) }
+                if objects.is_empty() {
+                    render::overview(&answer, style)
+                } else {
+                    render::status(&answer, style)
+                }
             };
             print(&output, &answer, text, || object_names(&answer.volumes))?;
             report_unknown(&answer.unknown)

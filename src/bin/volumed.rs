@@ -78,8 +78,11 @@ fn main() -> ExitCode {
     if arguments.check_config {
         return ExitCode::SUCCESS;
     }
-    let options =
-        Options { config_file: arguments.config, flags, allow_private_mounts: arguments.allow_private_mounts };
+    let options = Options {
+        config_file: arguments.config,
+        flags,
+        allow_private_mounts: arguments.allow_private_mounts,
+    };
     match run(&config, &options) {
         Ok(Ending::Stopped) => ExitCode::SUCCESS,
         Ok(Ending::Broken) => ExitCode::from(BROKEN),

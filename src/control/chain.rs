@@ -3,7 +3,8 @@
 
 use super::views::Row;
 use crate::model::{
-    Blocked, Connection, Event, EventKind, LinkState, Presence, PublicationStatus, Status, VolumeStatus,
+    Blocked, Connection, Event, EventKind, HoldCode, LinkState, Presence, PublicationStatus, Status,
+    VolumeStatus,
 };
 use crate::proto::control::{ChainLink, PastEvent};
 
@@ -36,7 +37,7 @@ fn up(status: &Status, row: Row<'_>) -> Vec<ChainLink> {
             }
         } else {
             let remedy = hold.remedy.clone();
-            links.push(ChainLink { remedy, ..link(hold.code.as_str(), "failed", hold.detail.clone()) });
+            links.push(ChainLink { remedy, ..link(held_at(hold.code), "failed", hold.detail.clone()) });
         }
     }
     // Reconcile lists a hold as a step that is blocked, too.
@@ -57,11 +58,29 @@ fn up(status: &Status, row: Row<'_>) -> Vec<ChainLink> {
     links
 }
 
+/// The link of a hold that no link of the manifests tells.
+fn held_at(code: HoldCode) -> &'static str {
+    match code {
+        HoldCode::ClaimUnbound => "claim",
+        HoldCode::ObjectMissing
+        | HoldCode::ObjectInvalid
+        | HoldCode::NotSupported
+        | HoldCode::ManifestMissing
+        | HoldCode::ReadingIncomplete
+        | HoldCode::Brake
+        | HoldCode::EmptyDirKept => "held",
+    }
+}
+
 fn down(row: Row<'_>) -> Vec<ChainLink> {
     let mut links = Vec::new();
     match row.pod {
         Some((pod, ..)) if pod.source.is_some() => {
-            links.push(link("manifest", "good", "the pod is being deleted, or does not use it any more".into()));
+            links.push(link(
+                "manifest",
+                "good",
+                "the pod is being deleted, or does not use it any more".into(),
+            ));
         }
         Some(_) | None => links.push(link("manifest", "good", "in no manifest any more".into())),
     }

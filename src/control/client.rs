@@ -86,9 +86,7 @@ impl Client {
         // tonic connects when the first call is made; this look gives the kernel's own reason now.
         if let Err(source) = UnixStream::connect(socket).await {
             return Err(match source.kind() {
-                io::ErrorKind::PermissionDenied => {
-                    ClientError::NotAllowed { socket: owned(), source }
-                }
+                io::ErrorKind::PermissionDenied => ClientError::NotAllowed { socket: owned(), source },
                 _ => ClientError::NotRunning { socket: owned(), source },
             });
         }

@@ -54,7 +54,9 @@ impl Policy {
         match access {
             _ if uid == 0 => Ok(()),
             Access::Change => Err(Refused::NotRoot { uid }),
-            Access::Read if self.group.is_some_and(|group| group == gid || (self.is_member)(uid, group)) => Ok(()),
+            Access::Read if self.group.is_some_and(|group| group == gid || (self.is_member)(uid, group)) => {
+                Ok(())
+            }
             Access::Read => Err(Refused::NotInGroup { uid }),
         }
     }

@@ -70,11 +70,7 @@ pub fn overview(answer: &api::GetStatusResponse, style: Style) -> String {
     } else {
         "good"
     };
-    marked(
-        &mut text,
-        &symbol(state, style),
-        &format!("volumed {} on {}", answer.version, answer.node),
-    );
+    marked(&mut text, &symbol(state, style), &format!("volumed {} on {}", answer.version, answer.node));
     line(
         &mut text,
         &format!(

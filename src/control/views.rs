@@ -137,9 +137,10 @@ pub fn rows(status: &Status) -> impl Iterator<Item = Row<'_>> {
         let itself = alone.then_some(Row { pod: None, volume: Some((key, volume)), publication: None });
         publications.into_iter().chain(itself)
     });
-    let of_pods = status.pods.values().flat_map(move |pod| {
-        pod.volumes.iter().map(move |(name, volume)| row(status, pod, name, volume))
-    });
+    let of_pods = status
+        .pods
+        .values()
+        .flat_map(move |pod| pod.volumes.iter().map(move |(name, volume)| row(status, pod, name, volume)));
     of_pods.chain(leftover)
 }
 

@@ -67,7 +67,7 @@ fn the_chain_marks_the_first_link_that_fails_and_what_waits_on_it() {
     );
     assert_eq!(
         chain("db/scratch"),
-        ["manifest good: /m/a.yaml:12", "claim-unbound failed: no PV for it", "publish waiting: waiting on claim-unbound"]
+        ["manifest good: /m/a.yaml:12", "claim failed: no PV for it", "publish waiting: waiting on claim"]
     );
     assert_eq!(
         chain("db/backup"),

@@ -166,7 +166,14 @@ enum Verdict {
 
 impl<'a> Waiting<'a> {
     fn new(object: &'a ObjectName) -> Self {
-        Self { object, ending: None, doubtful: false, seen: Vec::new(), known_once: false, keys: BTreeSet::new() }
+        Self {
+            object,
+            ending: None,
+            doubtful: false,
+            seen: Vec::new(),
+            known_once: false,
+            keys: BTreeSet::new(),
+        }
     }
 
     fn look(&mut self, status: &Status, goal: Goal, sure: bool) {

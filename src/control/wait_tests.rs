@@ -33,7 +33,9 @@ impl World {
 
     /// Answers the next request with the generation that will confirm, and returns it.
     async fn answer_reread(&mut self) -> u64 {
-        let Some(Request::Reread { reply }) = self.asked.recv().await else { panic!("something else was asked") };
+        let Some(Request::Reread { reply }) = self.asked.recv().await else {
+            panic!("something else was asked")
+        };
         let generation = self.status.borrow().reading.generation + 1;
         reply.send(generation).unwrap();
         generation
@@ -123,22 +125,23 @@ async fn a_missing_pv_may_still_come_so_it_times_out() {
     assert_eq!(world.wait(&["pod/db/web"], Goal::Published, Some(50)).await, [Ending::TimedOut]);
 }
 
+fn is_pending(wait: std::pin::Pin<&mut impl Future>) -> bool {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    wait.poll(&mut context).is_pending()
+}
+
 #[tokio::test]
 async fn released_means_unstaged_too_even_when_the_pod_is_forgotten() {
     let mut status = samples::ready();
     let key = samples::add(&mut status, "web", "data", Presence::Yes);
     let world = World::new(status);
     let mut wait = std::pin::pin!(world.wait(&["db/data"], Goal::Released, None));
-    let pending = |wait: &mut std::pin::Pin<&mut _>| {
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        Future::poll(wait.as_mut(), &mut context).is_pending()
-    };
-    assert!(pending(&mut wait), "it is published");
+    assert!(is_pending(wait.as_mut()), "it is published");
     world.status.send_modify(|status| {
         status.pods.clear();
         status.volumes.get_mut(&key).unwrap().publications.clear();
     });
-    assert!(pending(&mut wait), "it is staged");
+    assert!(is_pending(wait.as_mut()), "it is staged");
     world.status.send_modify(|status| status.volumes.clear());
     assert_eq!(wait.await, [Ending::Reached]);
 }

@@ -67,7 +67,9 @@ async fn approve(
     let generation = manifests.approve().await;
     let seen = status.wait_for(|status| status.reading.generation >= generation);
     match tokio::time::timeout(SEEN, seen).await {
-        Err(_late) => return Err("the directories are accepted, but volumed has not seen them yet".to_owned()),
+        Err(_late) => {
+            return Err("the directories are accepted, but volumed has not seen them yet".to_owned());
+        }
         Ok(Err(_closed)) => return Err("volumed is stopping".to_owned()),
         Ok(Ok(_seen)) => {}
     }

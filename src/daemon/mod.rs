@@ -113,7 +113,8 @@ pub fn run(config: &Config, options: &Options) -> Result<Ending, StartError> {
 }
 
 async fn serve(config: &Config, options: &Options) -> Result<Ending, StartError> {
-    let signals = |kind| signal(kind).map_err(|source| StartError::Process { doing: "watch signals", source });
+    let signals =
+        |kind| signal(kind).map_err(|source| StartError::Process { doing: "watch signals", source });
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
     let mut hang_up = signals(SignalKind::hangup())?;
@@ -156,9 +157,8 @@ impl House {
         let node = config.node()?;
         let policy = policy(config)?;
         refuse::not_root()?;
-        let store: Arc<dyn Store> = Arc::new(
-            Directory::open(&config.state_dir).map_err(|source| StartError::State { source })?,
-        );
+        let store: Arc<dyn Store> =
+            Arc::new(Directory::open(&config.state_dir).map_err(|source| StartError::State { source })?);
         let linux = host::Linux::open(&config.root_dir).map_err(|source| StartError::Root { source })?;
         let root = linux.root().to_owned();
         let locks = refuse::unsafe_places(&root, &config.state_dir, options.allow_private_mounts).await?;
@@ -208,14 +208,8 @@ impl House {
             Inputs { manifests: manifests.clone(), drivers, commands: asked, shutdown: reconcile.stop() };
         let (policy, allowed) = watch::channel(policy);
         let (requests, requested) = mpsc::channel(64);
-        let server = Server {
-            status: status.clone(),
-            requests,
-            policy: allowed,
-            node,
-            ambient,
-            stop: front.stop(),
-        };
+        let server =
+            Server { status: status.clone(), requests, policy: allowed, node, ambient, stop: front.stop() };
 
         sources.run("manifest", reader.run(sources.stop()));
         sources.once("csi", registry.run(sources.stop()));
@@ -253,7 +247,9 @@ impl House {
                 self.policy.send_replace(policy);
                 // Everything else is wired in at the start.
                 if new != (Config { group: new.group.clone(), ..running.clone() }) {
-                    warn!("the configuration changed in more than `group`: restart volumed to use it; mounts stay");
+                    warn!(
+                        "the configuration changed in more than `group`: restart volumed to use it; mounts stay"
+                    );
                 }
                 info!("the configuration was read again");
             }
@@ -297,9 +293,8 @@ fn driver_settings(config: &Config, layout: &Layout) -> csi::Settings {
 }
 
 fn policy(config: &Config) -> Result<Policy, StartError> {
-    let number = |name: &String| {
-        host::group_number(name).ok_or_else(|| StartError::Group { name: name.clone() })
-    };
+    let number =
+        |name: &String| host::group_number(name).ok_or_else(|| StartError::Group { name: name.clone() });
     Ok(Policy { group: config.group.as_ref().map(number).transpose()?, is_member: host::is_member })
 }
 

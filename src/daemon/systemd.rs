@@ -61,7 +61,8 @@ pub(super) fn summary(status: &Status) -> String {
         }
         if first_reason.is_none() && row.state() != "good" {
             first_reason = row.hold().map(|hold| hold.code.as_str().to_owned());
-            let step = || row.blocked().next().map(|blocked| format!("{} {}", blocked.step, blocked.cause.code));
+            let step =
+                || row.blocked().next().map(|blocked| format!("{} {}", blocked.step, blocked.cause.code));
             first_reason = first_reason.or_else(step);
         }
     }
@@ -89,7 +90,9 @@ pub(super) async fn watchdog(
             Ok(true) => notify(&[NotifyState::Watchdog]),
             Ok(false) => return,
             Err(_late) => {
-                warn!("the reconcile or the manifest task did not answer within {period:?}: the watchdog is not fed");
+                warn!(
+                    "the reconcile or the manifest task did not answer within {period:?}: the watchdog is not fed"
+                );
                 continue;
             }
         }

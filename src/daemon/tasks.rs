@@ -74,9 +74,7 @@ impl Tasks {
         let stop = self.stop.clone();
         self.watch(name, async move {
             match task.await {
-                Err(error) => {
-                    Err(Fault::Failed { name, message: crate::error::Chain(&error).to_string() })
-                }
+                Err(error) => Err(Fault::Failed { name, message: crate::error::Chain(&error).to_string() }),
                 Ok(()) if !stop.is_cancelled() => Err(Fault::Ended { name }),
                 Ok(()) => Ok(()),
             }

@@ -1,6 +1,9 @@
 //! The only unsafe code: what neither std nor rustix nor nix offers.
 
-#![expect(unsafe_code, reason = "a child without exec, kcmp, tokio's registration of a descriptor, and one that systemd passed")]
+#![expect(
+    unsafe_code,
+    reason = "a child without exec, kcmp, tokio's registration of a descriptor, and one that systemd passed"
+)]
 
 use std::ffi::CStr;
 use std::fs::File;

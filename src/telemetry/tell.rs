@@ -88,7 +88,8 @@ pub fn tell(event: &Event) {
             message_id = id::MANIFEST_PROBLEM_GONE, file = %problem.path.display(), "solved: {problem}"
         ),
         EventKind::BrakeApplied { held, reason } => error!(
-            message_id = id::BRAKE_APPLIED, held = *held,
+            message_id = id::BRAKE_APPLIED,
+            held = *held,
             "{held} volumes are held by the mass-delete brake: {reason}; if that is meant: volumectl approve"
         ),
         EventKind::ForeignFound { path } => info!(
@@ -96,7 +97,9 @@ pub fn tell(event: &Event) {
             "{} is not volumed's: it is left untouched", path.display()
         ),
         EventKind::Reconstructed { records, rebooted } => info!(
-            message_id = id::RECONSTRUCTED, records = *records, rebooted = *rebooted,
+            message_id = id::RECONSTRUCTED,
+            records = *records,
+            rebooted = *rebooted,
             "the state of {records} volumes was read{}",
             if *rebooted { "; the host was booted since" } else { "" }
         ),
