@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::brake::{Brake, Confirmed};
 use super::{Recorded, Resolved, ResolvedPod, ResolvedWant, Settled, hold};
-use crate::model::{
-    Desired, Hold, HoldCode, Millis, Plugin, PublicationId, ReadingState, VolumeKey, Want, WantVolume,
-};
+use crate::model::{Desired, Hold, HoldCode, Millis, Plugin, PublicationId, ReadingState, VolumeKey, Want};
 
 /// A recorded publication: its volume and its place.
 pub(super) type Spot = (VolumeKey, PublicationId);
@@ -78,20 +76,16 @@ impl Absences {
         let mut desired = wanted(resolved);
         let mut volumes = BTreeSet::new();
         let mut candidates = Vec::new();
-        let mut staying = BTreeSet::new();
         for recorded in recorded {
             volumes.insert(recorded.key);
             match said(resolved, &desired, &recorded) {
                 Said::Wanted => {}
-                Said::Decided(want) => {
-                    staying.insert((recorded.key, recorded.id));
-                    put(&mut desired, recorded.key, recorded.id, want);
-                }
+                Said::Decided(want) => put(&mut desired, recorded.key, recorded.id, want),
                 Said::Lacking(why) => candidates.push(Candidate { recorded, why }),
             }
         }
         self.confirm(&resolved.reading, &candidates);
-        self.brake(resolved, &candidates, &volumes, &staying, &desired, now_ms, wall);
+        self.brake(resolved, &candidates, &volumes, &desired, now_ms, wall);
         self.waiting.clear();
         let mut confirm_after_ms = None;
         for candidate in &candidates {
@@ -142,16 +136,11 @@ impl Absences {
     }
 
     /// Shows the brake what was confirmed, except what an operator approved.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one decision, each borrowed from another owner"
-    )]
     fn brake(
         &mut self,
         resolved: &Resolved,
         candidates: &[Candidate<'_>],
         volumes: &BTreeSet<&VolumeKey>,
-        staying: &BTreeSet<(&VolumeKey, &PublicationId)>,
         desired: &Desired,
         now_ms: u64,
         wall: Millis,
@@ -161,10 +150,9 @@ impl Absences {
             .filter(|c| !c.recorded.record.approved)
             .map(|c| (c.recorded.key, c.recorded.id))
             .collect();
-        let came_back = |spot: &Spot| {
-            staying.contains(&(&spot.0, &spot.1))
-                || desired.volumes.get(&spot.0).is_some_and(|v| v.publications.contains_key(&spot.1))
-        };
+        // The candidates are not in `desired` yet.
+        let came_back =
+            |spot: &Spot| desired.volumes.get(&spot.0).is_some_and(|v| v.publications.contains_key(&spot.1));
         self.brake.forget(now_ms, |spot| unapproved.contains(&(&spot.0, &spot.1)), came_back);
         if !resolved.reading.is_complete() {
             return;
@@ -238,7 +226,7 @@ fn wanted(resolved: &Resolved) -> Desired {
 fn put(desired: &mut Desired, key: &VolumeKey, id: &PublicationId, want: Want) {
     let volume = match desired.volumes.get_mut(key) {
         Some(volume) => volume,
-        None => desired.volumes.entry(key.clone()).or_insert_with(WantVolume::default),
+        None => desired.volumes.entry(key.clone()).or_default(),
     };
     volume.publications.insert(id.clone(), want);
 }

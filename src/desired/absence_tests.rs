@@ -1,1 +1,550 @@
+//! `Absences`, rule by rule (design 3, "Fail-safe").
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::model::{
+    BootId, CallState, DirectoryState, DriverName, HoldCode, Plugin, SpecName, Want, WantedVolume,
+};
+
+/// Manifests, records and a clock, all under the test's hand.
+pub(super) struct Bench {
+    pub(super) absences: Absences,
+    pub(super) resolved: Resolved,
+    pub(super) records: BTreeMap<(VolumeKey, PublicationId), PublicationRecord>,
+    pub(super) now_ms: u64,
+}
+
+pub(super) fn uid(pod: &str) -> PodUid {
+    PodUid::new(format!("uid-{pod}")).unwrap()
+}
+
+pub(super) fn key(handle: &str) -> VolumeKey {
+    VolumeKey::csi(&DriverName::new("d.example").unwrap(), handle)
+}
+
+pub(super) fn id(pod: &str, plugin: Plugin, spec: &str) -> PublicationId {
+    PublicationId { pod: uid(pod), plugin, spec: SpecName::new(spec).unwrap() }
+}
+
+fn identity(pod: &str) -> PodIdentity {
+    PodIdentity { uid: uid(pod), namespace: "default".to_owned(), name: pod.to_owned() }
+}
+
+fn problem() -> Problem {
+    Problem {
+        path: "/m/unreadable.yaml".into(),
+        position: None,
+        object: None,
+        field: None,
+        detail: "permission denied".to_owned(),
+        remedy: "chmod it".to_owned(),
+        warning: false,
+    }
+}
+
+fn hold() -> Hold {
+    hold::invalid("it is broken", "mend it")
+}
+
+impl Bench {
+    pub(super) fn new(absences: Absences) -> Self {
+        Self { absences, resolved: Resolved::default(), records: BTreeMap::new(), now_ms: 5_000 }
+    }
+
+    /// Adds a pod from a file of a directory, with one CSI volume `data` whose handle is the pod's name.
+    pub(super) fn add(&mut self, pod: &str, directory: &str) {
+        let file = Path::new(directory).join(format!("{pod}.yaml"));
+        let resolved = ResolvedPod {
+            identity: identity(pod),
+            source: ManifestSource { file, line: 1 },
+            leaving: false,
+            held: None,
+            volumes: BTreeMap::new(),
+        };
+        self.resolved.pods.insert(uid(pod), resolved);
+        self.list(pod, "data", pod);
+        self.count_files();
+    }
+
+    /// Lists a CSI volume in a pod.
+    pub(super) fn list(&mut self, pod: &str, name: &str, handle: &str) {
+        self.put(pod, name, key(handle), id(pod, Plugin::Csi, name));
+    }
+
+    fn put(&mut self, pod: &str, name: &str, key: VolumeKey, id: PublicationId) {
+        let pod = self.resolved.pods.get_mut(&uid(pod)).unwrap();
+        let wanted = Box::new(Wanted {
+            pod: pod.identity.clone(),
+            names: BTreeSet::from([name.to_owned()]),
+            claim: Some(ObjectRef::new("PersistentVolumeClaim", "default", "data")),
+            manifest: Some(pod.source.file.clone()),
+            volume: WantedVolume::EmptyDir,
+        });
+        let want = ResolvedWant::Wanted { key, id, wanted };
+        let claim = Some(ObjectRef::new("PersistentVolumeClaim", "default", "data"));
+        let volume = ResolvedVolume { claim, links: Vec::new(), capacity: None, access_mode: None, want };
+        pod.volumes.insert(name.to_owned(), volume);
+    }
+
+    pub(super) fn pod(&mut self, pod: &str) -> &mut ResolvedPod {
+        self.resolved.pods.get_mut(&uid(pod)).unwrap()
+    }
+
+    pub(super) fn remove(&mut self, pod: &str) {
+        self.resolved.pods.remove(&uid(pod));
+        self.count_files();
+    }
+
+    /// One manifest file per pod.
+    fn count_files(&mut self) {
+        let directories = &mut self.resolved.reading.directories;
+        for state in directories.values_mut() {
+            state.files = 0;
+        }
+        for pod in self.resolved.pods.values() {
+            let directory = pod.source.file.parent().map(Path::to_owned).unwrap_or_default();
+            directories.entry(directory).or_insert(DirectoryState { identity: None, files: 0 }).files += 1;
+        }
+    }
+
+    /// Everything that is wanted is brought up, and so recorded.
+    pub(super) fn bring_up(&mut self) {
+        for (spot, want) in self.settle().1 {
+            if let Want::Wanted(wanted) = want {
+                self.records.entry(spot).or_insert_with(|| PublicationRecord {
+                    boot: BootId("boot".to_owned()),
+                    state: CallState::Undoing,
+                    pod: wanted.pod.clone(),
+                    names: wanted.names.clone(),
+                    claim: wanted.claim.clone(),
+                    manifest: wanted.manifest.clone(),
+                    arguments: None,
+                    approved: false,
+                });
+            }
+        }
+    }
+
+    /// Reads again, after a while.
+    pub(super) fn read(&mut self, after_ms: u64, complete: bool) {
+        self.now_ms += after_ms;
+        self.resolved.reading.generation += 1;
+        self.resolved.reading.began_ms = self.now_ms;
+        self.resolved.reading.incomplete = if complete { Vec::new() } else { vec![problem()] };
+    }
+
+    pub(super) fn settle(&mut self) -> (Settled, BTreeMap<(VolumeKey, PublicationId), Want>) {
+        let wall = 1_000_000 + i64::try_from(self.now_ms).unwrap();
+        let recorded = self.records.iter().map(|((key, id), record)| Recorded { key, id, record });
+        let settled = self.absences.settle(&self.resolved, recorded, self.now_ms, wall);
+        let mut all = BTreeMap::new();
+        for (key, volume) in &settled.desired.volumes {
+            for (id, want) in &volume.publications {
+                all.insert((key.clone(), id.clone()), want.clone());
+            }
+        }
+        (settled, all)
+    }
+
+    /// What is decided about `data` of a pod.
+    fn want(&mut self, pod: &str) -> Want {
+        let spot = (key(pod), id(pod, Plugin::Csi, "data"));
+        self.settle().1.remove(&spot).unwrap_or_else(|| panic!("{spot:?} is not decided about"))
+    }
+
+    #[track_caller]
+    fn held(&mut self, pod: &str) -> (HoldCode, String) {
+        match self.want(pod) {
+            Want::Held(hold) => (hold.code, format!("{} | {}", hold.detail, hold.remedy)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn absent(&mut self) -> usize {
+        self.settle().1.values().filter(|w| **w == Want::Absent).count()
+    }
+
+    pub(super) fn approve(&mut self) {
+        let approvable: BTreeSet<PublicationId> = self.absences.approvable().into_iter().collect();
+        for ((_, id), record) in &mut self.records {
+            record.approved |= approvable.contains(id);
+        }
+    }
+
+    /// Takes down what is absent.
+    pub(super) fn take_down(&mut self) {
+        for (spot, want) in self.settle().1 {
+            if want == Want::Absent {
+                self.records.remove(&spot);
+            }
+        }
+    }
+}
+
+/// So many pods in one directory, all up.
+fn running(pods: usize, directory: &str) -> Bench {
+    let mut bench = Bench::new(Absences::default());
+    more(&mut bench, pods, "web", directory);
+    bench
+}
+
+fn more(bench: &mut Bench, pods: usize, name: &str, directory: &str) {
+    for n in 0..pods {
+        bench.add(&format!("{name}-{n:03}"), directory);
+    }
+    bench.read(10, true);
+    bench.bring_up();
+}
+
+fn remove(bench: &mut Bench, name: &str, pods: std::ops::Range<usize>) {
+    for n in pods {
+        bench.remove(&format!("{name}-{n:03}"));
+    }
+}
+
+/// Two complete readings, the second late enough.
+fn read_twice(bench: &mut Bench) {
+    bench.read(10, true);
+    bench.settle();
+    bench.read(1_000, true);
+}
+
+#[test]
+fn a_removed_manifest_is_absent_after_two_complete_readings_a_grace_apart() {
+    let mut bench = running(2, "/m");
+    bench.remove("web-000");
+    bench.read(10, true);
+    let (code, text) = bench.held("web-000");
+    assert_eq!(code, HoldCode::ManifestMissing);
+    assert!(text.contains("pod/default/web-000") && text.contains("/m/web-000.yaml"), "{text}");
+    let first = bench.now_ms;
+    assert_eq!(bench.settle().0.confirm_after_ms, Some(first + 1_000));
+    // The same reading, however late it is looked at, counts once.
+    bench.now_ms += 10_000;
+    assert_eq!(bench.held("web-000").0, HoldCode::ManifestMissing);
+    bench.resolved.reading.generation += 1;
+    bench.resolved.reading.began_ms = first + 999;
+    assert_eq!(bench.held("web-000").0, HoldCode::ManifestMissing);
+    bench.resolved.reading.generation += 1;
+    bench.resolved.reading.began_ms = first + 1_000;
+    assert_eq!(bench.want("web-000"), Want::Absent);
+    assert!(matches!(bench.want("web-001"), Want::Wanted(_)));
+    assert_eq!(bench.settle().0.confirm_after_ms, None);
+}
+
+#[test]
+fn one_reading_is_never_two_even_without_a_grace() {
+    let mut bench = running(1, "/m");
+    bench.absences = Absences::new(0, None);
+    bench.remove("web-000");
+    bench.read(10, true);
+    assert_eq!(bench.held("web-000").0, HoldCode::ManifestMissing);
+    assert_eq!(bench.held("web-000").0, HoldCode::ManifestMissing);
+    bench.read(0, true);
+    assert_eq!(bench.want("web-000"), Want::Absent);
+}
+
+#[test]
+fn a_manifest_that_returns_begins_anew() {
+    let mut bench = running(1, "/m");
+    bench.remove("web-000");
+    bench.read(10, true);
+    assert_eq!(bench.held("web-000").0, HoldCode::ManifestMissing);
+    bench.add("web-000", "/m");
+    bench.read(10, true);
+    assert!(matches!(bench.want("web-000"), Want::Wanted(_)));
+    bench.remove("web-000");
+    bench.read(5_000, true);
+    assert_eq!(bench.held("web-000").0, HoldCode::ManifestMissing);
+}
+
+#[test]
+fn while_a_reading_is_incomplete_nothing_is_absent() {
+    let mut bench = running(1, "/m");
+    bench.remove("web-000");
+    for _ in 0..5 {
+        bench.read(5_000, false);
+        let (code, text) = bench.held("web-000");
+        assert_eq!(code, HoldCode::ReadingIncomplete);
+        assert!(text.contains("/m/unreadable.yaml") && text.contains("volumectl approve"), "{text}");
+    }
+    read_twice(&mut bench);
+    assert_eq!(bench.want("web-000"), Want::Absent);
+    bench.read(5_000, false);
+    assert_eq!(bench.held("web-000").0, HoldCode::ReadingIncomplete);
+}
+
+#[test]
+fn before_the_first_reading_everything_recorded_is_held() {
+    let mut bench = running(1, "/m");
+    bench.remove("web-000");
+    bench.resolved.reading = ReadingState::default();
+    bench.absences = Absences::default();
+    for record in bench.records.values_mut() {
+        record.approved = true;
+    }
+    assert_eq!(bench.held("web-000").0, HoldCode::ReadingIncomplete);
+}
+
+#[test]
+fn a_leaving_pod_is_absent_at_once_even_in_an_incomplete_reading() {
+    let mut bench = running(1, "/m");
+    bench.pod("web-000").leaving = true;
+    bench.read(1, false);
+    assert_eq!(bench.want("web-000"), Want::Absent);
+    // And nothing new of it comes up.
+    bench.records.clear();
+    assert!(bench.settle().1.is_empty());
+}
+
+#[test]
+fn a_held_pod_holds_what_is_recorded_of_it() {
+    let mut bench = running(1, "/m");
+    let pod = bench.pod("web-000");
+    pod.held = Some(hold());
+    pod.volumes.clear();
+    read_twice(&mut bench);
+    assert_eq!(bench.held("web-000"), (HoldCode::ObjectInvalid, "it is broken | mend it".to_owned()));
+}
+
+#[test]
+fn a_held_volume_is_not_absent_by_name_or_by_claim() {
+    for name in ["data", "renamed"] {
+        let mut bench = running(1, "/m");
+        let pod = bench.pod("web-000");
+        let mut volume = pod.volumes.remove("data").unwrap();
+        volume.want = ResolvedWant::Held(hold());
+        pod.volumes.insert(name.to_owned(), volume);
+        read_twice(&mut bench);
+        assert_eq!(bench.held("web-000").0, HoldCode::ObjectInvalid, "{name}");
+    }
+}
+
+#[test]
+fn a_volume_that_its_pod_no_longer_uses_goes() {
+    let mut bench = running(1, "/m");
+    bench.pod("web-000").volumes.clear();
+    bench.read(10, true);
+    let (code, text) = bench.held("web-000");
+    assert_eq!(code, HoldCode::ManifestMissing);
+    assert!(text.contains("does not use volume data any more"), "{text}");
+    bench.read(1_000, true);
+    assert_eq!(bench.want("web-000"), Want::Absent);
+}
+
+#[test]
+fn a_place_that_is_wanted_for_another_volume_gives_up_the_first() {
+    let mut bench = running(1, "/m");
+    bench.list("web-000", "data", "other");
+    bench.read(10, true);
+    let (code, text) = bench.held("web-000");
+    assert_eq!(code, HoldCode::ManifestMissing);
+    assert!(text.contains("d.example^other now"), "{text}");
+    bench.read(1_000, true);
+    assert_eq!(bench.want("web-000"), Want::Absent);
+    let all = bench.settle().1;
+    assert!(matches!(all[&(key("other"), id("web-000", Plugin::Csi, "data"))], Want::Wanted(_)));
+}
+
+#[test]
+fn an_empty_dir_goes_only_with_its_pod() {
+    let mut bench = running(1, "/m");
+    let place = id("web-000", Plugin::EmptyDir, "scratch");
+    let spot = (VolumeKey::of_pod(&place), place.clone());
+    bench.put("web-000", "scratch", spot.0.clone(), place);
+    bench.read(10, true);
+    bench.bring_up();
+    bench.pod("web-000").volumes.remove("scratch");
+    bench.records.get_mut(&spot).unwrap().approved = true;
+    read_twice(&mut bench);
+    assert!(matches!(&bench.settle().1[&spot], Want::Held(h) if h.code == HoldCode::EmptyDirKept));
+    bench.records.get_mut(&spot).unwrap().approved = false;
+    bench.remove("web-000");
+    read_twice(&mut bench);
+    assert_eq!(bench.settle().1[&spot], Want::Absent);
+}
+
+// ---- the brake ----
+
+#[test]
+fn more_than_ten_and_more_than_half_are_braked_until_approved() {
+    let mut bench = running(20, "/m");
+    remove(&mut bench, "web", 0..11);
+    read_twice(&mut bench);
+    let settled = bench.settle().0;
+    let brake = settled.brake.unwrap();
+    assert_eq!(brake.held, 11);
+    assert!(brake.reason.contains("11 of 20"), "{}", brake.reason);
+    assert_eq!(brake.since, 1_000_000 + i64::try_from(bench.now_ms).unwrap());
+    assert_eq!(settled.again_at_ms, None);
+    assert_eq!(bench.absences.braked().len(), 11);
+    let (code, text) = bench.held("web-000");
+    assert_eq!(code, HoldCode::Brake);
+    assert!(text.contains("volumectl approve"), "{text}");
+    // What was braked stays braked although the minute passes.
+    for _ in 0..3 {
+        bench.read(100_000, true);
+        assert_eq!(bench.absent(), 0);
+    }
+    assert_eq!(bench.settle().0.brake.unwrap().since, brake.since);
+    bench.approve();
+    assert_eq!(bench.absent(), 11);
+    assert_eq!(bench.settle().0.brake, None);
+    assert!(bench.absences.braked().is_empty());
+    bench.read(10, false);
+    assert_eq!(bench.absent(), 11);
+}
+
+#[test]
+fn ten_volumes_or_half_of_all_may_go() {
+    let mut bench = running(11, "/m");
+    remove(&mut bench, "web", 0..10);
+    read_twice(&mut bench);
+    assert_eq!(bench.absent(), 10);
+    let mut bench = running(40, "/m");
+    remove(&mut bench, "web", 0..20);
+    read_twice(&mut bench);
+    assert_eq!(bench.absent(), 20);
+}
+
+#[test]
+fn absences_of_one_minute_count_together() {
+    let mut bench = running(20, "/m");
+    remove(&mut bench, "web", 0..8);
+    read_twice(&mut bench);
+    assert_eq!(bench.absent(), 8);
+    bench.take_down();
+    remove(&mut bench, "web", 8..11);
+    read_twice(&mut bench);
+    assert_eq!(bench.absent(), 0);
+    assert!(bench.settle().0.brake.unwrap().reason.contains("11 of 20"));
+    // Those let go stay so; a minute later they do not count any more.
+    let mut bench = running(20, "/m");
+    remove(&mut bench, "web", 0..8);
+    read_twice(&mut bench);
+    bench.take_down();
+    remove(&mut bench, "web", 8..11);
+    bench.read(60_000, true);
+    bench.settle();
+    bench.read(1_000, true);
+    assert_eq!(bench.absent(), 3);
+}
+
+#[test]
+fn deletion_timestamps_and_approved_ones_do_not_count() {
+    let mut bench = running(20, "/m");
+    for n in 0..9 {
+        bench.pod(&format!("web-{n:03}")).leaving = true;
+    }
+    remove(&mut bench, "web", 9..19);
+    read_twice(&mut bench);
+    assert_eq!(bench.absent(), 19);
+    let mut bench = running(20, "/m");
+    remove(&mut bench, "web", 0..19);
+    for record in bench.records.values_mut().take(9) {
+        record.approved = true;
+    }
+    read_twice(&mut bench);
+    assert_eq!(bench.absent(), 19);
+}
+
+#[test]
+fn a_volume_of_many_pods_counts_once() {
+    let mut bench = Bench::new(Absences::default());
+    for n in 0..20 {
+        let pod = format!("web-{n:03}");
+        bench.add(&pod, "/m");
+        bench.list(&pod, "data", "shared");
+    }
+    bench.add("other", "/m");
+    bench.read(10, true);
+    bench.bring_up();
+    remove(&mut bench, "web", 0..20);
+    read_twice(&mut bench);
+    assert_eq!(bench.absent(), 20);
+}
+
+#[test]
+fn a_directory_that_lost_all_its_manifests_is_braked_from_the_fourth_volume() {
+    for (lost, braked) in [(3, 0), (4, 4)] {
+        let mut bench = running(50, "/m");
+        more(&mut bench, lost, "db", "/n");
+        remove(&mut bench, "db", 0..lost);
+        remove(&mut bench, "web", 0..1);
+        read_twice(&mut bench);
+        assert_eq!(bench.absent(), lost - braked + 1);
+        assert_eq!(bench.absences.braked().len(), braked);
+    }
+    let mut bench = running(50, "/m");
+    more(&mut bench, 5, "db", "/n");
+    remove(&mut bench, "db", 0..4);
+    read_twice(&mut bench);
+    assert_eq!(bench.absent(), 4, "one manifest is left");
+    bench.take_down();
+    remove(&mut bench, "db", 4..5);
+    read_twice(&mut bench);
+    assert!(bench.settle().0.brake.unwrap().reason.contains("/n has no manifests any more, and 5 volumes"));
+}
+
+#[test]
+fn a_directory_out_of_the_configuration_is_braked_as_well() {
+    let mut bench = running(50, "/m");
+    more(&mut bench, 4, "db", "/n");
+    remove(&mut bench, "db", 0..4);
+    bench.resolved.reading.directories.remove(&PathBuf::from("/n"));
+    read_twice(&mut bench);
+    assert_eq!(bench.absent(), 0);
+    assert_eq!(bench.absences.braked().len(), 4);
+}
+
+#[test]
+fn what_returns_is_wanted_and_no_longer_braked() {
+    let mut bench = running(20, "/m");
+    remove(&mut bench, "web", 0..11);
+    read_twice(&mut bench);
+    assert_eq!(bench.settle().0.brake.unwrap().held, 11);
+    bench.add("web-000", "/m");
+    bench.read(10, true);
+    assert_eq!(bench.settle().0.brake.unwrap().held, 10);
+    assert!(matches!(bench.want("web-000"), Want::Wanted(_)));
+    // Approved or not: wanted is wanted.
+    bench.records.values_mut().for_each(|r| r.approved = true);
+    assert!(matches!(bench.want("web-000"), Want::Wanted(_)));
+}
+
+#[test]
+fn the_brake_lets_go_after_the_configured_time() {
+    let mut bench = running(20, "/m");
+    bench.absences = Absences::new(1_000, Some(300_000));
+    remove(&mut bench, "web", 0..11);
+    read_twice(&mut bench);
+    let due = bench.now_ms + 300_000;
+    assert_eq!(bench.settle().0.again_at_ms, Some(due));
+    bench.now_ms = due - 1;
+    assert_eq!(bench.absent(), 0);
+    // While a reading is incomplete nothing is absent, and no time is waited for.
+    bench.read(1, false);
+    assert_eq!((bench.absent(), bench.settle().0.again_at_ms), (0, None));
+    bench.read(0, true);
+    assert_eq!(bench.absent(), 11);
+    assert_eq!(bench.settle().0.again_at_ms, None);
+    // The released ones do not brake others.
+    remove(&mut bench, "web", 11..12);
+    read_twice(&mut bench);
+    assert_eq!(bench.absent(), 12);
+}
+
+#[test]
+fn approve_accepts_what_an_incomplete_reading_lacks() {
+    let mut bench = running(2, "/m");
+    bench.remove("web-000");
+    bench.read(10, false);
+    bench.settle();
+    assert_eq!(bench.absences.approvable(), [id("web-000", Plugin::Csi, "data")]);
+    assert!(bench.absences.braked().is_empty());
+    bench.approve();
+    assert_eq!(bench.want("web-000"), Want::Absent);
+    assert!(matches!(bench.want("web-001"), Want::Wanted(_)));
+}

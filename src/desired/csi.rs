@@ -202,7 +202,7 @@ fn offers_lifecycle(spec: Option<&CSIDriverSpec>, asked: &Asked<'_>) -> Result<(
     let remedy =
         format!("add {mode} to volumeLifecycleModes of CSIDriver {} if the driver can do it", asked.driver);
     match (modes, asked.lifecycle) {
-        (None, Lifecycle::Persistent) | (Some([]), Lifecycle::Persistent) => Ok(()),
+        (None | Some([]), Lifecycle::Persistent) => Ok(()),
         (None, Lifecycle::Ephemeral) => Err(hold::hold(
             crate::model::HoldCode::ObjectMissing,
             format!(

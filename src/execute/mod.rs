@@ -18,8 +18,8 @@ use crate::error::Chain;
 use crate::host::Host;
 use crate::model::{
     BlockedCause, BootId, CallState, DriverName, Effect, Failure, Layout, Outcome, PublicationId,
-    PublicationPlan, PublicationRecord, PublishStep, RecordedMount, RecordedVolume, Retry, StageStep,
-    StagingRecord, Step, VolumeKey, VolumeRecord,
+    PublicationRecord, PublishStep, RecordedMount, RecordedVolume, Retry, StageStep, StagingRecord, Step,
+    VolumeKey, VolumeRecord,
 };
 use crate::record::{Durability, Store, StoreError};
 use crate::volumes::{self, Call, DriverLine, Site};
@@ -134,67 +134,52 @@ impl Work<'_> {
             Ok(()) => guard::found(self.executor, &step.arguments.staging_path).await,
             Err(failure) => Err(failure),
         };
-        match mounted {
-            Ok(mount) => {
-                self.not_a_mount_point = mount == RecordedMount::NotAMountPoint;
-                self.set_staging(CallState::Done { mount });
-                // Their turn has come, and this write spares each of them one of its own.
-                for publication in self.record.publications.values_mut() {
-                    if publication.state == CallState::Planned {
-                        publication.state = CallState::Intended { settled: false };
-                    }
-                }
-                self.write(Durability::Written).await?;
-                fault::reached("stage:outcome");
-                Ok(Outcome::Changed)
-            }
+        let mount = match mounted {
+            Ok(mount) => mount,
             Err(failure) => {
-                self.set_staging(CallState::Intended { settled: failure.settled });
-                self.write(Durability::Written).await?;
-                Err(failure)
+                return self.settle(failure, set_staging).await;
             }
-        }
+        };
+        self.not_a_mount_point = mount == RecordedMount::NotAMountPoint;
+        self.update(Durability::Written, |record, boot| {
+            set_staging(record, (CallState::Done { mount }, boot.clone()));
+            // Their turn has come, and this write spares each of them one of its own.
+            for publication in record.publications.values_mut() {
+                if publication.state == CallState::Planned {
+                    publication.state = CallState::Intended { settled: false };
+                }
+            }
+        })
+        .await?;
+        fault::reached("stage:outcome");
+        Ok(Outcome::Changed)
     }
 
     /// Writes the staging's intent, and with it those of the publications that will follow: one synced record.
     async fn intend_staging(&mut self, step: &StageStep) -> Result<(), Failure> {
-        let intent = StagingRecord {
-            boot: self.executor.boot.clone(),
-            state: CallState::Intended { settled: false },
-            arguments: step.arguments.clone(),
-        };
-        let before = (self.record.clone(), self.stored);
-        let mut changed = !self.stored;
-        if self.record.staging.as_ref() != Some(&intent) {
-            self.record.staging = Some(intent);
-            changed = true;
-        }
-        for (id, plan) in &step.planned {
-            if !self.record.publications.contains_key(id) {
-                let publication = self.publication_record(plan, CallState::Planned);
-                self.record.publications.insert(id.clone(), publication);
-                changed = true;
+        self.intend(|record, boot| {
+            let arguments = step.arguments.clone();
+            let state = CallState::Intended { settled: false };
+            record.staging = Some(StagingRecord { boot: boot.clone(), state, arguments });
+            for (id, plan) in &step.planned {
+                if !record.publications.contains_key(id) {
+                    let planned = PublicationRecord::new(plan, boot.clone(), CallState::Planned);
+                    record.publications.insert(id.clone(), planned);
+                }
             }
-        }
-        if changed { self.write_intent(before).await } else { Ok(()) }
-    }
-
-    /// Syncs an intent. If that fails nothing was intended: what is in memory must not say more than the disk.
-    async fn write_intent(&mut self, before: (VolumeRecord, bool)) -> Result<(), Failure> {
-        let written = self.write(Durability::Synced).await;
-        if let Err(mut failure) = written {
-            (self.record, self.stored) = before;
-            failure.effect = Effect::NotDone;
-            return Err(failure);
-        }
-        Ok(())
+        })
+        .await
     }
 
     async fn publish(&mut self, step: PublishStep) -> Result<Outcome, Failure> {
         let call = self.call()?;
         let id = &step.id;
         guard::before_publication(self.executor, &self.record, id).await?;
-        self.intend_publication(id, &step.plan).await?;
+        self.intend(|record, boot| {
+            let state = CallState::Intended { settled: false };
+            record.publications.insert(id.clone(), PublicationRecord::new(&step.plan, boot.clone(), state));
+        })
+        .await?;
         fault::reached("publish:intent");
         let site = self.site();
         let arguments = step.plan.arguments.as_ref();
@@ -205,48 +190,34 @@ impl Work<'_> {
             (Ok(()), None) => Ok(RecordedMount::NotAMountPoint),
             (Err(failure), _) => Err(failure),
         };
-        match mounted {
-            Ok(mount) => {
-                self.not_a_mount_point = arguments.is_some() && mount == RecordedMount::NotAMountPoint;
-                self.set_publication(id, CallState::Done { mount });
-                self.write(Durability::Written).await?;
-                fault::reached("publish:outcome");
-                Ok(Outcome::Changed)
-            }
+        let mount = match mounted {
+            Ok(mount) => mount,
             Err(failure) => {
-                self.set_publication(id, CallState::Intended { settled: failure.settled });
-                self.write(Durability::Written).await?;
-                Err(failure)
+                return self.settle(failure, |record, state| set_publication(record, id, state)).await;
             }
-        }
-    }
-
-    async fn intend_publication(
-        &mut self,
-        id: &PublicationId,
-        plan: &PublicationPlan,
-    ) -> Result<(), Failure> {
-        let intent = self.publication_record(plan, CallState::Intended { settled: false });
-        if self.stored && self.record.publications.get(id) == Some(&intent) {
-            return Ok(());
-        }
-        let before = (self.record.clone(), self.stored);
-        self.record.publications.insert(id.clone(), intent);
-        self.write_intent(before).await
+        };
+        self.not_a_mount_point = arguments.is_some() && mount == RecordedMount::NotAMountPoint;
+        self.update(Durability::Written, |record, boot| {
+            set_publication(record, id, (CallState::Done { mount }, boot.clone()));
+        })
+        .await?;
+        fault::reached("publish:outcome");
+        Ok(Outcome::Changed)
     }
 
     async fn unpublish(&mut self, id: &PublicationId) -> Result<Outcome, Failure> {
         let Some(publication) = self.record.publications.get(id) else { return Ok(Outcome::AlreadyThere) };
         if publication.state == CallState::Planned && publication.boot == self.executor.boot {
-            self.record.publications.remove(id);
-            self.write(Durability::Written).await?;
+            self.update(Durability::Written, |record, _| drop(record.publications.remove(id))).await?;
             return Ok(Outcome::AlreadyThere);
         }
         let call = self.call()?;
         let recorded = guard::before_unpublication(self.executor, publication, id).await?;
         let arguments = publication.arguments.clone();
-        self.set_publication(id, CallState::Undoing);
-        self.write(Durability::Written).await?;
+        self.update(Durability::Written, |record, boot| {
+            set_publication(record, id, (CallState::Undoing, boot.clone()));
+        })
+        .await?;
         fault::reached("unpublish:intent");
         let site = self.site();
         let volume = volumes::of(&self.record.volume);
@@ -256,8 +227,7 @@ impl Work<'_> {
             guard::after_undo(self.executor, &arguments.target_path, recorded.as_ref(), answer).await?;
         }
         volume.clean_publication(&site, id).await?;
-        self.record.publications.remove(id);
-        self.write(Durability::Written).await?;
+        self.update(Durability::Written, |record, _| drop(record.publications.remove(id))).await?;
         fault::reached("unpublish:outcome");
         Ok(Outcome::Changed)
     }
@@ -275,8 +245,10 @@ impl Work<'_> {
         let call = self.call()?;
         let recorded = guard::before_unstaging(self.executor, staging).await?;
         let arguments = staging.arguments.clone();
-        self.set_staging(CallState::Undoing);
-        self.write(Durability::Written).await?;
+        self.update(Durability::Written, |record, boot| {
+            set_staging(record, (CallState::Undoing, boot.clone()));
+        })
+        .await?;
         fault::reached("unstage:intent");
         let site = self.site();
         let volume = volumes::of(&self.record.volume);
@@ -284,8 +256,7 @@ impl Work<'_> {
         fault::reached("unstage:call");
         guard::after_undo(self.executor, &arguments.staging_path, recorded.as_ref(), answer).await?;
         volume.clean_staging(&site, &arguments).await?;
-        self.record.staging = None;
-        self.write(Durability::Written).await?;
+        self.update(Durability::Written, |record, _| record.staging = None).await?;
         fault::reached("unstage:outcome");
         Ok(Outcome::Changed)
     }
@@ -303,46 +274,74 @@ impl Work<'_> {
         }
     }
 
-    fn set_staging(&mut self, state: CallState) {
-        if let Some(staging) = &mut self.record.staging {
-            staging.state = state;
-            staging.boot = self.executor.boot.clone();
+    /// Syncs an intent, unless the disk has it already. Fails with nothing done.
+    async fn intend(&mut self, change: impl FnOnce(&mut VolumeRecord, &BootId)) -> Result<(), Failure> {
+        let mut next = self.record.clone();
+        change(&mut next, &self.executor.boot);
+        if self.stored && next == self.record {
+            return Ok(());
         }
+        self.put(next, Durability::Synced)
+            .await
+            .map_err(|failure| Failure { effect: Effect::NotDone, ..failure })
     }
 
-    fn set_publication(&mut self, id: &PublicationId, state: CallState) {
-        if let Some(publication) = self.record.publications.get_mut(id) {
-            publication.state = state;
-            publication.boot = self.executor.boot.clone();
-        }
+    /// Remembers whether a failed call was answered for good, and returns its failure.
+    async fn settle(
+        &mut self,
+        failure: Failure,
+        set: impl FnOnce(&mut VolumeRecord, (CallState, BootId)),
+    ) -> Result<Outcome, Failure> {
+        let state = CallState::Intended { settled: failure.settled };
+        // If this cannot be written the record says less, which is the safe side; the call's failure is what matters.
+        let _unwritten =
+            self.update(Durability::Written, |record, boot| set(record, (state, boot.clone()))).await;
+        Err(failure)
     }
 
-    fn publication_record(&self, plan: &PublicationPlan, state: CallState) -> PublicationRecord {
-        PublicationRecord {
-            boot: self.executor.boot.clone(),
-            state,
-            pod: plan.pod.clone(),
-            names: plan.names.clone(),
-            claim: plan.claim.clone(),
-            manifest: plan.manifest.clone(),
-            arguments: plan.arguments.clone(),
-            approved: false,
+    /// Writes a changed record; what is in memory never says more than the disk.
+    async fn update(
+        &mut self,
+        durability: Durability,
+        change: impl FnOnce(&mut VolumeRecord, &BootId),
+    ) -> Result<(), Failure> {
+        let mut next = self.record.clone();
+        change(&mut next, &self.executor.boot);
+        if next == self.record {
+            return Ok(());
         }
+        self.put(next, durability).await
     }
 
-    async fn write(&mut self, durability: Durability) -> Result<(), Failure> {
+    async fn put(&mut self, next: VolumeRecord, durability: Durability) -> Result<(), Failure> {
         let store = &self.executor.store;
-        let written = if self.record.is_spent() {
+        let written = if next.is_spent() {
             store.remove(self.key.clone()).await
         } else {
-            store.write(self.record.clone(), durability).await
+            store.write(next.clone(), durability).await
         };
+        written.map_err(|error| store_failure(&error))?;
+        self.record = next;
         self.stored = true;
-        written.map_err(|error| store_failure(&error))
+        Ok(())
     }
 }
 
-/// Returns the failure of a step whose record could not be written: nothing more is done, since it would not be remembered.
+fn set_staging(record: &mut VolumeRecord, (state, boot): (CallState, BootId)) {
+    if let Some(staging) = &mut record.staging {
+        staging.state = state;
+        staging.boot = boot;
+    }
+}
+
+fn set_publication(record: &mut VolumeRecord, id: &PublicationId, (state, boot): (CallState, BootId)) {
+    if let Some(publication) = record.publications.get_mut(id) {
+        publication.state = state;
+        publication.boot = boot;
+    }
+}
+
+/// Returns the failure of a step whose record could not be written.
 fn store_failure(error: &StoreError) -> Failure {
     Failure {
         effect: Effect::MayBeDone,

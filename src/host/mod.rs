@@ -2,9 +2,10 @@
 //!
 //! Paths below the root are `RootPath`s: made of checked names, opened by `openat2` with BENEATH and NO_SYMLINKS.
 
+pub mod lease;
+
 mod accounts;
 mod empty_dir;
-pub mod lease;
 mod linux;
 mod mount_table;
 mod on_disk;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DriverName, Lifecycle, MountIdentity, ObjectRef, PodIdentity, PublicationId, PublishArguments,
-    StageArguments, VolumeKey,
+    DriverName, Lifecycle, MountIdentity, ObjectRef, PodIdentity, PublicationId, PublicationPlan,
+    PublishArguments, StageArguments, VolumeKey,
 };
 
 /// The kernel's random id of this boot (`/proc/sys/kernel/random/boot_id`).
@@ -132,4 +132,20 @@ pub struct PublicationRecord {
     /// The operator approved the takedown (`volumectl approve`): it goes although the brake would hold it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub approved: bool,
+}
+
+impl PublicationRecord {
+    /// Starts the record of a publication.
+    pub fn new(plan: &PublicationPlan, boot: BootId, state: CallState) -> Self {
+        Self {
+            boot,
+            state,
+            pod: plan.pod.clone(),
+            names: plan.names.clone(),
+            claim: plan.claim.clone(),
+            manifest: plan.manifest.clone(),
+            arguments: plan.arguments.clone(),
+            approved: false,
+        }
+    }
 }

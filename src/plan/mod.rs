@@ -102,7 +102,7 @@ impl<'a> View<'a> {
 
     /// Unpublishes what is absent, and what must be undone before it is done again.
     fn take_away(&self, chooser: &mut Chooser<'_>) {
-        let restage = self.staging_to_redo();
+        let unstage = self.staging_to_undo();
         for (id, have) in self.published() {
             let undo = match self.wants.get(id) {
                 None => false,
@@ -113,7 +113,7 @@ impl<'a> View<'a> {
                 Some(Want::Absent) => true,
                 Some(Want::Wanted(wanted)) => {
                     have.undoing
-                        || (have.presence == Presence::Uncertain && restage)
+                        || (have.presence != Presence::Yes && unstage)
                         || (have.presence == Presence::Uncertain
                             && have.frozen
                             && self.differs(id, have, wanted))
@@ -179,7 +179,7 @@ impl<'a> View<'a> {
                 );
                 return false;
             }
-            if have.undoing || self.staging_to_redo() {
+            if self.staging_to_undo() {
                 // `let_go` unstages once nothing is published any more.
                 return false;
             }
@@ -285,8 +285,7 @@ impl<'a> View<'a> {
         if held || self.published().next().is_some() {
             return;
         }
-        let redo = staging.undoing || self.staging_to_redo();
-        if self.wanted().next().is_some() && !redo {
+        if self.wanted().next().is_some() && !self.staging_to_undo() {
             return;
         }
         let kind = StepKind::Unstage;
@@ -311,14 +310,18 @@ impl<'a> View<'a> {
         chooser.offer(Step::Unstage { key: self.key.clone() });
     }
 
-    /// Whether the staging is in doubt and the manifests now say something else: it is undone first and then done anew,
-    /// unless somebody is verifiably shown the volume; then what was recorded is done again.
-    fn staging_to_redo(&self) -> bool {
-        let (Some(staging), Some(csi)) = (self.staging(), self.wanted_csi()) else { return false };
-        if staging.presence != Presence::Uncertain
-            || !staging.frozen
-            || self.published().any(|(_, have)| have.presence == Presence::Yes)
-        {
+    /// Whether the staging has to be undone although it is wanted: an undo was begun, or the staging is in doubt and the
+    /// manifests now say something else. What is verifiably shown to somebody keeps it: then what was recorded is done again.
+    fn staging_to_undo(&self) -> bool {
+        let Some(staging) = self.staging() else { return false };
+        if self.published().any(|(_, have)| have.presence == Presence::Yes) {
+            return false;
+        }
+        if staging.undoing {
+            return true;
+        }
+        let Some(csi) = self.wanted_csi() else { return false };
+        if staging.presence != Presence::Uncertain || !staging.frozen {
             return false;
         }
         let Ok(info) = self.driver(&csi.driver) else { return false };

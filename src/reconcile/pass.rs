@@ -14,8 +14,9 @@ use crate::desired::{self, Absences, Recorded, Resolved};
 use crate::execute::{Ended, Executor};
 use crate::manifest::Manifests;
 use crate::model::{
-    Actual, BootId, Connection, Desired, DriverName, DriverState, Event, EventKind, InProgress, MountTable,
-    Outcome, Presence, Problem, RecordedVolume, Status, Step, StepKind, VolumeKey, VolumeRecord,
+    Actual, BootId, CallState, Connection, Desired, DriverName, DriverState, Event, EventKind, InProgress,
+    MountTable, Outcome, Presence, Problem, PublicationId, PublicationPlan, PublicationRecord,
+    RecordedVolume, Status, Step, StepKind, VolumeKey, VolumeRecord,
 };
 use crate::observe::{self, ObserveError};
 use crate::plan::{self, Decision, Due, Now, Retries, World};
@@ -64,8 +65,10 @@ pub(super) struct Running {
     pub(super) kind: StepKind,
     pub(super) shown: InProgress,
     begun: Instant,
+    /// The publications whose intents it writes: absence is decided about them as if they were recorded.
+    intends: BTreeMap<PublicationId, PublicationRecord>,
     /// Approved by the operator meanwhile; goes into the record when the step has ended.
-    pub(super) approve: BTreeSet<crate::model::PublicationId>,
+    pub(super) approve: BTreeSet<PublicationId>,
 }
 
 /// A step that ended, or the panic that ended it.
@@ -195,11 +198,28 @@ impl Loop {
         let kind = step.kind();
         let shown =
             InProgress { step: kind.name(), publication: kind.publication().cloned(), since: now.wall };
-        self.busy
-            .insert(key.clone(), Running { kind, shown, begun: Instant::now(), approve: BTreeSet::new() });
+        let intends = self.intended(&step);
+        let running = Running { kind, shown, begun: Instant::now(), intends, approve: BTreeSet::new() };
+        self.busy.insert(key.clone(), running);
         let record = self.records.get(&key).cloned();
         let executor = Arc::clone(&self.executor);
         self.steps.spawn(async move { (key, executor.run(step, record).await) });
+    }
+
+    fn intended(&self, step: &Step) -> BTreeMap<PublicationId, PublicationRecord> {
+        let plans: Vec<(&PublicationId, &PublicationPlan)> = match step {
+            Step::Stage(step) => step.planned.iter().collect(),
+            Step::Publish(step) => vec![(&step.id, &step.plan)],
+            Step::Unpublish { .. } | Step::Unstage { .. } => Vec::new(),
+        };
+        let recorded = self.records.get(step.key()).map(|record| &record.publications);
+        plans
+            .into_iter()
+            .filter(|(id, _)| recorded.is_none_or(|recorded| !recorded.contains_key(*id)))
+            .map(|(id, plan)| {
+                (id.clone(), PublicationRecord::new(plan, self.boot.clone(), CallState::Planned))
+            })
+            .collect()
     }
 
     /// Waits for a step to end; pending while none is under way. Cancel-safe.
@@ -414,8 +434,10 @@ impl Loop {
 
     /// Decides about absence, and touches every volume that is wished otherwise than before.
     fn settle(&mut self) {
-        let recorded = self.records.iter().flat_map(|(key, record)| {
-            record.publications.iter().map(move |(id, record)| Recorded { key, id, record })
+        let recorded = self.records.iter().map(|(key, record)| (key, &record.publications));
+        let intended = self.busy.iter().map(|(key, running)| (key, &running.intends));
+        let recorded = recorded.chain(intended).flat_map(|(key, publications)| {
+            publications.iter().map(move |(id, record)| Recorded { key, id, record })
         });
         let now = self.now();
         let settled = self.absences.settle(&self.resolved, recorded, now.mono, now.wall);

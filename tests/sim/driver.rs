@@ -121,7 +121,7 @@ impl SimDriver {
                 }
             }
             Effect::Publish { target, staging, ephemeral } => {
-                self.publish(method, handle, target, staging.as_deref(), *ephemeral)
+                self.publish(method, handle, target, staging.as_deref(), *ephemeral);
             }
             Effect::Unpublish { target } => {
                 if world.lock().always_wanted.contains(target) {

@@ -47,6 +47,7 @@ pub struct State {
     /// Targets that are wanted from the first to the last moment: never to be unpublished.
     pub always_wanted: BTreeSet<PathBuf>,
     pub violations: Vec<String>,
+    pub began: Option<tokio::time::Instant>,
     pub story: Vec<String>,
     pub calls: u64,
 }
@@ -73,11 +74,11 @@ impl World {
 
     /// Notes something for the story of a failing seed.
     pub fn tell(&self, what: impl Into<String>) {
-        let at = tokio::time::Instant::now();
+        let now = tokio::time::Instant::now();
         let mut state = self.lock();
-        let start = state.story.is_empty();
-        let what = what.into();
-        state.story.push(if start { what } else { format!("{at:?} {what}") });
+        let began = *state.began.get_or_insert(now);
+        let line = format!("{:>9.3} {}", (now - began).as_secs_f64(), what.into());
+        state.story.push(line);
     }
 
     pub fn violation(&self, what: impl Into<String>) {

@@ -1,0 +1,371 @@
+//! The whole way with real processes: manifests in, mounts out, and whoever is killed in between.
+
+#![expect(
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test: its helpers may fail loudly and start processes of their own"
+)]
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::json;
+use support::{DRIVER, TestHost, claim, pod_using, pod_with_claim, until};
+
+const NODE_CALLS: [&str; 4] =
+    ["NodeStageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume"];
+
+fn methods(host: &TestHost) -> Vec<String> {
+    host.calls(&NODE_CALLS).into_iter().map(|(method, _)| method).collect()
+}
+
+#[test]
+fn a_manifest_becomes_a_mount_and_goes_without_a_trace() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&[]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    let target = host.target("uid-web", "data");
+    assert!(host.mounts().contains(&target), "{:?}", host.mounts());
+    assert_eq!(methods(&host), ["NodeStageVolume", "NodePublishVolume"]);
+    let data =
+        fs::read_to_string(target.parent().expect("it has one").join("vol_data.json")).expect("it is there");
+    assert!(data.contains(r#""driverName":"fake.csi.volumed.io""#), "{data}");
+    host.remove_manifest("web.yaml");
+    host.wait(&["--for=released", "pod/web"]);
+    assert_eq!(methods(&host)[2..], ["NodeUnpublishVolume", "NodeUnstageVolume"]);
+    until("the volume is unstaged", || host.mounts().is_empty());
+    until("the record is gone", || {
+        fs::read_dir(host.state.join("volumes")).expect("it is there").next().is_none()
+    });
+    host.assert_nothing_left();
+}
+
+/// Kills the daemon at a point of its way; `down`: on the way down.
+fn killed_at(point: &str, arguments: &[&str], removed_while_dead: bool) {
+    let host = TestHost::new();
+    let down = point.starts_with("un");
+    let _driver = host.fakecsi(arguments);
+    host.manifest("claim.yaml", &claim("data"));
+    host.manifest("web.yaml", &pod_using("web", "uid-web", "data"));
+    if down {
+        let daemon = host.volumed(&[]);
+        host.wait(&["pod/web"]);
+        daemon.kill();
+        host.remove_manifest("web.yaml");
+    }
+    let doomed = host.volumed(&[("VOLUMED_TEST_FAULT", point)]);
+    let status = doomed.ended();
+    assert!(!status.success(), "the daemon was to die at {point}");
+    if removed_while_dead {
+        host.remove_manifest("web.yaml");
+    }
+    let _daemon = host.volumed(&[]);
+    if down || removed_while_dead {
+        host.wait(&["--for=released", "pod/web"]);
+        until("everything is released", || {
+            fs::read_dir(host.state.join("volumes")).expect("it is there").next().is_none()
+        });
+        host.assert_nothing_left();
+    } else {
+        host.wait(&["pod/web"]);
+        let staged = host.mounts().iter().filter(|point| point.ends_with("globalmount")).count();
+        assert_eq!(staged, usize::from(arguments.is_empty()), "{:?}", host.mounts());
+        assert!(host.mounts().contains(&host.target("uid-web", "data")));
+    }
+    // A retry sends the same arguments (csi.md 10, 5), and a volume has one staging path.
+    for method in ["NodeStageVolume", "NodePublishVolume"] {
+        let mut requests: Vec<String> =
+            host.calls(&[method]).into_iter().map(|(_, request)| request.to_string()).collect();
+        requests.dedup();
+        assert!(requests.len() <= 1, "{method} was sent with different arguments at {point}: {requests:?}");
+    }
+}
+
+const UP: [&str; 6] =
+    ["stage:intent", "stage:call", "stage:outcome", "publish:intent", "publish:call", "publish:outcome"];
+const DOWN: [&str; 6] = [
+    "unpublish:intent",
+    "unpublish:call",
+    "unpublish:outcome",
+    "unstage:intent",
+    "unstage:call",
+    "unstage:outcome",
+];
+
+#[test]
+fn killed_on_the_way_up_it_goes_on() {
+    for point in UP {
+        killed_at(point, &[], false);
+    }
+}
+
+#[test]
+fn killed_on_the_way_up_and_unwanted_meanwhile_it_takes_back() {
+    for point in UP {
+        killed_at(point, &[], true);
+    }
+}
+
+#[test]
+fn killed_on_the_way_down_it_goes_on() {
+    for point in DOWN {
+        killed_at(point, &[], false);
+    }
+}
+
+#[test]
+fn killed_at_any_point_with_a_driver_without_staging() {
+    for point in UP.iter().chain(&DOWN) {
+        killed_at(point, &["--no-stage"], false);
+    }
+    for point in UP {
+        killed_at(point, &["--no-stage"], true);
+    }
+}
+
+/// The mount ids below a host: a remount would change them.
+fn mount_ids(host: &TestHost) -> Vec<(PathBuf, String)> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("the mount table");
+    let mut ids: Vec<(PathBuf, String)> = table
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ');
+            let id = fields.next()?.to_owned();
+            Some((PathBuf::from(fields.nth(3)?), id))
+        })
+        .filter(|(point, _)| host.mounts().contains(point))
+        .collect();
+    ids.sort();
+    ids
+}
+
+#[test]
+fn a_restart_calls_nobody_and_moves_no_mount() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&[]);
+    let daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    let before = (methods(&host), mount_ids(&host));
+    daemon.signal("-TERM");
+    assert!(daemon.ended().success(), "{}", host.logs());
+    assert_eq!(mount_ids(&host), before.1, "stopping takes nothing down");
+    let daemon = host.volumed(&[]);
+    host.wait(&["pod/web"]);
+    daemon.kill();
+    let _daemon = host.volumed(&[]);
+    host.wait(&["pod/web"]);
+    assert_eq!((methods(&host), mount_ids(&host)), before);
+}
+
+#[test]
+fn a_manifest_broken_while_the_daemon_is_down_takes_nothing_down() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&[]);
+    let daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    daemon.kill();
+    let before = (methods(&host), mount_ids(&host));
+    host.manifest("web.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: [");
+    let _daemon = host.volumed(&[]);
+    until("the broken file is reported", || {
+        let status = String::from_utf8_lossy(&host.volumectl(&["status"]).stdout).into_owned();
+        status.contains("web.yaml")
+    });
+    // Longer than the removal grace: two readings have been made by now.
+    until("a second reading", || {
+        host.volumectl(&["wait", "--timeout", "2s", "pod/none"]).status.code() == Some(3)
+    });
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    assert_eq!((methods(&host), mount_ids(&host)), before);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    assert_eq!((methods(&host), mount_ids(&host)), before);
+}
+
+#[test]
+fn after_a_reboot_the_mounts_are_made_again() {
+    let host = TestHost::new();
+    let driver = host.fakecsi(&[]);
+    let daemon = host.volumed(&[("VOLUMED_TEST_BOOT_ID", "first")]);
+    host.manifest("claim.yaml", &claim("data"));
+    host.manifest("web.yaml", &pod_using("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    daemon.kill();
+    driver.kill();
+    host.unmount_all();
+    let _driver = host.fakecsi(&[]);
+    let daemon = host.volumed(&[("VOLUMED_TEST_BOOT_ID", "second")]);
+    host.wait(&["pod/web"]);
+    let up = ["NodeStageVolume", "NodePublishVolume"];
+    assert_eq!(methods(&host), [up, up].concat());
+    assert!(host.mounts().contains(&host.target("uid-web", "data")));
+    // Another reboot, and the pod is gone meanwhile: what the driver may remember is undone.
+    daemon.kill();
+    host.unmount_all();
+    host.remove_manifest("web.yaml");
+    let _daemon = host.volumed(&[("VOLUMED_TEST_BOOT_ID", "third")]);
+    host.wait(&["--for=released", "pod/web"]);
+    until("the record is gone", || {
+        fs::read_dir(host.state.join("volumes")).expect("it is there").next().is_none()
+    });
+    assert_eq!(methods(&host)[4..], ["NodeUnpublishVolume", "NodeUnstageVolume"]);
+    host.assert_nothing_left();
+}
+
+#[test]
+fn a_killed_driver_is_shown_and_its_volumes_stay() {
+    let host = TestHost::new();
+    let driver = host.fakecsi(&[]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    let before = mount_ids(&host);
+    driver.kill();
+    until("the driver is shown as disconnected", || {
+        String::from_utf8_lossy(&host.volumectl(&["drivers"]).stdout).contains("disconnected")
+    });
+    assert_eq!(mount_ids(&host), before);
+    host.remove_manifest("web.yaml");
+    until("the takedown waits for the driver", || {
+        let said = host.volumectl(&["explain", "pod/web"]);
+        String::from_utf8_lossy(&said.stdout).contains(DRIVER)
+    });
+    assert_eq!(mount_ids(&host), before, "nothing is unmounted without the driver");
+    let _driver = host.fakecsi(&[]);
+    host.wait(&["--for=released", "pod/web"]);
+    until("the volume is unstaged", || host.mounts().is_empty());
+}
+
+#[test]
+fn a_volume_that_vanished_is_published_again() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&[]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    let target = host.target("uid-web", "data");
+    assert!(Command::new("umount").arg(&target).status().expect("umount").success());
+    until("it is published again", || host.mounts().contains(&target));
+    host.wait(&["pod/web"]);
+}
+
+#[test]
+fn a_stranger_s_mount_on_the_target_stops_every_call() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&[]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    let target = host.target("uid-web", "data");
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "stranger"]).arg(&target).status();
+    assert!(mounted.expect("mount").success());
+    host.remove_manifest("web.yaml");
+    until("the obstacle is named", || {
+        String::from_utf8_lossy(&host.volumectl(&["explain", "pod/web"]).stdout).contains("stranger")
+    });
+    assert_eq!(methods(&host), ["NodeStageVolume", "NodePublishVolume"], "nobody is called");
+    assert!(Command::new("umount").arg(&target).status().expect("umount").success());
+    host.wait(&["--for=released", "pod/web"]);
+}
+
+#[test]
+fn a_driver_that_mounts_nothing_is_accepted_and_named() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&["--no-mount"]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    let status = host.volumectl(&["status", "pod/web"]);
+    assert!(String::from_utf8_lossy(&status.stdout).contains("not a mount point"), "{status:?}");
+    host.remove_manifest("web.yaml");
+    host.wait(&["--for=released", "pod/web"]);
+}
+
+#[test]
+fn a_secret_reaches_its_call_and_nothing_else() {
+    const MARKER: &str = "swordfish-4711";
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&[]);
+    let _daemon = host.volumed(&[]);
+    host.faults(&json!([
+        {"method": "NodeStageVolume", "nth": 1, "action": {"leak": "no"}},
+        {"method": "NodePublishVolume", "nth": 1, "action": {"leak": "no"}},
+    ]));
+    let secret = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: key}}\nstringData: {{password: {MARKER}}}\n---\n"
+    );
+    let claim = claim("data").replace(
+        "    volumeAttributes",
+        "    nodeStageSecretRef: {name: key, namespace: default}\n    nodePublishSecretRef: {name: key, namespace: default}\n    volumeAttributes",
+    );
+    host.manifest("web.yaml", &format!("{secret}{claim}---\n{}", pod_using("web", "uid-web", "data")));
+    host.wait(&["pod/web"]);
+    for (method, request) in host.calls(&["NodeStageVolume", "NodePublishVolume"]) {
+        assert_eq!(request["secrets"]["password"], MARKER, "{method}: {request}");
+    }
+    let mut places = vec![fs::read_to_string(host.path("volumed.log")).expect("a log")];
+    for command in [
+        &["status"][..],
+        &["status", "pod/web", "-o", "json"],
+        &["explain", "pod/web"],
+        &["list", "-o", "json"],
+    ] {
+        places.push(String::from_utf8_lossy(&host.volumectl(command).stdout).into_owned());
+    }
+    for entry in fs::read_dir(host.state.join("volumes")).expect("records") {
+        places.push(fs::read_to_string(entry.expect("a record").path()).expect("a record"));
+    }
+    for place in &places {
+        assert!(!place.contains(MARKER), "the secret got out: {place}");
+    }
+    assert!(places[0].contains("INTERNAL"), "the leak was provoked: {}", places[0]);
+}
+
+#[test]
+fn two_instances_run_side_by_side_and_none_twice() {
+    let (one, two) = (TestHost::new(), TestHost::new());
+    let _drivers = (one.fakecsi(&[]), two.fakecsi(&[]));
+    let _daemons = (one.volumed(&[]), two.volumed(&[]));
+    for host in [&one, &two] {
+        host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+        host.wait(&["pod/web"]);
+    }
+    let intruder = one.volumed_with(&[], &["--socket", &one.path("other.sock").display().to_string()]);
+    assert!(!intruder.ended().success());
+    let log = fs::read_to_string(one.path("volumed.log")).expect("a log");
+    assert!(log.contains("another"), "{log}");
+}
+
+#[test]
+fn a_volume_that_needs_attaching_waits_for_its_attachment() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&["--attach"]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    until("it is blocked for the attachment", || {
+        String::from_utf8_lossy(&host.volumectl(&["explain", "pod/web"]).stdout).contains("VolumeAttachment")
+    });
+    assert_eq!(methods(&host), Vec::<String>::new());
+    host.manifest(
+        "attachment.yaml",
+        &format!(
+            "apiVersion: storage.k8s.io/v1
+kind: VolumeAttachment
+metadata: {{name: a}}
+spec: {{attacher: {DRIVER}, nodeName: test-node, source: {{persistentVolumeName: data}}}}
+status: {{attached: true, attachmentMetadata: {{device: /dev/vdx}}}}
+"
+        ),
+    );
+    host.wait(&["pod/web"]);
+    for (method, request) in host.calls(&["NodeStageVolume", "NodePublishVolume"]) {
+        assert_eq!(request["publish_context"]["device"], "/dev/vdx", "{method}: {request}");
+    }
+}
