@@ -1,1 +1,296 @@
-fn main() {}
+//! The operator's command.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use volumed::control::client::Client;
+use volumed::control::names::ObjectName;
+use volumed::control::render::{self, Style};
+use volumed::control::wait::Goal;
+use volumed::proto::control as api;
+
+/// Shows and steers the volumes of this host.
+#[derive(Debug, Parser)]
+#[command(name = "volumectl", version, after_help = EXIT_CODES)]
+struct Arguments {
+    /// volumed's control socket.
+    #[arg(long, global = true, default_value = "/run/volumed/control.sock", value_name = "PATH")]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Objects are named pod/[NAMESPACE/]NAME and [pvc/][NAMESPACE/]NAME; without a namespace it is `default`.
+
+Exit codes: 0 done or reached; 1 usage, or volumed does not answer or refuses; 2 `wait`: cannot be reached before a \
+manifest is edited; 3 unknown object; 124 `wait`: timed out.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Lists all volumes: what is wanted, what is there, and why they differ.
+    List {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Shows everything about some objects, or the daemon's own state, manifest problems and foreign volumes.
+    Status {
+        /// None: the whole.
+        #[arg(value_name = "OBJECT")]
+        objects: Vec<ObjectName>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Shows why an object is or is not published: the whole chain, the first failing link, the remedy.
+    Explain {
+        #[arg(required = true, value_name = "OBJECT")]
+        objects: Vec<ObjectName>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Waits until all objects are published, or released.
+    Wait {
+        #[arg(required = true, value_name = "OBJECT")]
+        objects: Vec<ObjectName>,
+        /// What to wait for. What nothing knows any more is released.
+        #[arg(long = "for", value_enum, default_value = "published", value_name = "STATE")]
+        goal: WaitFor,
+        /// Give up after this time (`30s`, `2m`; a number is seconds). Without it there is no limit.
+        #[arg(long, value_parser = timeout, value_name = "TIME")]
+        timeout: Option<Duration>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Lists the CSI drivers.
+    Drivers {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Tries blocked steps again at once: of some objects, or all.
+    Retry {
+        #[arg(value_name = "OBJECT")]
+        objects: Vec<ObjectName>,
+    },
+    /// Accepts the manifest directories as they are now, and lets the mass-delete brake go.
+    Approve,
+}
+
+#[derive(Debug, Args)]
+struct Output {
+    /// How to print.
+    #[arg(short, long, value_enum, default_value = "table", value_name = "FORMAT")]
+    output: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    Table,
+    /// For people with room.
+    Wide,
+    /// Only names.
+    Name,
+    /// For programs.
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum WaitFor {
+    Published,
+    Released,
+}
+
+/// Takes `30s`, `2m`, `500ms`, or a number of seconds.
+fn timeout(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().map(Duration::from_secs);
+    seconds.map_or_else(|| volumed::config::duration(text).map_err(|error| error.to_string()), Ok)
+}
+
+/// What a command ends in, by its exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Done = 0,
+    Other = 1,
+    Failed = 2,
+    Unknown = 3,
+    TimedOut = 124,
+}
+
+impl From<Ending> for ExitCode {
+    fn from(ending: Ending) -> Self {
+        match ending {
+            Ending::Done => Self::from(0),
+            Ending::Other => Self::from(1),
+            Ending::Failed => Self::from(2),
+            Ending::Unknown => Self::from(3),
+            Ending::TimedOut => Self::from(124),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(asked_or_wrong) => {
+            // clap's own code for misuse is 2, which here means "failed".
+            let wrong = asked_or_wrong.use_stderr();
+            let _printed = asked_or_wrong.print();
+            return if wrong { Ending::Other.into() } else { Ending::Done.into() };
+        }
+    };
+    match run(arguments) {
+        Ok(ending) => ending.into(),
+        Err(error) if is_broken_pipe(&error) => Ending::Done.into(),
+        Err(error) => {
+            let _printed = writeln!(io::stderr(), "volumectl: {error:#}");
+            Ending::Other.into()
+        }
+    }
+}
+
+/// Whoever reads our output and stops has what they wanted.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn run(arguments: Arguments) -> anyhow::Result<Ending> {
+    let mut client = Client::connect(&arguments.socket).await?;
+    match arguments.command {
+        Command::List { output } => {
+            let answer = client.status(Vec::new()).await?;
+            print(&output, &answer, |style| render::list(&answer, style), || object_names(&answer.volumes))?;
+            Ok(Ending::Done)
+        }
+        Command::Status { objects, output } => {
+            let answer = client.status(names(&objects)).await?;
+            let text = |style| {
+                if objects.is_empty() {
+                    render::overview(&answer, style)
+                } else {
+                    render::status(&answer, style)
+                }
+            };
+            print(&output, &answer, text, || object_names(&answer.volumes))?;
+            report_unknown(&answer.unknown)
+        }
+        Command::Explain { objects, output } => {
+            let answer = client.status(names(&objects)).await?;
+            let text = |style| render::explain(&answer.volumes, answer.now_ms, style);
+            print(&output, &answer, text, || object_names(&answer.volumes))?;
+            report_unknown(&answer.unknown)
+        }
+        Command::Wait { objects, goal, timeout, output } => {
+            let goal = match goal {
+                WaitFor::Published => Goal::Published,
+                WaitFor::Released => Goal::Released,
+            };
+            wait(&mut client, &objects, goal, timeout, &output).await
+        }
+        Command::Drivers { output } => {
+            let answer = client.drivers().await?;
+            let names = || answer.drivers.iter().map(|driver| driver.name.clone()).collect();
+            print(&output, &answer, |style| render::drivers(&answer, style), names)?;
+            Ok(Ending::Done)
+        }
+        Command::Retry { objects } => {
+            let answer = client.retry(names(&objects)).await?;
+            writeln!(io::stdout().lock(), "{} blocked steps are tried again", answer.steps)?;
+            report_unknown(&answer.unknown)
+        }
+        Command::Approve => {
+            let answer = client.approve().await?;
+            let held = answer.approved;
+            writeln!(
+                io::stdout().lock(),
+                "the manifest directories are accepted as they are; {held} volumes are let go"
+            )?;
+            Ok(Ending::Done)
+        }
+    }
+}
+
+async fn wait(
+    client: &mut Client,
+    objects: &[ObjectName],
+    goal: Goal,
+    timeout: Option<Duration>,
+    output: &Output,
+) -> anyhow::Result<Ending> {
+    let answer = client.wait(names(objects), goal, timeout).await?;
+    let mut text = String::new();
+    let mut ending = Ending::Done;
+    for result in answer.results.iter().filter(|result| result.outcome != "reached") {
+        let (sentence, this) = match result.outcome.as_str() {
+            "failed" => (format!("cannot be {} before its manifest is edited", goal.name()), Ending::Failed),
+            "unknown" => ("no manifest and no volume has this name".to_owned(), Ending::Unknown),
+            "timed-out" => (format!("timed out waiting to be {}", goal.name()), Ending::TimedOut),
+            _ => ("given up because of the others".to_owned(), ending),
+        };
+        // A failure says more than a time-out; two that both tell something end in the first.
+        if matches!(ending, Ending::Done | Ending::TimedOut) {
+            ending = this;
+        }
+        text.push_str(&format!("{}: {sentence}\n", result.object));
+        let style = Style { color: colored(io::stderr().is_terminal()), wide: false };
+        let unfinished: Vec<_> = result.volumes.iter().filter(|v| v.actual != goal.name()).cloned().collect();
+        text.push_str(&render::explain(&unfinished, answer.now_ms, style));
+    }
+    if output.output == Format::Json {
+        let mut out = io::stdout().lock();
+        serde_json::to_writer_pretty(&mut out, &answer).map_err(io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        write!(io::stderr().lock(), "{text}")?;
+    }
+    Ok(ending)
+}
+
+fn names(objects: &[ObjectName]) -> Vec<String> {
+    objects.iter().map(ToString::to_string).collect()
+}
+
+fn object_names(volumes: &[api::Volume]) -> Vec<String> {
+    let names: std::collections::BTreeSet<_> = volumes.iter().map(|volume| volume.object.clone()).collect();
+    names.into_iter().filter(|name| !name.is_empty()).collect()
+}
+
+fn report_unknown(unknown: &[String]) -> anyhow::Result<Ending> {
+    for name in unknown {
+        writeln!(io::stderr().lock(), "{name}: no manifest and no volume has this name")?;
+    }
+    Ok(if unknown.is_empty() { Ending::Done } else { Ending::Unknown })
+}
+
+fn print(
+    output: &Output,
+    answer: &impl Serialize,
+    text: impl Fn(Style) -> String,
+    names: impl Fn() -> Vec<String>,
+) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let style = Style { color: colored(io::stdout().is_terminal()), wide: output.output == Format::Wide };
+    match output.output {
+        Format::Table | Format::Wide => write!(out, "{}", text(style))?,
+        Format::Name => {
+            for name in names() {
+                writeln!(out, "{name}")?;
+            }
+        }
+        Format::Json => {
+            serde_json::to_writer_pretty(&mut out, answer)?;
+            writeln!(out)?;
+        }
+    }
+    out.flush()
+}
+
+/// Colours on a terminal, unless NO_COLOR is set (no-color.org).
+fn colored(terminal: bool) -> bool {
+    terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}

@@ -1,1 +1,51 @@
-//! The control API: server, client, views.
+//! The control API between volumectl and volumed: a gRPC service on a unix socket.
+//!
+//! The server reads the status that reconcile publishes and hands everything that changes something on as a `Request`; it
+//! knows nothing else of the daemon. Who asks is told by the socket's peer credentials (design rule 9).
+
+mod chain;
+pub mod client;
+pub mod names;
+pub mod peer;
+pub mod render;
+#[cfg(test)]
+mod samples;
+pub mod server;
+mod units;
+pub mod views;
+pub mod wait;
+
+use tokio::sync::oneshot;
+
+use crate::model::ObjectRef;
+
+/// What the control API asks of the rest of volumed.
+#[derive(Debug)]
+pub enum Request {
+    /// Read the manifest directories once more, whether or not anything seems to have changed.
+    Reread {
+        /// The generation of a reading that began after the request.
+        reply: oneshot::Sender<u64>,
+    },
+    /// Forget the backoff.
+    Retry {
+        /// A `Pod` or `PersistentVolumeClaim`; `None`: everything.
+        object: Option<ObjectRef>,
+        /// How many blocked steps are tried again.
+        reply: oneshot::Sender<usize>,
+    },
+    /// Accept the manifest directories as they are, and let go of what the brake holds.
+    Approve {
+        /// What was approved, once that is on disk.
+        reply: oneshot::Sender<Result<Approved, String>>,
+    },
+}
+
+/// What an approval came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Approved {
+    /// Publications whose takedown was approved.
+    pub publications: usize,
+    /// The reading that accepted the directories.
+    pub generation: u64,
+}

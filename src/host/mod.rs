@@ -4,6 +4,7 @@
 
 pub mod lease;
 
+mod accounts;
 mod empty_dir;
 mod linux;
 mod mount_table;
@@ -23,7 +24,9 @@ use std::sync::Arc;
 use crate::BoxFuture;
 use crate::model::{BootId, MountIdentity, MountTable, PodUid, RootPath, SpecName, VolData};
 
+pub use accounts::{group_number, is_member, set_group};
 pub use linux::Linux;
+pub use raw::inherited;
 pub use startup::{Lock, StartError, is_root, lock_root, lock_state, propagates_to_init};
 
 /// What the rest of volumed asks of the kernel. `Linux` is the real one; the simulation has its own.

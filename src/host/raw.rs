@@ -1,11 +1,14 @@
 //! The only unsafe code: what neither std nor rustix nor nix offers.
 
-#![expect(unsafe_code, reason = "a child without exec, kcmp, and tokio's registration of a descriptor")]
+#![expect(
+    unsafe_code,
+    reason = "a child without exec, kcmp, tokio's registration of a descriptor, and one that systemd passed"
+)]
 
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::process::Pid;
 use tokio::io::Interest;
@@ -19,6 +22,20 @@ pub(super) fn watch_priority(file: File) -> io::Result<AsyncFd<File>> {
     // SAFETY: a File owns its open descriptor and closes it only when dropped, and its `as_raw_fd` always returns that one.
     // The AsyncFd owns the File, and nothing here takes it out or replaces it. No memory of ours is handed to the kernel.
     Ok(unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?)
+}
+
+/// Duplicates a descriptor that the service manager passed by number (LISTEN_FDS).
+///
+/// # Errors
+/// When no such descriptor is open, or no more can be.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    // SAFETY: the number is not -1, and it is borrowed only for the call below, which answers EBADF when it is not open. No
+    // memory of ours is handed to the kernel, and whoever owns the descriptor keeps it.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    Ok(rustix::io::fcntl_dupfd_cloexec(borrowed, 3)?)
 }
 
 /// Starts a child process whose whole life is `umount2(name, UMOUNT_NOFOLLOW)` inside the directory. Its exit status is

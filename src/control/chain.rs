@@ -1,0 +1,187 @@
+//! The causal chain of one volume: every link from the manifest to the mount, or from the mount to nothing, the first one that
+//! fails marked, and what happened lately. Built from Status alone.
+
+use super::views::Row;
+use crate::model::{
+    Blocked, Connection, Event, EventKind, HoldCode, LinkState, Presence, PublicationStatus, Status,
+    VolumeStatus,
+};
+use crate::proto::control::{ChainLink, PastEvent};
+
+/// Returns the chain: up for what is wanted or held, down for what is to go.
+pub(super) fn links(status: &Status, row: Row<'_>) -> Vec<ChainLink> {
+    let mut links = if row.desired() == "released" { down(row) } else { up(status, row) };
+    // What comes after a link that does not hold has not had its turn.
+    let mut waits_on: Option<String> = None;
+    for link in &mut links {
+        match &waits_on {
+            None if link.state != "good" => waits_on = Some(link.step.clone()),
+            None => {}
+            Some(_) if link.state != "waiting" || !link.detail.is_empty() => {}
+            Some(step) => link.detail = format!("waiting on {step}"),
+        }
+    }
+    links
+}
+
+fn up(status: &Status, row: Row<'_>) -> Vec<ChainLink> {
+    let mut links = Vec::new();
+    let of_pod = row.pod.map(|(_, _, volume)| volume.links.as_slice()).unwrap_or_default();
+    links.extend(of_pod.iter().map(|known| link(&known.step, state_word(known.state), known.detail.clone())));
+
+    if let Some(hold) = row.hold() {
+        let told = links.iter().any(|link| link.state == "failed");
+        if told {
+            for link in links.iter_mut().filter(|link| link.state == "failed") {
+                link.remedy.clone_from(&hold.remedy);
+            }
+        } else {
+            let remedy = hold.remedy.clone();
+            links.push(ChainLink { remedy, ..link(held_at(hold.code), "failed", hold.detail.clone()) });
+        }
+    }
+    // Reconcile lists a hold as a step that is blocked, too.
+    let unresolved = row.blocked().find(|blocked| blocked.step == "resolve");
+    links.extend(unresolved.filter(|_| row.hold().is_none()).map(|blocked| failed("resolve", blocked)));
+    links.extend(driver(status, row));
+    if let Some(blocked) = row.blocked().find(|blocked| blocked.step == "attach") {
+        links.push(failed("attach", blocked));
+    }
+    let staging = row.volume.and_then(|(_, volume)| volume.staging.as_ref());
+    if let Some((path, presence)) = staging {
+        let note = row.volume.is_some_and(|(_, volume)| volume.staging_not_a_mount_point);
+        links.push(step(row, "stage", *presence == Presence::Yes, at(path, note)));
+    }
+    let publication = row.publication.map(|(_, publication)| publication);
+    let place = publication.map(|p| at(&p.path, p.not_a_mount_point)).unwrap_or_default();
+    links.push(step(row, "publish", row.is_published(), place));
+    links
+}
+
+/// The link of a hold that no link of the manifests tells.
+fn held_at(code: HoldCode) -> &'static str {
+    match code {
+        HoldCode::ClaimUnbound => "claim",
+        HoldCode::ObjectMissing
+        | HoldCode::ObjectInvalid
+        | HoldCode::NotSupported
+        | HoldCode::ManifestMissing
+        | HoldCode::ReadingIncomplete
+        | HoldCode::Brake
+        | HoldCode::EmptyDirKept => "held",
+    }
+}
+
+fn down(row: Row<'_>) -> Vec<ChainLink> {
+    let mut links = Vec::new();
+    match row.pod {
+        Some((pod, ..)) if pod.source.is_some() => {
+            links.push(link(
+                "manifest",
+                "good",
+                "the pod is being deleted, or does not use it any more".into(),
+            ));
+        }
+        Some(_) | None => links.push(link("manifest", "good", "in no manifest any more".into())),
+    }
+    if let Some(PublicationStatus { path, presence, .. }) = row.publication.map(|(_, p)| p) {
+        links.push(step(row, "unpublish", *presence == Presence::No, path.display().to_string()));
+    }
+    if let Some((_, VolumeStatus { staging: Some((path, presence)), .. })) = row.volume {
+        links.push(step(row, "unstage", *presence == Presence::No, path.display().to_string()));
+    }
+    links
+}
+
+/// The link of a CSI volume's driver.
+fn driver(status: &Status, row: Row<'_>) -> Option<ChainLink> {
+    let (name, _) = row.volume?.1.csi.as_ref()?;
+    let Some(driver) = status.drivers.get(name) else {
+        let remedy = format!("start the driver, or name its socket in [drivers.\"{name}\"] of volumed.toml");
+        let missing = link("driver", "failed", format!("{name} is not registered"));
+        return Some(ChainLink { remedy, ..missing });
+    };
+    let here = link("driver", "good", format!("{name} at {}", driver.endpoint.display()));
+    Some(match &driver.connection {
+        Connection::Ready => ChainLink { since_ms: driver.since, ..here },
+        Connection::Disconnected { reason } => ChainLink {
+            state: "failed".to_owned(),
+            detail: format!("{name} does not answer: {reason}"),
+            remedy: "start the driver again; its volumes stay".to_owned(),
+            since_ms: driver.since,
+            ..here
+        },
+    })
+}
+
+fn step(row: Row<'_>, name: &str, done: bool, place: String) -> ChainLink {
+    if let Some(blocked) = row.blocked().find(|blocked| blocked.step == name) {
+        return failed(name, blocked);
+    }
+    if let Some(running) = row.running().filter(|running| running.step == name) {
+        return ChainLink { since_ms: running.since, ..link(name, "waiting", "under way".into()) };
+    }
+    if done { link(name, "good", place) } else { link(name, "waiting", String::new()) }
+}
+
+fn failed(name: &str, blocked: &Blocked) -> ChainLink {
+    ChainLink {
+        since_ms: blocked.since,
+        attempts: blocked.attempts,
+        next_try_ms: blocked.next_try,
+        remedy: blocked.remedy.clone(),
+        ..link(name, "failed", format!("{}: {}", blocked.cause.code, blocked.cause.detail))
+    }
+}
+
+fn at(path: &std::path::Path, not_a_mount_point: bool) -> String {
+    let note = if not_a_mount_point { " (not a mount point)" } else { "" };
+    format!("{}{note}", path.display())
+}
+
+fn state_word(state: LinkState) -> &'static str {
+    match state {
+        LinkState::Good => "good",
+        LinkState::Failed => "failed",
+        LinkState::Waiting => "waiting",
+    }
+}
+
+fn link(step: &str, state: &str, detail: String) -> ChainLink {
+    ChainLink { step: step.to_owned(), state: state.to_owned(), detail, ..ChainLink::default() }
+}
+
+/// Returns an event as a line of a volume's history.
+pub(super) fn past(event: &Event) -> PastEvent {
+    let text = match &event.kind {
+        EventKind::StepDone { step, pod, took_ms, not_a_mount_point, .. } => {
+            let note = if *not_a_mount_point { ", not a mount point" } else { "" };
+            format!("{step}{} done in {took_ms} ms{note}", for_pod(pod.as_ref()))
+        }
+        EventKind::StepFailed { step, pod, cause, attempts, .. } => {
+            let code = &cause.code;
+            format!("{step}{} failed (try {attempts}): {code}: {}", for_pod(pod.as_ref()), cause.detail)
+        }
+        EventKind::Held { pod, volume, hold } => format!("{volume} of {pod} held: {}", hold.detail),
+        EventKind::Vanished { path, .. } => {
+            format!("the mount at {} vanished and is made again", path.display())
+        }
+        EventKind::DriverReady { driver, endpoint } => {
+            format!("driver {driver} ready at {}", endpoint.display())
+        }
+        EventKind::DriverGone { driver, reason } => format!("driver {driver} gone: {reason}"),
+        EventKind::RegistrationRefused { socket, reason } => {
+            format!("registration {} refused: {reason}", socket.display())
+        }
+        EventKind::ManifestProblem(problem) => problem.to_string(),
+        EventKind::ManifestProblemGone(problem) => format!("solved: {problem}"),
+        EventKind::BrakeApplied { held, reason } => format!("{held} held: {reason}"),
+        EventKind::ForeignFound { path } => format!("foreign volume at {}", path.display()),
+        EventKind::Reconstructed { records, .. } => format!("state reconstructed from {records} records"),
+    };
+    PastEvent { at_ms: event.at, text }
+}
+
+fn for_pod(pod: Option<&crate::model::PodIdentity>) -> String {
+    pod.map(|pod| format!(" for {pod}")).unwrap_or_default()
+}

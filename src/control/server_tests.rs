@@ -1,0 +1,133 @@
+use super::*;
+use crate::control::client::{Client, ClientError};
+use crate::control::samples;
+use crate::model::Presence;
+
+/// A server on a socket of its own, with a status that the test owns.
+struct Fixture {
+    directory: tempfile::TempDir,
+    status: watch::Sender<Status>,
+    asked: mpsc::Receiver<Request>,
+    stop: CancellationToken,
+    served: tokio_util::task::TaskTracker,
+}
+
+impl Fixture {
+    fn new(status: Status) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let status = watch::Sender::new(status);
+        let (requests, asked) = mpsc::channel(8);
+        let stop = CancellationToken::new();
+        let server = Server {
+            status: status.subscribe(),
+            requests,
+            policy: watch::channel(Policy { group: None, is_member: |_, _| false }).1,
+            node: "n1".to_owned(),
+            ambient: Arc::new(Ambient::new(1, || samples::NOW)),
+            stop: stop.clone(),
+        };
+        let listener = UnixListener::bind(directory.path().join("s")).unwrap();
+        let served = tokio_util::task::TaskTracker::new();
+        served.spawn(server.serve(listener));
+        Self { directory, status, asked, stop, served }
+    }
+
+    async fn client(&self) -> Client {
+        Client::connect(&self.directory.path().join("s")).await.unwrap()
+    }
+}
+
+fn is_root() -> bool {
+    crate::host::is_root()
+}
+
+#[tokio::test]
+async fn root_asks_and_is_answered() {
+    if !is_root() {
+        return;
+    }
+    let mut fixture = Fixture::new(samples::all());
+    let mut client = fixture.client().await;
+    let all = client.status(Vec::new()).await.unwrap();
+    assert_eq!((all.volumes.len(), all.node.as_str()), (4, "n1"));
+    let some = client.status(vec!["db/data".into(), "db/none".into()]).await.unwrap();
+    assert_eq!((some.volumes.len(), some.unknown), (1, vec!["pvc/db/none".to_owned()]));
+    assert_eq!(client.drivers().await.unwrap().drivers.len(), 1);
+
+    let retry = client.retry(vec!["db/assets".into(), "db/none".into()]);
+    let desk = async {
+        let Some(Request::Retry { object, reply }) = fixture.asked.recv().await else { panic!() };
+        assert_eq!(object.unwrap().to_string(), "PersistentVolumeClaim db/assets");
+        reply.send(2).unwrap();
+    };
+    let (answer, ()) = tokio::join!(retry, desk);
+    let answer = answer.unwrap();
+    assert_eq!((answer.steps, answer.unknown), (2, vec!["pvc/db/none".to_owned()]));
+
+    let desk = async {
+        let Some(Request::Approve { reply }) = fixture.asked.recv().await else { panic!() };
+        reply.send(Ok(Approved { publications: 12, generation: 5 })).unwrap();
+    };
+    let mut other = fixture_client(&fixture.directory).await;
+    let (answer, ()) = tokio::join!(other.approve(), desk);
+    assert_eq!(answer.unwrap().approved, 12);
+}
+
+async fn fixture_client(directory: &tempfile::TempDir) -> Client {
+    Client::connect(&directory.path().join("s")).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_wait_ends_when_the_status_says_so_and_tells_why_when_it_does_not() {
+    if !is_root() {
+        return;
+    }
+    let mut status = samples::ready();
+    let key = samples::add(&mut status, "web", "data", Presence::No);
+    samples::block(&mut status, &key, "publish", Some(samples::NOW + 1000));
+    let fixture = Fixture::new(status);
+    let mut client = fixture.client().await;
+    let names = || vec!["pod/db/web".to_owned()];
+    let late = client.wait(names(), Goal::Published, Some(Duration::from_millis(20))).await.unwrap();
+    assert_eq!(late.results[0].outcome, "timed-out");
+    assert_eq!(late.results[0].volumes[0].reason, "publish: UNAVAILABLE: server down");
+
+    let yes = |publication: &mut crate::model::PublicationStatus| publication.presence = Presence::Yes;
+    let wait = client.wait(names(), Goal::Published, None);
+    let publish = async { fixture.status.send_modify(|status| samples::publication(status, &key, yes)) };
+    let (answer, ()) = tokio::join!(wait, publish);
+    assert_eq!(answer.unwrap().results[0].outcome, "reached");
+}
+
+#[tokio::test]
+async fn a_stop_ends_those_who_wait() {
+    if !is_root() {
+        return;
+    }
+    let fixture = Fixture::new(Status::default());
+    let mut client = fixture.client().await;
+    let wait = client.wait(vec!["x".into()], Goal::Published, Some(Duration::from_millis(300)));
+    let stop = async {
+        fixture.stop.cancel();
+        fixture.served.close();
+        fixture.served.wait().await;
+    };
+    let (answer, ()) = tokio::join!(wait, stop);
+    assert!(matches!(answer, Err(ClientError::NoAnswer { .. })), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_wrong_name_is_refused_with_the_right_form() {
+    if !is_root() {
+        return;
+    }
+    let fixture = Fixture::new(samples::ready());
+    let refused = fixture.client().await.status(vec!["a/b/c".into()]).await.unwrap_err();
+    assert!(refused.to_string().contains("pod/[NAMESPACE/]NAME"), "{refused}");
+}
+
+#[tokio::test]
+async fn where_nobody_listens_the_client_says_what_to_look_at() {
+    let error = Client::connect(std::path::Path::new("/nonexistent/control.sock")).await.unwrap_err();
+    assert!(error.to_string().contains("systemctl status volumed"), "{error}");
+}

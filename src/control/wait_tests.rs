@@ -1,0 +1,174 @@
+use std::time::Duration;
+
+use super::*;
+use crate::control::samples;
+use crate::model::HoldCode;
+
+/// Waits against a status that the test changes, and a reader that answers every request to read again.
+struct World {
+    status: watch::Sender<Status>,
+    requests: mpsc::Sender<Request>,
+    asked: mpsc::Receiver<Request>,
+}
+
+impl World {
+    fn new(status: Status) -> Self {
+        let (requests, asked) = mpsc::channel(8);
+        Self { status: watch::Sender::new(status), requests, asked }
+    }
+
+    fn wait(
+        &self,
+        names: &'static [&'static str],
+        goal: Goal,
+        timeout: Option<u64>,
+    ) -> impl Future<Output = Vec<Ending>> + Send + 'static {
+        let (status, requests) = (self.status.subscribe(), self.requests.clone());
+        let deadline = timeout.map(|ms| Instant::now() + Duration::from_millis(ms));
+        async move {
+            let objects: Vec<ObjectName> = names.iter().map(|name| name.parse().unwrap()).collect();
+            until(status, &requests, &CancellationToken::new(), &objects, goal, deadline).await.unwrap()
+        }
+    }
+
+    /// Answers the next request with the generation that will confirm, and returns it.
+    async fn answer_reread(&mut self) -> u64 {
+        let Some(Request::Reread { reply }) = self.asked.recv().await else {
+            panic!("something else was asked")
+        };
+        let generation = self.status.borrow().reading.generation + 1;
+        reply.send(generation).unwrap();
+        generation
+    }
+}
+
+#[tokio::test]
+async fn what_is_published_is_reached_at_once_without_asking_anybody() {
+    let mut status = samples::ready();
+    samples::add(&mut status, "web", "data", Presence::Yes);
+    let mut world = World::new(status);
+    let names = &["pod/db/web", "db/data"];
+    assert_eq!(world.wait(names, Goal::Published, None).await, [Ending::Reached; 2]);
+    assert!(world.asked.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_answered_before_the_state_is_reconstructed() {
+    let world = World::new(Status::default());
+    assert_eq!(world.wait(&["nope"], Goal::Published, Some(50)).await, [Ending::TimedOut]);
+}
+
+#[tokio::test]
+async fn publishing_wakes_the_one_who_waits() {
+    let mut status = samples::ready();
+    let key = samples::add(&mut status, "web", "data", Presence::Uncertain);
+    let world = World::new(status);
+    let wait = world.wait(&["pod/db/web"], Goal::Published, None);
+    let publish = async {
+        world.status.send_modify(|status| status.pass += 1);
+        tokio::task::yield_now().await;
+        let yes = |publication: &mut crate::model::PublicationStatus| publication.presence = Presence::Yes;
+        world.status.send_modify(|status| samples::publication(status, &key, yes));
+    };
+    assert_eq!(tokio::join!(wait, publish).0, [Ending::Reached]);
+}
+
+#[tokio::test]
+async fn a_name_is_unknown_only_after_one_more_reading() {
+    let mut world = World::new(samples::ready());
+    let wait = world.wait(&["pod/db/web"], Goal::Published, None);
+    let read = async {
+        let generation = world.answer_reread().await;
+        // A pass that is not of that reading decides nothing.
+        world.status.send_modify(|status| status.pass += 1);
+        tokio::task::yield_now().await;
+        world.status.send_modify(|status| status.reading.generation = generation);
+    };
+    assert_eq!(tokio::join!(wait, read).0, [Ending::Unknown]);
+}
+
+#[tokio::test]
+async fn a_pod_that_the_extra_reading_finds_is_waited_for() {
+    let mut world = World::new(samples::ready());
+    let wait = world.wait(&["pod/db/web"], Goal::Published, None);
+    let read = async {
+        let generation = world.answer_reread().await;
+        world.status.send_modify(|status| {
+            samples::add(status, "web", "data", Presence::Yes);
+            status.reading.generation = generation;
+        });
+    };
+    assert_eq!(tokio::join!(wait, read).0, [Ending::Reached]);
+}
+
+#[tokio::test]
+async fn what_only_an_edit_can_mend_has_failed_and_the_others_are_given_up() {
+    let mut status = samples::ready();
+    samples::add(&mut status, "web", "data", Presence::No);
+    samples::add(&mut status, "api", "other", Presence::No);
+    samples::hold(&mut status, "web", HoldCode::NotSupported);
+    let mut world = World::new(status);
+    let wait = world.wait(&["pod/db/web", "pod/db/api"], Goal::Published, None);
+    let read = async {
+        let generation = world.answer_reread().await;
+        world.status.send_modify(|status| status.reading.generation = generation);
+    };
+    assert_eq!(tokio::join!(wait, read).0, [Ending::Failed, Ending::GivenUp]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_pv_may_still_come_so_it_times_out() {
+    let mut status = samples::ready();
+    samples::add(&mut status, "web", "data", Presence::No);
+    samples::hold(&mut status, "web", HoldCode::ClaimUnbound);
+    let world = World::new(status);
+    assert_eq!(world.wait(&["pod/db/web"], Goal::Published, Some(50)).await, [Ending::TimedOut]);
+}
+
+fn is_pending(wait: std::pin::Pin<&mut impl Future>) -> bool {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    wait.poll(&mut context).is_pending()
+}
+
+#[tokio::test]
+async fn released_means_unstaged_too_even_when_the_pod_is_forgotten() {
+    let mut status = samples::ready();
+    let key = samples::add(&mut status, "web", "data", Presence::Yes);
+    let world = World::new(status);
+    let mut wait = std::pin::pin!(world.wait(&["db/data"], Goal::Released, None));
+    assert!(is_pending(wait.as_mut()), "it is published");
+    world.status.send_modify(|status| {
+        status.pods.clear();
+        status.volumes.get_mut(&key).unwrap().publications.clear();
+    });
+    assert!(is_pending(wait.as_mut()), "it is staged");
+    world.status.send_modify(|status| status.volumes.clear());
+    assert_eq!(wait.await, [Ending::Reached]);
+}
+
+#[tokio::test]
+async fn a_name_that_nothing_has_is_released_after_one_more_reading() {
+    let mut world = World::new(samples::ready());
+    let wait = world.wait(&["db/data"], Goal::Released, None);
+    let read = async {
+        let generation = world.answer_reread().await;
+        world.status.send_modify(|status| status.reading.generation = generation);
+    };
+    assert_eq!(tokio::join!(wait, read).0, [Ending::Reached]);
+}
+
+#[tokio::test]
+async fn a_pod_whose_manifest_never_was_valid_does_not_pass_for_one_without_volumes() {
+    let mut status = samples::ready();
+    let identity = samples::identity("web");
+    status.pods.insert(identity.uid.clone(), samples::bare(&identity));
+    status.problems = samples::all().problems;
+    status.problems[0].object = Some(crate::model::ObjectRef::new("Pod", "db", "web"));
+    let mut world = World::new(status);
+    let wait = world.wait(&["pod/db/web"], Goal::Published, None);
+    let read = async {
+        let generation = world.answer_reread().await;
+        world.status.send_modify(|status| status.reading.generation = generation);
+    };
+    assert_eq!(tokio::join!(wait, read).0, [Ending::Failed]);
+}

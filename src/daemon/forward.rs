@@ -1,0 +1,82 @@
+//! Hands the control API's requests on to whom they concern.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::Tasks;
+use crate::control::{Approved, Request};
+use crate::manifest;
+use crate::model::Status;
+use crate::reconcile::Command;
+
+/// How long the loop may take to see what the manifest task read.
+const SEEN: Duration = Duration::from_secs(20);
+
+/// Where requests are taken in.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) manifests: manifest::Handle,
+    pub(super) status: watch::Receiver<Status>,
+    pub(super) tasks: Tasks,
+}
+
+impl Desk {
+    /// Hands requests on, none waiting for another. A reply that nobody waits for any more is dropped.
+    pub(super) async fn serve(mut self) {
+        let stop = self.tasks.stop();
+        // recv keeps what was not received.
+        while let Some(Some(request)) = stop.run_until_cancelled(self.requests.recv()).await {
+            let (commands, manifests, status) =
+                (self.commands.clone(), self.manifests.clone(), self.status.clone());
+            let stop = stop.clone();
+            self.tasks.once("request", async move {
+                let _cut_short = stop.run_until_cancelled(answer(request, commands, manifests, status)).await;
+            });
+        }
+    }
+}
+
+async fn answer(
+    request: Request,
+    commands: mpsc::Sender<Command>,
+    manifests: manifest::Handle,
+    status: watch::Receiver<Status>,
+) {
+    match request {
+        Request::Reread { reply } => {
+            let _gone = reply.send(manifests.reread().await);
+        }
+        Request::Retry { object, reply } => {
+            let _stopping = commands.send(Command::Retry { object, reply }).await;
+        }
+        Request::Approve { reply } => {
+            let _gone = reply.send(approve(commands, manifests, status).await);
+        }
+    }
+}
+
+/// First the directories, then what the brake holds once the loop has seen them: accepted directories may be what applies it.
+async fn approve(
+    commands: mpsc::Sender<Command>,
+    manifests: manifest::Handle,
+    mut status: watch::Receiver<Status>,
+) -> Result<Approved, String> {
+    let generation = manifests.approve().await;
+    let seen = status.wait_for(|status| status.reading.generation >= generation);
+    match tokio::time::timeout(SEEN, seen).await {
+        Err(_late) => {
+            return Err("the directories are accepted, but volumed has not seen them yet".to_owned());
+        }
+        Ok(Err(_closed)) => return Err("volumed is stopping".to_owned()),
+        Ok(Ok(_seen)) => {}
+    }
+    let (reply, approved) = oneshot::channel();
+    if commands.send(Command::Approve { reply }).await.is_err() {
+        return Err("volumed is stopping".to_owned());
+    }
+    let publications = approved.await.map_err(|_closed| "volumed is stopping".to_owned())??;
+    Ok(Approved { publications, generation })
+}
