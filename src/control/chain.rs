@@ -68,7 +68,8 @@ fn held_at(code: HoldCode) -> &'static str {
         | HoldCode::ManifestMissing
         | HoldCode::ReadingIncomplete
         | HoldCode::Brake
-        | HoldCode::EmptyDirKept => "held",
+        | HoldCode::EmptyDirKept
+        | HoldCode::PendingEdit => "held",
     }
 }
 

@@ -262,7 +262,7 @@ impl<'a> Row<'a> {
 /// Returns whether only an edit of a manifest changes it: waiting on is of no use.
 pub fn needs_an_edit(code: HoldCode) -> bool {
     match code {
-        HoldCode::NotSupported | HoldCode::ObjectInvalid => true,
+        HoldCode::NotSupported | HoldCode::ObjectInvalid | HoldCode::PendingEdit => true,
         HoldCode::ObjectMissing
         | HoldCode::ClaimUnbound
         | HoldCode::ManifestMissing

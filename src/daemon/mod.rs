@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::{Config, ConfigError, Flags};
@@ -23,7 +24,7 @@ use crate::control::server::Server;
 use crate::error::Chain;
 use crate::host::{self, Host as _};
 use crate::model::{Ambient, Events, Layout, Millis, Status};
-use crate::reconcile::{self, AbsenceSettings, Inputs, Parts};
+use crate::reconcile::{self, AbsenceSettings, Inputs, Parts, Reread};
 use crate::record::{Directory, Store, StoreError};
 use crate::{csi, manifest, telemetry};
 
@@ -191,6 +192,8 @@ impl House {
             csi::registry(driver_settings(config, &layout), Arc::clone(&ambient), events.clone());
         let (commands, asked) = mpsc::channel(64);
         let (publish, status) = watch::channel(Status::default());
+        let again = Arc::new(Notify::new());
+        let ask_again = Arc::clone(&again);
         let parts = Parts {
             host: Arc::new(linux),
             store: Arc::clone(&store),
@@ -203,6 +206,7 @@ impl House {
                 removal_grace: config.removal_grace,
                 brake_release_after: config.brake_release_after,
             },
+            reread: Reread::new(move || ask_again.notify_one()),
         };
         let inputs =
             Inputs { manifests: manifests.clone(), drivers, commands: asked, shutdown: reconcile.stop() };
@@ -215,6 +219,7 @@ impl House {
         sources.once("csi", registry.run(sources.stop()));
         sources.once("identities", identities::keep(store, manifests, known, sources.stop()));
         reconcile.run("reconcile", reconcile::run(parts, inputs, publish));
+        sources.once("rereads", read_again(again, handle.clone(), sources.stop()));
         front.run("control", server.serve(control.listener));
         let desk = forward::Desk {
             requests: requested,
@@ -276,6 +281,14 @@ impl House {
             warn!("cannot remove {}: {error}", path.display());
         }
         info!("stopped; mounts stay");
+    }
+}
+
+/// Reads the manifests again when the loop asks; several askers get one reading.
+async fn read_again(asked: Arc<Notify>, manifests: manifest::Handle, stop: CancellationToken) {
+    // notified keeps what was asked meanwhile.
+    while stop.run_until_cancelled(asked.notified()).await.is_some() {
+        let _generation = stop.run_until_cancelled(manifests.reread()).await;
     }
 }
 

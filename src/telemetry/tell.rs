@@ -61,7 +61,8 @@ pub fn tell(event: &Event) {
                 | HoldCode::ManifestMissing
                 | HoldCode::ReadingIncomplete
                 | HoldCode::Brake
-                | HoldCode::EmptyDirKept => info!(
+                | HoldCode::EmptyDirKept
+                | HoldCode::PendingEdit => info!(
                     message_id = id::HELD, %pod, pod_uid, volume_name = %volume, code, remedy = %hold.remedy,
                     "{volume} of {pod} is held: {}", hold.detail
                 ),
