@@ -350,6 +350,44 @@ async fn a_configured_driver_goes_before_a_registration_and_waits_for_its_probe(
 }
 
 #[tokio::test]
+async fn an_instance_that_crashes_gives_way_to_an_older_one_that_answers() {
+    let world = World::new();
+    let old = Driver::serve(world.path("old.sock"), NAME);
+    let old_plugin = Plugin::serve(world.registration("old-reg.sock"), &old);
+    let mut world = world.start();
+    world.driver(NAME, is_ready).await;
+    let new = Driver::serve(world.path("new.sock"), NAME);
+    let _new_plugin = Plugin::serve(world.registration("new-reg.sock"), &new);
+    world.driver(NAME, |state| state.endpoint == new.path).await;
+    new.crash();
+    let entry = world.driver(NAME, |state| state.endpoint == old.path).await;
+    assert!(is_ready(&entry.state));
+    let _new = Driver::serve(new.path.clone(), NAME);
+    let entry = world.driver(NAME, |state| state.endpoint == new.path).await;
+    assert_eq!(entry.state.standby, [old_plugin.path]);
+}
+
+#[tokio::test]
+async fn a_configured_socket_where_another_driver_answers_is_not_used() {
+    let mut world = World::new().configure(NAME, "own.sock").start();
+    let _other = Driver::serve(world.path("own.sock"), "other.example.org");
+    let refused = |state: &DriverState| matches!(&state.connection, Connection::Disconnected { reason } if reason.contains("other.example.org"));
+    world.driver(NAME, refused).await;
+}
+
+#[tokio::test]
+async fn a_registration_too_large_to_take_in_is_an_error() {
+    let world = World::new();
+    let driver = Driver::serve(world.path("csi.sock"), NAME);
+    let plugin = Plugin::serve(world.registration("a-reg.sock"), &driver);
+    plugin.say(|info| info.supported_versions = vec!["1.0.0".into(); 1 << 20]);
+    let mut world = world.start();
+    let EventKind::RegistrationRefused { reason, .. } = world.refusal().await else { unreachable!() };
+    assert!(reason.contains("too large"), "{reason}");
+    assert!(!world.has(NAME));
+}
+
+#[tokio::test]
 async fn a_socket_of_another_user_is_refused_until_it_is_root_s() {
     if !nix::unistd::geteuid().is_root() {
         println!(
