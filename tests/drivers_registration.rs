@@ -254,6 +254,43 @@ async fn a_driver_that_crashes_after_the_effect_leaves_a_call_in_doubt() {
 }
 
 #[tokio::test]
+async fn a_root_s_socket_that_another_user_s_process_serves_is_refused() {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    const NOBODY: u32 = 65534;
+    if !nix::unistd::geteuid().is_root() {
+        println!(
+            "NOT-RUN: a_root_s_socket_that_another_user_s_process_serves_is_refused: only root can be another"
+        );
+        return;
+    }
+    let world = World::new().configure(FAKE, "run/csi.sock");
+    // Where that user can run it and make its socket.
+    std::fs::set_permissions(world.path(""), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::copy(fakecsi(), world.path("fakecsi")).unwrap();
+    std::fs::create_dir(world.path("run")).unwrap();
+    chown(world.path("run"), Some(NOBODY), None).unwrap();
+    let [endpoint, state] = ["run/csi.sock", "run/state"].map(|name| world.path(name).display().to_string());
+    let user = NOBODY.to_string();
+    let arguments = [
+        "--reuid",
+        &user,
+        "--clear-groups",
+        &world.path("fakecsi").display().to_string(),
+        "--endpoint",
+        &endpoint,
+    ]
+    .map(str::to_owned)
+    .into_iter()
+    .chain(["--no-mount", "--state", &state].map(str::to_owned));
+    let _driver = Program::start(Path::new("setpriv"), &arguments.collect::<Vec<_>>(), &[]);
+    let mut world = world.start();
+    let says = |text: &'static str| move |state: &DriverState| matches!(&state.connection, Connection::Disconnected { reason } if reason.contains(text));
+    world.driver(FAKE, says("belongs to user 65534")).await;
+    chown(&endpoint, Some(0), None).unwrap();
+    world.driver(FAKE, says("served by a process of user 65534")).await;
+}
+
+#[tokio::test]
 async fn fakecsi_passes_csi_sanity_s_node_and_identity_parts() {
     let test = "fakecsi_passes_csi_sanity_s_node_and_identity_parts";
     let Some(sanity) = program(test, "VOLUMED_TEST_CSI_SANITY") else { return };

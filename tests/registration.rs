@@ -87,14 +87,16 @@ async fn a_silent_plugin_delays_no_other() {
     let world = World::new();
     // Accepts by the kernel's queue, and never answers.
     let _silent = std::os::unix::net::UnixListener::bind(world.registration("0-reg.sock")).unwrap();
+    let hung = Driver::serve(world.path("hung.sock"), "hung.example.org");
+    hung.hang("NodeGetInfo");
+    let hung_plugin = Plugin::serve(world.registration("1-reg.sock"), &hung);
     let driver = Driver::serve(world.path("csi.sock"), NAME);
     let _plugin = Plugin::serve(world.registration("a-reg.sock"), &driver);
     let mut world = world.start();
 
     world.driver(NAME, is_ready).await;
-    // The silent one is still being waited for: GetInfo may take a second.
-    let events = world.events_so_far();
-    assert!(!events.iter().any(|event| matches!(event, EventKind::RegistrationRefused { .. })), "{events:?}");
+    // Its driver has ten seconds to answer, and they are not over.
+    assert_eq!(hung_plugin.told(), []);
     let EventKind::RegistrationRefused { socket, reason } = world.refusal().await else { unreachable!() };
     assert_eq!(socket, world.registration("0-reg.sock"));
     assert!(reason.contains("GetInfo") && reason.contains("DEADLINE_EXCEEDED"), "{reason}");
@@ -310,12 +312,12 @@ async fn a_removed_registration_leaves_the_driver_known_and_disconnected() {
 async fn the_newer_instance_takes_over_and_the_older_returns_when_it_goes() {
     let world = World::new();
     let old = Driver::serve(world.path("old.sock"), NAME);
-    let old_plugin = Plugin::serve(world.registration("z-old-reg.sock"), &old);
+    let old_plugin = Plugin::serve(world.registration("a-old-reg.sock"), &old);
     let mut world = world.start();
     world.driver(NAME, is_ready).await;
 
     let new = Driver::serve(world.path("new.sock"), NAME);
-    let new_plugin = Plugin::serve(world.registration("a-new-reg.sock"), &new);
+    let new_plugin = Plugin::serve(world.registration("z-new-reg.sock"), &new);
     let entry = world.driver(NAME, |state| state.endpoint == new.path).await;
     assert_eq!(entry.state.standby, std::slice::from_ref(&old_plugin.path));
     assert_eq!(new_plugin.told(), [(true, String::new())]);
@@ -347,6 +349,50 @@ async fn a_configured_driver_goes_before_a_registration_and_waits_for_its_probe(
     assert_eq!(entry.state.origin, DriverOrigin::Configured);
     assert_eq!(entry.state.endpoint, own.path);
     assert_eq!(other.asked("NodeGetInfo"), 0);
+}
+
+#[tokio::test]
+async fn an_instance_that_crashes_gives_way_to_an_older_one_that_answers() {
+    let world = World::new();
+    let old = Driver::serve(world.path("old.sock"), NAME);
+    let old_plugin = Plugin::serve(world.registration("old-reg.sock"), &old);
+    let mut world = world.start();
+    world.driver(NAME, is_ready).await;
+    let new = Driver::serve(world.path("new.sock"), NAME);
+    let _new_plugin = Plugin::serve(world.registration("new-reg.sock"), &new);
+    world.driver(NAME, |state| state.endpoint == new.path).await;
+    new.crash();
+    let entry = world.driver(NAME, |state| state.endpoint == old.path).await;
+    assert!(is_ready(&entry.state));
+    let _new = Driver::serve(new.path.clone(), NAME);
+    let entry = world.driver(NAME, |state| state.endpoint == new.path).await;
+    assert_eq!(entry.state.standby, [old_plugin.path]);
+}
+
+#[tokio::test]
+async fn a_configured_socket_where_another_driver_answers_is_not_used() {
+    let mut world = World::new().configure(NAME, "own.sock").start();
+    let _other = Driver::serve(world.path("own.sock"), "other.example.org");
+    let refused = |state: &DriverState| matches!(&state.connection, Connection::Disconnected { reason } if reason.contains("other.example.org"));
+    world.driver(NAME, refused).await;
+}
+
+#[tokio::test]
+async fn a_registration_too_large_to_take_in_is_an_error() {
+    let world = World::new();
+    let driver = Driver::serve(world.path("csi.sock"), NAME);
+    let plugin = Plugin::serve(world.registration("a-reg.sock"), &driver);
+    plugin.say(|info| info.supported_versions.push("9".repeat(5 << 20)));
+    let mut world = world.start();
+    // On a busy machine the first attempts may be late instead.
+    loop {
+        let EventKind::RegistrationRefused { reason, .. } = world.refusal().await else { unreachable!() };
+        if reason.contains("too large") {
+            break;
+        }
+        assert!(reason.contains("DEADLINE_EXCEEDED"), "{reason}");
+    }
+    assert!(!world.has(NAME));
 }
 
 #[tokio::test]

@@ -55,9 +55,19 @@ pub(super) enum DialError {
 }
 
 impl DialError {
-    /// Returns whether there is no socket file at all.
-    pub(super) fn is_absent(&self) -> bool {
-        matches!(self, Self::Look { source, .. } | Self::Connect { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    /// Returns whether nothing helps before the socket, its owner or its directory changes, which inotify tells.
+    pub(super) fn stands(&self) -> bool {
+        match self {
+            Self::TooLong { .. }
+            | Self::NotASocket { .. }
+            | Self::Owner { .. }
+            | Self::Directory { .. }
+            | Self::Peer { .. } => true,
+            Self::Look { source, .. } | Self::Connect { source, .. } => {
+                source.kind() == io::ErrorKind::NotFound
+            }
+            Self::Handshake { .. } => false,
+        }
     }
 
     /// Returns whether nobody accepts at the moment: between bind and listen, or with a full queue.

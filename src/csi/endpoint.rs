@@ -132,7 +132,7 @@ impl Endpoint {
     }
 
     /// Tries until a driver answers: at once when its socket changes, else with a pause of at most a second; while there is
-    /// no socket file, only when one is made.
+    /// no socket file, or none that is trusted, only when that changes.
     async fn connect_again(&self, watch: &mut PathWatch, report: &Reporter) -> Session {
         let mut pause = Duration::from_millis(10);
         loop {
@@ -148,11 +148,11 @@ impl Endpoint {
                 Some(Err(error)) => {
                     let reason = Chain(&error).to_string();
                     report.tell(Report::Lost { reason }).await;
-                    let absent = matches!(&error, OpenError::Dial(error) if error.is_absent());
+                    let stands = matches!(&error, OpenError::Dial(error) if error.stands());
                     tokio::select! {
                         biased;
                         () = watch.changed() => pause = Duration::from_millis(10),
-                        () = tokio::time::sleep(pause), if !absent => pause = (pause * 2).min(Duration::from_secs(1)),
+                        () = tokio::time::sleep(pause), if !stands => pause = (pause * 2).min(Duration::from_secs(1)),
                     }
                 }
                 None => pause = Duration::from_millis(10),

@@ -173,7 +173,7 @@ impl PathWatch {
             .ok();
     }
 
-    /// Waits until something of this name was made, removed or moved. May return without a reason, but not often.
+    /// Waits until something of this name was made, removed, moved or given another owner or mode. May return without a reason, but not often.
     pub(super) async fn changed(&mut self) {
         loop {
             let Some((stream, own)) = &mut self.stream else {
@@ -208,6 +208,7 @@ fn nearest(path: &Path, watches: &mut Watches) -> io::Result<bool> {
         | WatchMask::DELETE
         | WatchMask::MOVED_TO
         | WatchMask::MOVED_FROM
+        | WatchMask::ATTRIB
         | WatchMask::DELETE_SELF
         | WatchMask::MOVE_SELF
         | WatchMask::ONLYDIR;

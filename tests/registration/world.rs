@@ -20,7 +20,6 @@ pub(crate) struct World {
     drivers: Option<watch::Receiver<Arc<DriverSet>>>,
     scanned: Option<watch::Receiver<bool>>,
     events: Option<mpsc::UnboundedReceiver<EventKind>>,
-    seen: Vec<EventKind>,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -42,7 +41,6 @@ impl World {
             drivers: None,
             scanned: None,
             events: None,
-            seen: Vec::new(),
             shutdown: CancellationToken::new(),
             tasks: JoinSet::new(),
         }
@@ -116,13 +114,6 @@ impl World {
                 return event;
             }
         }
-    }
-
-    pub(crate) fn events_so_far(&mut self) -> Vec<EventKind> {
-        while let Ok(event) = self.events.as_mut().unwrap().try_recv() {
-            self.seen.push(event);
-        }
-        self.seen.clone()
     }
 
     /// Waits for a condition of a fake; asked again every few milliseconds.
