@@ -216,7 +216,7 @@ impl<'a> Waiting<'a> {
             .map(|(pod, name, _)| (pod.identity.uid.clone(), name.to_owned()))
             .collect();
         match goal {
-            Goal::Released if !rows.iter().all(Row::is_released) => Verdict::NotYet,
+            Goal::Released if !rows.iter().all(views::Row::is_released) => Verdict::NotYet,
             Goal::Released if !self.keys.iter().all(|key| is_off_the_node(status, key)) => Verdict::NotYet,
             Goal::Released if known => Verdict::Reached,
             Goal::Published | Goal::Released if !known => Verdict::Unknown,
