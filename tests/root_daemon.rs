@@ -220,6 +220,24 @@ fn after_a_reboot_the_mounts_are_made_again() {
 }
 
 #[test]
+fn after_a_reboot_a_driver_that_mounts_nothing_is_called_again() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&["--no-mount"]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    let up = ["NodeStageVolume", "NodePublishVolume"];
+    let daemon = host.volumed(&[("VOLUMED_TEST_BOOT_ID", "first")]);
+    host.wait(&["pod/web"]);
+    daemon.kill();
+    let daemon = host.volumed(&[("VOLUMED_TEST_BOOT_ID", "first")]);
+    host.wait(&["pod/web"]);
+    assert_eq!(methods(&host), up, "the same boot: what is recorded is so");
+    daemon.kill();
+    let _daemon = host.volumed(&[("VOLUMED_TEST_BOOT_ID", "second")]);
+    host.wait(&["pod/web"]);
+    assert_eq!(methods(&host), [up, up].concat(), "another boot: no mount tells, so the driver is asked");
+}
+
+#[test]
 fn a_killed_driver_is_shown_and_its_volumes_stay() {
     let host = TestHost::new();
     let driver = host.fakecsi(&[]);
@@ -337,8 +355,7 @@ fn two_instances_run_side_by_side_and_none_twice() {
         host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
         host.wait(&["pod/web"]);
     }
-    let intruder = one.volumed_with(&[], &["--socket", &one.path("other.sock").display().to_string()]);
-    assert!(!intruder.ended().success());
+    assert!(!one.volumed(&[]).ended().success(), "a second daemon runs on one state directory");
     let log = fs::read_to_string(one.path("volumed.log")).expect("a log");
     assert!(log.contains("another"), "{log}");
 }

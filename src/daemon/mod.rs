@@ -160,7 +160,7 @@ impl House {
         refuse::not_root()?;
         let store: Arc<dyn Store> =
             Arc::new(Directory::open(&config.state_dir).map_err(|source| StartError::State { source })?);
-        let linux = host::Linux::open(&config.root_dir).map_err(|source| StartError::Root { source })?;
+        let linux = open_root(&config.root_dir).map_err(|source| StartError::Root { source })?;
         let root = linux.root().to_owned();
         let locks = refuse::unsafe_places(&root, &config.state_dir, options.allow_private_mounts).await?;
         let known = identities::load(&*store).await?;
@@ -282,6 +282,15 @@ impl House {
         }
         info!("stopped; mounts stay");
     }
+}
+
+/// Opens the root directory. A test of a debug build can say which boot this is: it cannot boot the host.
+fn open_root(root: &std::path::Path) -> Result<host::Linux, host::HostError> {
+    #[cfg(debug_assertions)]
+    if let Ok(boot) = std::env::var("VOLUMED_TEST_BOOT_ID") {
+        return host::Linux::with_boot(root, crate::model::BootId(boot));
+    }
+    host::Linux::open(root)
 }
 
 /// Reads the manifests again when the loop asks; several askers get one reading.

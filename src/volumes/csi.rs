@@ -10,8 +10,9 @@ use crate::BoxFuture;
 use crate::csi::{CallError, Code, Driver};
 use crate::host::{Directory, Removal, Tree};
 use crate::model::{
-    BlockedCause, Capability, DriverName, Effect, Failure, Lifecycle, PublicationId, PublishArguments,
-    RecordedVolume, Retry, RootPath, SecretMap, StageArguments, StagingKind, VOL_DATA, VolData,
+    BlockedCause, Capability, DriverName, Effect, Failure, Lifecycle, MountsAt, PublicationId,
+    PublishArguments, RecordedVolume, Retry, RootPath, SecretMap, StageArguments, StagingKind, VOL_DATA,
+    VolData,
 };
 use crate::proto::csi as wire;
 
@@ -34,7 +35,12 @@ impl VolumeType for Csi {
             let target = Target::of(call)?;
             let staging = site.layout.csi_staging(target.name, target.handle);
             let volume = site.layout.csi_volume(target.name, target.handle);
-            let directories = vec![directory(&staging, 0o750)];
+            // Staging is repeated where an earlier try left its mount: then the directory lies below it.
+            let mounts = site.host.mounts().await.map_err(|error| host_failure(&error, Effect::NotDone))?;
+            let directories = match mounts.at(&arguments.staging_path) {
+                MountsAt::None => vec![directory(&staging, 0o750)],
+                MountsAt::One(_) | MountsAt::Stacked(_) => Vec::new(),
+            };
             // A kubelet writes the file only when there is something to undo (kubelet.md 5.2).
             let files = match arguments.kind {
                 StagingKind::Call => {

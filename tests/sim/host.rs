@@ -57,7 +57,15 @@ impl Host for SimHost {
         Box::pin(async move {
             self.world.pause().await;
             for directory in &tree.directories {
-                make(&self.world, &absolute(&directory.path));
+                let path = absolute(&directory.path);
+                if self.world.lock().is_mounted(&path) {
+                    return Err(HostError::WrongKind {
+                        path,
+                        found: "a mount point",
+                        expected: "a directory",
+                    });
+                }
+                make(&self.world, &path);
             }
             for (path, content, _mode) in &tree.files {
                 self.world.pause().await;
