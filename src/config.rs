@@ -235,10 +235,7 @@ impl Config {
 }
 
 /// Takes `500ms`, `1s`, `2m`, `1h 30m`.
-///
-/// # Errors
-/// When it is something else, or negative.
-pub fn duration(text: &str) -> Result<Duration, BadDuration> {
+fn duration(text: &str) -> Result<Duration, BadDuration> {
     let bad = || BadDuration { text: text.chars().take(40).collect() };
     let span: jiff::SignedDuration = text.trim().parse().map_err(|_error| bad())?;
     Duration::try_from(span).map_err(|_negative| bad())
@@ -247,7 +244,7 @@ pub fn duration(text: &str) -> Result<Duration, BadDuration> {
 /// A text that is no time span.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a time span such as \"500ms\", \"1s\" or \"2m\"")]
-pub struct BadDuration {
+struct BadDuration {
     text: String,
 }
 

@@ -8,11 +8,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use volumed::control::api;
 use volumed::control::client::Client;
 use volumed::control::names::ObjectName;
 use volumed::control::render::{self, Style};
 use volumed::control::wait::Goal;
-use volumed::proto::control as api;
 
 /// Shows and steers the volumes of this host.
 #[derive(Debug, Parser)]
@@ -107,8 +107,12 @@ enum WaitFor {
 
 /// Takes `30s`, `2m`, `500ms`, or a number of seconds.
 fn timeout(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok().map(Duration::from_secs);
-    seconds.map_or_else(|| volumed::config::duration(text).map_err(|error| error.to_string()), Ok)
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    let span: Result<jiff::SignedDuration, _> = text.parse();
+    let span = span.ok().and_then(|span| Duration::try_from(span).ok());
+    span.ok_or_else(|| "not a time span such as 30s or 2m".to_owned())
 }
 
 /// What a command ends in, by its exit code.

@@ -18,6 +18,8 @@ pub mod wait;
 use tokio::sync::oneshot;
 
 use crate::model::ObjectRef;
+/// The messages, as `-o json` prints them.
+pub use crate::proto::control as api;
 
 /// What the control API asks of the rest of volumed.
 #[derive(Debug)]
