@@ -30,7 +30,8 @@ struct Difference {
     reason: &'static str,
 }
 
-const RUNNING: &[&str] = &["a/running", "a/one-pod-removed", "c/running", "d/running", "h/running", "j/running"];
+const RUNNING: &[&str] =
+    &["a/running", "a/one-pod-removed", "c/running", "d/running", "h/running", "j/running"];
 
 /// All differences. There is none the other way round: nothing of ours is unknown to a kubelet.
 const ON_PURPOSE: &[Difference] = &[
@@ -39,11 +40,7 @@ const ON_PURPOSE: &[Difference] = &[
         path: "pods/*/containers/**",
         reason: "the kubelet's and the container runtime's own; volumed runs no containers",
     },
-    Difference {
-        recordings: RUNNING,
-        path: "pods/*/etc-hosts",
-        reason: "as above",
-    },
+    Difference { recordings: RUNNING, path: "pods/*/etc-hosts", reason: "as above" },
     Difference {
         // Not h: its pod has an emptyDir, and so volumed makes the directory, too.
         recordings: &["a/running", "a/one-pod-removed", "c/running", "d/running", "j/running"],
@@ -56,7 +53,14 @@ const ON_PURPOSE: &[Difference] = &[
         reason: "volumeMode Block is not supported yet",
     },
     Difference {
-        recordings: &["d/running", "h/running", "j/running", "d/all-removed", "h/all-removed", "j/all-removed"],
+        recordings: &[
+            "d/running",
+            "h/running",
+            "j/running",
+            "d/all-removed",
+            "h/all-removed",
+            "j/all-removed",
+        ],
         path: "plugins/kubernetes.io/csi/volumeDevices/**",
         reason: "volumeMode Block is not supported yet",
     },
@@ -148,7 +152,8 @@ fn assert_same_root(recording: &str, ours: &Tree) {
     let mut theirs = recording::root(recording);
     theirs.retain(|path, _| is_about_volumes(path));
     assert!(theirs.len() > 2, "{recording} has nothing to compare with");
-    let rows: Vec<&Difference> = ON_PURPOSE.iter().filter(|row| row.recordings.contains(&recording)).collect();
+    let rows: Vec<&Difference> =
+        ON_PURPOSE.iter().filter(|row| row.recordings.contains(&recording)).collect();
     let mut used = BTreeSet::new();
     let mut wrong = Vec::new();
     for (path, entry) in &theirs {
@@ -266,7 +271,8 @@ async fn drivers_without_staging_get_the_requests_and_leave_the_root_that_a_kube
     let (no_op, kvd): (Vec<Call>, Vec<Call>) =
         node.calls().into_iter().partition(|call| call.driver == "noop.csi.example.com");
     assert_same_calls(kvd, without_unsupported(recording::calls("d", &["kvd.csi.example.com"])));
-    let short = |call: &Call| (call.method.clone(), call.request["volumeId"].as_str().unwrap_or("").to_owned());
+    let short =
+        |call: &Call| (call.method.clone(), call.request["volumeId"].as_str().unwrap_or("").to_owned());
     let no_op: Vec<(String, String)> = no_op.iter().map(short).collect();
     assert_eq!(no_op, recording::short_calls("d", "noop.csi.example.com"));
     node.stop().await;
@@ -309,7 +315,8 @@ async fn drivers_get_the_requests_that_a_kubelet_sends() {
     let theirs = recording::calls("j", &["a.kvd.example.com", "b.kvd.example.com", "c.kvd.example.com"]);
     // What this version has no call for yet is in no recording's place here: stages, publishes and their undoing.
     let count = |method: &str| theirs.iter().filter(|call| call.method == method).count();
-    let counts = ["NodeStageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume"].map(count);
+    let counts =
+        ["NodeStageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume"].map(count);
     assert_eq!(counts, [5, 6, 6, 5], "what there is to compare with");
     let ours = node.calls();
     assert_in_order(&ours);
@@ -370,9 +377,10 @@ async fn a_volume_waits_for_its_attachment_and_then_gets_its_context() {
     node.until("both volumes of driver a wait", |status| unattached(status) == 2).await;
     assert!(node.calls().iter().all(|call| call.driver != "a.kvd.example.com"), "{:#?}", node.calls());
     node.wish(others.into_iter().chain(attachments).collect()).await;
-    let published = node.calls().into_iter().find(|call| {
-        call.method == "NodePublishVolume" && call.request["volumeId"] == "a-rwop"
-    });
+    let published = node
+        .calls()
+        .into_iter()
+        .find(|call| call.method == "NodePublishVolume" && call.request["volumeId"] == "a-rwop");
     let context = json!({"devicePath": "/dev/meta-a-rwop", "lun": "3"});
     assert_eq!(published.expect("it is published").request["publishContext"], context);
     node.stop().await;
@@ -402,6 +410,24 @@ async fn what_is_not_supported_is_held_and_stops_no_other_volume() {
         assert_eq!(targets, csi, "nothing is called for what is held");
         node.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_group_that_only_the_driver_would_take_is_not_left_out_silently() {
+    let mut node = Node::start(J);
+    node.wish_unsettled(recording::objects("j/running")).await;
+    let refused = |status: &Status| {
+        let key =
+            status.pods.values().find_map(|pod| pod.volumes.get("rox")?.resolved.clone()).map(|(key, _)| key);
+        let volume = key.and_then(|key| status.volumes.get(&key));
+        volume.is_some_and(|volume| volume.blocked.iter().any(|b| b.cause.code == "not-supported"))
+    };
+    let status =
+        node.until("the read-only volume, whose group a kubelet does not change itself", refused).await;
+    let others = ["ablk", "cc", "inl", "rwo", "rwop", "rwx"].map(|name| format!("j1/{name}"));
+    assert_eq!(held(&status), others.map(|name| (name, HoldCode::NotSupported)).into());
+    assert_eq!(node.calls(), []);
+    node.stop().await;
 }
 
 #[tokio::test]

@@ -148,8 +148,7 @@ impl Node {
             owner: 0,
             known: BTreeMap::new(),
         };
-        let (reader, handle, manifests) =
-            reader(settings, Instant::now(), Arc::new(Ambient::new(1, || 0)));
+        let (reader, handle, manifests) = reader(settings, Instant::now(), Arc::new(Ambient::new(1, || 0)));
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(reader.run(shutdown.clone()));
         timeout(DEADLINE, handle.reread()).await.expect("a reading");
