@@ -81,6 +81,8 @@ pub struct CsiWant {
     pub volume_context: BTreeMap<String, String>,
     /// The pod's readOnly.
     pub read_only: bool,
+    /// The pod's fsGroup. A driver with VOLUME_MOUNT_GROUP is handed it whatever fsGroupPolicy says (csi.md 2.10).
+    pub fs_group: Option<i64>,
     /// What podInfoOnMount adds; `None` when it is off.
     pub pod_info: Option<PodInfo>,
     /// Whether a publish_context is needed.

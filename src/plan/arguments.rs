@@ -9,6 +9,9 @@ use crate::model::{
 
 type Refused = (BlockedCause, String);
 
+/// The capability of a driver that sets the volume's group itself (csi.md 2.10, fsGroup).
+const MOUNT_GROUP: &str = "node/VOLUME_MOUNT_GROUP";
+
 /// Returns the arguments of NodeStageVolume.
 pub(super) fn stage(layout: &Layout, csi: &CsiWant, info: &DriverInfo) -> Result<StageArguments, Refused> {
     Ok(StageArguments {
@@ -74,6 +77,16 @@ fn publish(
 }
 
 fn capability(csi: &CsiWant, info: &DriverInfo) -> Result<Capability, Refused> {
+    if csi.fs_group.is_some() && info.capabilities.iter().any(|c| c == MOUNT_GROUP) {
+        // Only the driver's answer tells, so `desired` cannot hold it.
+        return Err((
+            BlockedCause::new(
+                "not-supported",
+                format!("driver {} takes the pod's fsGroup, which is not supported yet", csi.driver),
+            ),
+            "remove spec.securityContext.fsGroup from the pod".to_owned(),
+        ));
+    }
     let access_mode = AccessMode::from_kubernetes(&csi.access_mode, info.single_node_multi_writer)
         .ok_or_else(|| {
             (

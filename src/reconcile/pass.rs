@@ -241,6 +241,8 @@ impl Loop {
             },
         };
         let Some(running) = self.busy.remove(&key) else { return };
+        // The step looked at a newer table than the loop's: by the loop's, what it has just mounted would be missing.
+        self.due.mounts = true;
         let now = self.now();
         self.tell_ended(&key, &running, &ended, now);
         let retries = self.retries.entry(key.clone()).or_default();

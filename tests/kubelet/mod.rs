@@ -1,0 +1,6 @@
+//! What `tests/root_kubelet.rs` is made of.
+
+pub mod driver;
+pub mod node;
+pub mod recording;
+pub mod wire;

@@ -1,0 +1,262 @@
+//! A node: the loop over the real kernel, below a root directory and in a mount namespace of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use volumed::csi::{DriverEntry, DriverSet};
+use volumed::host::Linux;
+use volumed::manifest::{Manifests, Objects, Settings, reader};
+use volumed::model::{
+    Ambient, Connection, DirectoryState, DriverName, DriverOrigin, DriverState, Events, HoldCode, Layout,
+    PodVolumeStatus, Presence, PublicationStatus, ReadingState, Status,
+};
+use volumed::reconcile::{self, AbsenceSettings, Inputs, Parts};
+use volumed::record;
+
+use super::driver::{Kind, Log, RecordedDriver};
+use super::recording::{self, Call, Tree};
+
+const NONE: Option<&str> = None;
+const DEADLINE: Duration = Duration::from_secs(30);
+/// As the kubelet of the recordings called it.
+const NODE: &str = "capture-node";
+
+/// A driver by name, behaviour and capabilities.
+pub type DriverSpec = (&'static str, Kind, &'static [&'static str]);
+
+/// A running loop and what it works on.
+pub struct Node {
+    manifests: watch::Sender<Arc<Manifests>>,
+    status: watch::Receiver<Status>,
+    log: Arc<Mutex<Log>>,
+    task: Option<JoinHandle<()>>,
+    shutdown: CancellationToken,
+    generation: u64,
+    root: PathBuf,
+    top: tempfile::TempDir,
+    _commands: mpsc::Sender<reconcile::Command>,
+    _drivers: watch::Sender<Arc<DriverSet>>,
+}
+
+impl Node {
+    /// Starts a node with these drivers.
+    pub fn start(drivers: &[DriverSpec]) -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "these tests mount: run them as root");
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+        mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).expect("private mounts");
+        let top = tempfile::tempdir().expect("a directory");
+        let host = Linux::open(&top.path().join("root")).expect("a root directory");
+        let root = host.root().to_owned();
+        let log = Arc::new(Mutex::new(Log::default()));
+        let entry = |spec: &DriverSpec| {
+            let driver =
+                RecordedDriver::new(*spec, &root, &top.path().join("drivers").join(spec.0), Arc::clone(&log));
+            let state = DriverState {
+                connection: Connection::Ready,
+                info: driver.info(),
+                endpoint: "/csi.sock".into(),
+                origin: DriverOrigin::Configured,
+                since: 0,
+                standby: Vec::new(),
+            };
+            (DriverName::new(spec.0).expect("a name"), DriverEntry { state, client: Arc::new(driver) })
+        };
+        let drivers = DriverSet { drivers: drivers.iter().map(entry).collect() };
+        let store = record::Directory::open(&top.path().join("state")).expect("a state directory");
+        let (manifests, manifests_in) = watch::channel(Arc::new(Manifests::default()));
+        let (drivers, drivers_in) = watch::channel(Arc::new(drivers));
+        let (commands, commands_in) = mpsc::channel(1);
+        let (status_out, status) = watch::channel(Status::default());
+        let shutdown = CancellationToken::new();
+        let parts = Parts {
+            host: Arc::new(host),
+            store: Arc::new(store),
+            layout: Layout::new(&root),
+            node: NODE.to_owned(),
+            ambient: Arc::new(Ambient::new(1, || 0)),
+            started: Instant::now(),
+            events: Events::new(|_| {}),
+            absence: AbsenceSettings { removal_grace: Duration::from_secs(1), brake_release_after: None },
+        };
+        let inputs = Inputs {
+            manifests: manifests_in,
+            drivers: drivers_in,
+            commands: commands_in,
+            shutdown: shutdown.clone(),
+        };
+        let task = tokio::spawn(async move {
+            reconcile::run(parts, inputs, status_out).await.expect("a new root directory can be read");
+        });
+        Self {
+            manifests,
+            status,
+            log,
+            task: Some(task),
+            shutdown,
+            generation: 0,
+            root,
+            top,
+            _commands: commands,
+            _drivers: drivers,
+        }
+    }
+
+    /// Makes these API objects the wish, in two complete readings, and waits until everything is as wished.
+    pub async fn wish(&mut self, objects: Vec<Value>) -> Status {
+        self.wish_unsettled(objects).await;
+        self.until("settled", is_settled).await
+    }
+
+    /// As `wish`, without the waiting.
+    pub async fn wish_unsettled(&mut self, objects: Vec<Value>) {
+        let files = objects.len();
+        let objects = self.parsed(objects).await;
+        for _ in 0..2 {
+            self.generation += 1;
+            let directory = DirectoryState { identity: None, files };
+            let reading = ReadingState {
+                generation: self.generation,
+                // The second begins later than the grace after the first; their own clock says so.
+                began_ms: self.generation * 2000,
+                incomplete: Vec::new(),
+                directories: BTreeMap::from([("/manifests".into(), directory)]),
+            };
+            let manifests = Manifests { objects: objects.clone(), problems: Vec::new(), reading };
+            self.manifests.send_replace(Arc::new(manifests));
+            let generation = self.generation;
+            self.until("the reading is taken", |status| status.reading.generation == generation).await;
+        }
+    }
+
+    /// Reads the objects from a file, as every manifest is read.
+    async fn parsed(&self, objects: Vec<Value>) -> Objects {
+        let directory = tempfile::tempdir_in(self.top.path()).expect("a directory");
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        std::fs::write(directory.path().join("objects.json"), list.to_string()).expect("a manifest");
+        let settings = Settings {
+            directories: vec![directory.path().to_owned()],
+            removal_grace: Duration::from_secs(1),
+            owner: 0,
+            known: BTreeMap::new(),
+        };
+        let (reader, handle, manifests) = reader(settings, Instant::now(), Arc::new(Ambient::new(1, || 0)));
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(reader.run(shutdown.clone()));
+        timeout(DEADLINE, handle.reread()).await.expect("a reading");
+        let read = Arc::clone(&manifests.borrow());
+        shutdown.cancel();
+        task.await.expect("no panic").expect("no error");
+        assert!(read.reading.is_complete(), "{:#?}", read.reading.incomplete);
+        let wrong: Vec<String> =
+            read.problems.iter().filter(|p| !p.warning).map(ToString::to_string).collect();
+        assert!(wrong.is_empty(), "the recorded objects are refused: {wrong:#?}");
+        read.objects.clone()
+    }
+
+    /// Waits for a status that is as asked.
+    pub async fn until(&mut self, what: &str, fits: impl Fn(&Status) -> bool) -> Status {
+        let waited = timeout(DEADLINE, self.status.wait_for(fits)).await;
+        match waited.map(|result| result.map(|status| status.clone())) {
+            Ok(Ok(status)) => status,
+            Ok(Err(_)) => panic!("the loop ended before: {what}"),
+            Err(_) => panic!("never: {what}; last: {:#?}", self.status.borrow().volumes),
+        }
+    }
+
+    /// Returns what lies below the root directory, without the volumes' mounts.
+    pub fn tree(&self) -> Tree {
+        let view = tempfile::tempdir_in(self.top.path()).expect("a directory");
+        // A bind that is not recursive shows what the mounts lie on.
+        mount(Some(&self.root), view.path(), NONE, MsFlags::MS_BIND, NONE).expect("a bind mount");
+        let tree = recording::read_tree(view.path());
+        umount2(view.path(), MntFlags::empty()).expect("an unmount");
+        tree
+    }
+
+    /// Returns the mounts below the root directory.
+    pub fn mounts(&self) -> BTreeSet<(String, String)> {
+        recording::mounts_below(&mountinfo(), self.root.to_str().expect("UTF-8"))
+    }
+
+    /// Returns the calls made so far, and asserts that no driver found anything amiss.
+    pub fn calls(&self) -> Vec<Call> {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(log.wrong.is_empty(), "{:#?}", log.wrong);
+        log.calls.clone()
+    }
+
+    /// Stops the loop.
+    pub async fn stop(mut self) {
+        self.shutdown.cancel();
+        if let Some(task) = self.task.take() {
+            timeout(DEADLINE, task).await.expect("the loop ends").expect("it does not panic");
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // The directory is deleted next; nothing of it may still show something else.
+        let table = mountinfo();
+        let points: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+        for point in points.iter().rev().filter(|point| Path::new(point).starts_with(self.top.path())) {
+            let _result = umount2(*point, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+fn mountinfo() -> String {
+    std::fs::read_to_string("/proc/thread-self/mountinfo").expect("the mount table")
+}
+
+/// Every volume of every pod is held or there, and nothing is left to take down.
+fn is_settled(status: &Status) -> bool {
+    let up = status.pods.values().flat_map(|pod| pod.volumes.values()).all(|volume| {
+        volume.hold.is_some() || publication(status, volume).is_some_and(|p| p.presence == Presence::Yes)
+    });
+    let down = status.volumes.values().all(|volume| {
+        let goes = volume.publications.values().any(|publication| publication.desired == "released");
+        volume.in_progress.is_none() && !goes && !volume.publications.is_empty()
+    });
+    up && down
+}
+
+fn publication<'a>(status: &'a Status, volume: &PodVolumeStatus) -> Option<&'a PublicationStatus> {
+    let (key, id) = volume.resolved.as_ref()?;
+    status.volumes.get(key)?.publications.get(id)
+}
+
+/// Returns the held volumes as `pod/volume`, each with the reason.
+pub fn held(status: &Status) -> BTreeMap<String, HoldCode> {
+    let mut held = BTreeMap::new();
+    for pod in status.pods.values() {
+        for (name, volume) in &pod.volumes {
+            if let Some(hold) = &volume.hold {
+                held.insert(format!("{}/{name}", pod.identity.name), hold.code);
+            }
+        }
+    }
+    held
+}
+
+/// Returns the published volumes as `pod/volume`.
+pub fn published(status: &Status) -> BTreeSet<String> {
+    let mut published = BTreeSet::new();
+    for pod in status.pods.values() {
+        for (name, volume) in &pod.volumes {
+            if publication(status, volume).is_some_and(|p| p.presence == Presence::Yes) {
+                published.insert(format!("{}/{name}", pod.identity.name));
+            }
+        }
+    }
+    published
+}

@@ -1,0 +1,161 @@
+//! The recordings under `tests/fixtures/kubelet-1.36`: what they say, in the form the tests compare with.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Where the recorded kubelet had its root directory.
+pub const THEIR_ROOT: &str = "/var/lib/kubelet-capture";
+
+/// One line of `root.jsonl`, or of what lies below our own root.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Entry {
+    pub path: String,
+    pub kind: String,
+    pub mode: String,
+    pub uid: u32,
+    pub gid: u32,
+    pub target: Option<String>,
+    pub content: Option<String>,
+}
+
+/// Everything below a root directory, by path relative to it.
+pub type Tree = BTreeMap<String, Entry>;
+
+/// A call that a driver got: `NodeStageVolume`, ... and the request, paths relative to the root directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    pub driver: String,
+    pub method: String,
+    pub request: Value,
+}
+
+impl Call {
+    /// Its one text, to sort and compare by.
+    pub fn text(&self) -> String {
+        format!("{} {} {}", self.driver, self.method, self.request)
+    }
+}
+
+fn file(recording: &str, name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/kubelet-1.36").join(recording).join(name)
+}
+
+fn read(recording: &str, name: &str) -> String {
+    let path = file(recording, name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Returns all API objects of a phase (`a/running`).
+pub fn objects(recording: &str) -> Vec<Value> {
+    let all: BTreeMap<String, Vec<Value>> =
+        serde_json::from_str(&read(recording, "objects.json")).expect("lists of objects");
+    all.into_values().flatten().collect()
+}
+
+/// Returns what the kubelet's root held in a phase, as seen without the volumes' mounts.
+pub fn root(recording: &str) -> Tree {
+    let entries = read(recording, "root.jsonl");
+    let entries = entries.lines().map(|line| serde_json::from_str::<Entry>(line).expect("an entry"));
+    entries.map(|entry| (entry.path.clone(), entry)).collect()
+}
+
+/// Returns the file-system volumes mounted in a phase: paths relative to the root, each with `ro` or `rw`.
+pub fn mounts(recording: &str) -> BTreeSet<(String, String)> {
+    let mut mounts = mounts_below(&read(recording, "mountinfo.txt"), THEIR_ROOT);
+    mounts.retain(|(point, _)| !point.contains("/volumeDevices/"));
+    mounts
+}
+
+/// Returns the mount points strictly below a directory in the text of a mountinfo file.
+pub fn mounts_below(mountinfo: &str, root: &str) -> BTreeSet<(String, String)> {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(4);
+        let (point, options) = (fields.next()?, fields.next()?);
+        let access = options.split(',').next()?;
+        Some((point.strip_prefix(root)?.strip_prefix('/')?.to_owned(), access.to_owned()))
+    });
+    mounts.collect()
+}
+
+/// Returns the requests that a scenario's drivers got for file-system volumes, each once: a kubelet repeats some.
+pub fn calls(scenario: &str, drivers: &[&str]) -> Vec<Call> {
+    let mut calls: BTreeMap<String, Call> = BTreeMap::new();
+    for driver in drivers {
+        for line in read(scenario, &format!("driver-{driver}.jsonl")).lines() {
+            let line: Value = serde_json::from_str(line).expect("a call");
+            let request = line.get("req").expect("this driver recorded its requests");
+            if request.to_string().contains("/volumeDevices/") {
+                continue;
+            }
+            let method = line["m"].as_str().expect("a name").to_owned();
+            let request = relative(request, THEIR_ROOT);
+            let call = Call { driver: (*driver).to_owned(), method, request };
+            calls.insert(call.text(), call);
+        }
+    }
+    calls.into_values().collect()
+}
+
+/// Returns method and volume of every call of a driver that recorded only these.
+pub fn short_calls(scenario: &str, driver: &str) -> Vec<(String, String)> {
+    let lines = read(scenario, &format!("driver-{driver}.jsonl"));
+    let calls = lines.lines().map(|line| {
+        let line: Value = serde_json::from_str(line).expect("a call");
+        let method = line["m"].as_str().and_then(|m| m.rsplit('/').next()).expect("a name");
+        (method.to_owned(), line["vol"].as_str().expect("a volume").to_owned())
+    });
+    calls.collect()
+}
+
+/// Returns a request with its paths relative to a root directory.
+pub fn relative(request: &Value, root: &str) -> Value {
+    let mut request = request.clone();
+    for field in ["stagingTargetPath", "targetPath"] {
+        if let Some(path) = request.get_mut(field) {
+            let text = path.as_str().expect("a path");
+            let inside = text.strip_prefix(root).and_then(|p| p.strip_prefix('/'));
+            *path = inside.unwrap_or_else(|| panic!("{text} is not below {root}")).into();
+        }
+    }
+    request
+}
+
+/// Reads what really lies below a directory that has no mounts in it.
+pub fn read_tree(root: &Path) -> Tree {
+    let mut tree = Tree::new();
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            let meta = std::fs::symlink_metadata(&path).expect("it is there");
+            let kind = match () {
+                () if meta.is_dir() => "directory",
+                () if meta.is_symlink() => "link",
+                () if meta.is_file() => "file",
+                () => "other",
+            };
+            let name = path.strip_prefix(root).ok().and_then(Path::to_str).expect("UTF-8").to_owned();
+            let entry = Entry {
+                path: name.clone(),
+                kind: kind.to_owned(),
+                mode: format!("{:04o}", meta.permissions().mode() & 0o7777),
+                uid: meta.uid(),
+                gid: meta.gid(),
+                target: meta.is_symlink().then(|| {
+                    let target = std::fs::read_link(&path).expect("a link");
+                    target.to_str().expect("UTF-8").to_owned()
+                }),
+                content: meta.is_file().then(|| std::fs::read_to_string(&path).expect("a text")),
+            };
+            tree.insert(name, entry);
+            if meta.is_dir() {
+                directories.push(path);
+            }
+        }
+    }
+    tree
+}
