@@ -50,6 +50,7 @@ pub struct Wanted {
 
 /// A wanted volume by its type.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are of the large kind, and all lie in Want's box")]
 pub enum WantedVolume {
     /// Driven by a CSI driver.
     Csi(CsiWant),

@@ -86,6 +86,8 @@ impl Node {
             started: Instant::now(),
             events: Events::new(|_| {}),
             absence: AbsenceSettings { removal_grace: Duration::from_secs(1), brake_release_after: None },
+            // This test makes its readings itself.
+            reread: reconcile::Reread::new(|| {}),
         };
         let inputs = Inputs {
             manifests: manifests_in,
