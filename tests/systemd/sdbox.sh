@@ -10,15 +10,17 @@
 #
 # `systemctl reboot` in the box boots it again on the same overlay, so /var stays and mounts go. Each boot has a new boot
 # id. Nothing stays behind: the mounts live in this process's namespace, the processes in a cgroup that is killed at the end.
+# (Where this script itself is killed with SIGKILL an empty directory and an empty cgroup called sdbox.* do.)
 set -euo pipefail
 export LC_ALL=C
 
 work=$(realpath "$1")
 limit=${2:-120}
 
-# Everything below runs in a mount namespace that ends with this process.
+# Everything below runs in a mount namespace that ends with this process; and this process ends, in order, with the one
+# that started it, even where that was killed.
 if [[ -z ${SDBOX_NAMESPACE:-} ]]; then
-  SDBOX_NAMESPACE=1 exec unshare --mount --propagation private -- "$0" "$work" "$limit"
+  SDBOX_NAMESPACE=1 exec setpriv --pdeathsig TERM unshare --mount --propagation private -- "$0" "$work" "$limit"
 fi
 
 die() {
@@ -125,7 +127,9 @@ boot() {
   # In the background, so that a signal to this script is acted on at once.
   (
     echo "$BASHPID" >"$cgroup/cgroup.procs"
-    exec timeout --signal=KILL "$limit" unshare --fork --pid --kill-child --mount --uts --ipc --net --cgroup \
+    # Each ends with the one before it, down to PID 1 (--kill-child), should this script be killed.
+    exec setpriv --pdeathsig KILL timeout --signal=KILL "$limit" \
+      setpriv --pdeathsig KILL unshare --fork --kill-child --pid --mount --uts --ipc --net --cgroup \
       --propagation private -- /bin/bash -c "$init" "$root" "$work"
   ) &
   wait "$!"
