@@ -178,4 +178,12 @@ mounts_of() { awk -v name="/volumes/kubernetes.io~csi/$1-data/mount" 'index($5, 
 path_of() { mounts_of "$1" | cut -d' ' -f2; }
 is_mounted() { [[ $(mounts_of "$1" | wc -l) == 1 ]]; }
 is_gone() { [[ -z $(mounts_of "$1") ]]; }
+
+# calls_of NAME: the driver's own list of the calls for a pod's volume that have an effect.
+calls_of() {
+  jq --raw-output --arg volume "$1-data" \
+    'select(.event == "begin" and .volume == $volume) | .method | select(test("Stage|Unstage|Publish|Unpublish"))' /var/lib/fakecsi.calls
+}
+
+# holds NAME TEXT: the volume's file has the text.
 holds() { [[ $(cat "$(path_of "$1")/file") == "$2" ]]; }

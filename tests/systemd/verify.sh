@@ -14,6 +14,9 @@ cd "$(dirname "$0")/../.."
 program=${1:-${VOLUMED:-target/debug/volumed}}
 units=/usr/lib/systemd/system
 
+if [[ ! -x $program && $program == target/debug/volumed ]]; then
+  cargo build --locked --quiet --bin volumed
+fi
 if [[ ! -x $program ]]; then
   printf 'verify.sh: there is no program %s; build it with: cargo build --bins\n' "$program" >&2
   exit 66

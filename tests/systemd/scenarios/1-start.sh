@@ -20,12 +20,14 @@ reaches "volumectl list knows the pod while its driver is missing" says web volu
 check "the driver's unit starts" systemctl start fakecsi.service
 check "volumectl wait says that pod/web has its volume" volumectl wait pod/web --timeout 30s
 check "PID 1 sees exactly one mount for it" is_mounted web
+same "the driver was asked once to stage and once to publish" $'NodeStageVolume\nNodePublishVolume' "$(calls_of web)"
 echo "written by a service" >/run/words
 check "any other service can write into it" systemd-run --quiet --wait cp /run/words "$(path_of web)/file"
 check "and the file is there" holds web "written by a service"
 reaches "the state given to systemd counts it" has_status '(^|[^0-9])1 published'
 journal_has "the journal has a line for it" "published"
-reaches "the line can be found by its field" says . journalctl --boot --output=cat VOLUMED_POD=default/web
+reaches "the line can be found by the volume's field" says published journalctl --boot --output=cat VOLUME_PV=web-data
+check "and by the driver's" says published journalctl --boot --output=cat "CSI_DRIVER=$driver"
 
 directory=$(path_of web)
 rm "$manifests/web.yaml"

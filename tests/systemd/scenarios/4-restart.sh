@@ -28,6 +28,7 @@ for round in 1 2 3; do
 done
 check "volumectl wait finds it published" volumectl wait pod/web pod/db --timeout 30s
 check "with its data" holds web kept
+same "the driver was asked once to stage and once to publish" $'NodeStageVolume\nNodePublishVolume' "$(calls_of web)"
 check "a process that serves a mount lives on" kill -0 "$server"
 kill "$server"
 
