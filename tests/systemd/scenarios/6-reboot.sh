@@ -9,7 +9,7 @@ if [[ ! -e /var/lib/before-reboot ]]; then
   path_of web >/var/lib/before-reboot
   cp /proc/sys/kernel/random/boot_id /var/lib/boot-before-reboot
   # Taken away while the host is down, as far as volumed knows.
-  systemctl stop volumed.service
+  systemctl stop volumed.socket volumed.service
   rm "$manifests/db.yaml"
   reboot
 fi
