@@ -44,6 +44,7 @@ pub(super) fn add(status: &mut Status, pod: &str, claim: &str, presence: Presenc
     };
     let staging = Some((PathBuf::from(format!("/r/plugins/{claim}/globalmount")), presence));
     let volume = status.volumes.entry(key.clone()).or_insert_with(|| VolumeStatus {
+        released: Vec::new(),
         plugin: "kubernetes.io/csi",
         csi: Some((driver, handle)),
         staging,
@@ -72,6 +73,7 @@ pub(super) fn add(status: &mut Status, pod: &str, claim: &str, presence: Presenc
 /// A pod without volumes.
 pub(super) fn bare(identity: &PodIdentity) -> PodStatus {
     PodStatus {
+        hold: None,
         identity: identity.clone(),
         source: Some(ManifestSource { file: "/m/a.yaml".into(), line: 12 }),
         leaving: false,

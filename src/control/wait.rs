@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::names::{Kind, ObjectName};
 use super::{Request, views};
-use crate::model::{PodUid, Presence, Status, VolumeKey};
+use crate::model::{PodStatus, PodUid, Presence, Status, VolumeKey};
 
 /// What is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,19 +238,24 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    /// A pod whose manifest never was valid has no volumes to show: its problem is among the manifests'.
+    /// A pod whose manifest never was valid has no volumes to show.
     fn is_broken(&self, status: &Status, no_volumes: bool) -> bool {
-        let object = self.object.object();
-        let problem = || status.problems.iter().any(|p| !p.warning && p.object.as_ref() == Some(&object));
-        no_volumes && self.object.kind == Kind::Pod && problem()
+        no_volumes && self.pods(status).any(|pod| pod.hold.is_some())
     }
 
     fn is_pod_without_volumes(&self, status: &Status) -> bool {
-        self.object.kind == Kind::Pod
-            && (status.pods.values())
-                .filter(|pod| pod.identity.name == self.object.name)
-                .filter(|pod| pod.identity.namespace == self.object.namespace)
-                .any(|pod| pod.volumes.is_empty() && !pod.leaving)
+        self.pods(status).any(|pod| pod.volumes.is_empty() && !pod.leaving && pod.hold.is_none())
+    }
+
+    /// The pods of this name.
+    fn pods<'s>(&self, status: &'s Status) -> impl Iterator<Item = &'s PodStatus> {
+        let object = self.object.clone();
+        let is_it = move |pod: &&PodStatus| {
+            object.kind == Kind::Pod
+                && pod.identity.name == object.name
+                && pod.identity.namespace == object.namespace
+        };
+        status.pods.values().filter(is_it)
     }
 }
 

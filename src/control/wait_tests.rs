@@ -27,7 +27,10 @@ impl World {
         let deadline = timeout.map(|ms| Instant::now() + Duration::from_millis(ms));
         async move {
             let objects: Vec<ObjectName> = names.iter().map(|name| name.parse().unwrap()).collect();
-            until(status, &requests, &CancellationToken::new(), &objects, goal, deadline).await.unwrap()
+            let stop = CancellationToken::new();
+            let ended = until(status, &requests, &stop, &objects, goal, deadline);
+            // A wait that never ends must fail the test, not stop it.
+            tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the wait ends").unwrap()
         }
     }
 
@@ -162,8 +165,12 @@ async fn a_pod_whose_manifest_never_was_valid_does_not_pass_for_one_without_volu
     let mut status = samples::ready();
     let identity = samples::identity("web");
     status.pods.insert(identity.uid.clone(), samples::bare(&identity));
-    status.problems = samples::all().problems;
-    status.problems[0].object = Some(crate::model::ObjectRef::new("Pod", "db", "web"));
+    let hold = crate::model::Hold {
+        code: HoldCode::ObjectInvalid,
+        detail: "spec is missing".to_owned(),
+        remedy: "mend it".to_owned(),
+    };
+    status.pods.values_mut().for_each(|pod| pod.hold = Some(hold.clone()));
     let mut world = World::new(status);
     let wait = world.wait(&["pod/db/web"], Goal::Published, None);
     let read = async {

@@ -38,6 +38,8 @@ pub struct PodStatus {
     pub source: Option<ManifestSource>,
     /// The pod is being deleted, or its manifest is gone.
     pub leaving: bool,
+    /// Why the whole pod is held: its manifest is broken.
+    pub hold: Option<Hold>,
     /// The volumes that its containers use, by name in the spec, and those still to be taken down.
     pub volumes: BTreeMap<String, PodVolumeStatus>,
 }
@@ -94,6 +96,8 @@ pub struct VolumeStatus {
     pub staging_not_a_mount_point: bool,
     /// By place.
     pub publications: BTreeMap<PublicationId, PublicationStatus>,
+    /// Publications that are gone while the volume is still staged: until it is not, their pods are shown as leaving.
+    pub released: Vec<PublicationId>,
     /// Steps that cannot proceed.
     pub blocked: Vec<Blocked>,
     /// The step under way.

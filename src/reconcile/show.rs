@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::pass::Loop;
 use crate::desired::ResolvedWant;
 use crate::model::{
-    Blocked, BrakeStatus, DriverName, Event, EventKind, Have, PodStatus, PodVolumeStatus, Presence, Problem,
-    PublicationId, PublicationStatus, RecordedVolume, Status, VolumeKey, VolumeStatus, Want, WantedVolume,
+    Blocked, BrakeStatus, DriverName, Event, EventKind, Have, PodStatus, PodUid, PodVolumeStatus, Presence,
+    Problem, PublicationId, PublicationStatus, RecordedVolume, Status, VolumeKey, VolumeStatus, Want,
+    WantedVolume,
 };
 use crate::plan::{Decision, Now};
 
@@ -42,7 +43,7 @@ impl Loop {
 
     /// Shows the pods of the last reading, and those that are gone and still have a volume.
     pub(super) fn show_pods(&self) {
-        let mut pods: BTreeMap<_, PodStatus> = BTreeMap::new();
+        let mut pods: BTreeMap<PodUid, PodStatus> = BTreeMap::new();
         for (uid, pod) in &self.resolved.pods {
             let volumes = pod.volumes.iter().map(|(name, volume)| {
                 let (resolved, hold) = match &volume.want {
@@ -63,6 +64,7 @@ impl Loop {
                 identity: pod.identity.clone(),
                 source: Some(pod.source.clone()),
                 leaving: pod.leaving,
+                hold: pod.held.clone(),
                 volumes: volumes.collect(),
             };
             pods.insert(uid.clone(), status);
@@ -73,6 +75,7 @@ impl Loop {
                     identity: publication.pod.clone(),
                     source: None,
                     leaving: true,
+                    hold: None,
                     volumes: BTreeMap::new(),
                 });
                 let shown = pod.volumes.values().any(|volume| {
@@ -84,6 +87,7 @@ impl Loop {
             }
         }
         self.status.send_if_modified(|status| {
+            keep_released(status, &mut pods);
             let changed = status.pods != pods;
             if changed {
                 status.pods = pods;
@@ -177,6 +181,7 @@ impl Loop {
             staging: staging.map(|staging| (staging.arguments.staging_path.clone(), staging.presence)),
             staging_not_a_mount_point: staging.is_some_and(|staging| staging.not_a_mount_point),
             publications,
+            released: Vec::new(),
             blocked: decision.blocked,
             in_progress: self.busy.get(key).map(|running| running.shown.clone()),
             pending_change: decision.pending_change,
@@ -278,12 +283,17 @@ fn csi_of(
 /// Replaces a volume's status; keeps its events, and the moments since when unchanged things are so.
 fn put_volume(status: &mut Status, key: VolumeKey, new: Option<VolumeStatus>, now: Now) {
     let old = status.volumes.remove(&key);
-    for id in old.iter().flat_map(|old| old.publications.keys()) {
-        if new.as_ref().is_none_or(|new| !new.publications.contains_key(id)) {
-            drop_remaining(status, &key, id);
-        }
+    let was = old.iter().flat_map(|old| old.publications.keys().chain(&old.released));
+    let gone: BTreeSet<PublicationId> =
+        was.filter(|id| new.as_ref().is_none_or(|new| !new.publications.contains_key(id))).cloned().collect();
+    let still_staged = new.as_ref().is_some_and(|new| new.publications.is_empty());
+    if !still_staged {
+        gone.iter().for_each(|id| drop_remaining(status, &key, id));
     }
     let Some(mut new) = new else { return };
+    if still_staged {
+        new.released = gone.into_iter().collect();
+    }
     if let Some(old) = old {
         for blocked in &mut new.blocked {
             if let Some(before) = old.blocked.iter().find(|before| is_same(before, blocked)) {
@@ -325,6 +335,27 @@ fn add_remaining(
         }
         None => {
             pod.volumes.insert(name, status);
+        }
+    }
+}
+
+/// Keeps the pods that are gone but for a volume that is not yet unstaged.
+fn keep_released(status: &Status, pods: &mut BTreeMap<PodUid, PodStatus>) {
+    for (key, volume) in &status.volumes {
+        for id in &volume.released {
+            let Some(old) = status.pods.get(&id.pod) else { continue };
+            let is_it = |volume: &PodVolumeStatus| {
+                volume.resolved.as_ref().is_some_and(|(other, place)| other == key && place == id)
+            };
+            let pod = pods.entry(id.pod.clone()).or_insert_with(|| PodStatus {
+                source: None,
+                leaving: true,
+                volumes: BTreeMap::new(),
+                ..old.clone()
+            });
+            for (name, volume) in old.volumes.iter().filter(|(_, volume)| is_it(volume)) {
+                pod.volumes.entry(name.clone()).or_insert_with(|| volume.clone());
+            }
         }
     }
 }
