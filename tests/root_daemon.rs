@@ -386,3 +386,52 @@ status: {{attached: true, attachmentMetadata: {{device: /dev/vdx}}}}
         assert_eq!(request["publish_context"]["device"], "/dev/vdx", "{method}: {request}");
     }
 }
+
+#[test]
+fn a_driver_that_says_ok_and_leaves_its_mount_is_helped() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&[]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    host.faults(&json!([
+        {"method": "NodeUnpublishVolume", "action": "no-mount"},
+        {"method": "NodeUnstageVolume", "action": "no-mount"},
+    ]));
+    host.remove_manifest("web.yaml");
+    host.wait(&["--for=released", "pod/web"]);
+    until("the record is gone", || {
+        fs::read_dir(host.state.join("volumes")).expect("it is there").next().is_none()
+    });
+    host.assert_nothing_left();
+}
+
+#[test]
+fn not_found_ends_an_undo_only_where_nothing_is_left() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&[]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    // Before the effect: the mount is still there, so the undo is owed.
+    host.faults(&json!([{"method": "NodeUnpublishVolume", "action": {"code": "NOT_FOUND"}}]));
+    host.remove_manifest("web.yaml");
+    until("it is said that the mount is still there", || {
+        String::from_utf8_lossy(&host.volumectl(&["explain", "pod/web"]).stdout).contains("still mounted")
+    });
+    assert!(
+        host.mounts().contains(&host.target("uid-web", "data")),
+        "volumed does not unmount what was not said to be done"
+    );
+    // After the effect: nothing is left, so it is done.
+    host.faults(&json!([
+        {"method": "NodeUnpublishVolume", "when": "after", "action": {"code": "NOT_FOUND"}},
+        {"method": "NodeUnstageVolume", "when": "after", "action": {"code": "NOT_FOUND"}},
+    ]));
+    host.volumectl(&["retry"]);
+    host.wait(&["--for=released", "pod/web"]);
+    until("the record is gone", || {
+        fs::read_dir(host.state.join("volumes")).expect("it is there").next().is_none()
+    });
+    host.assert_nothing_left();
+}

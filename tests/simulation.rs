@@ -220,6 +220,12 @@ async fn live(world: &World) -> Vec<String> {
     daemon.read(&wish, false);
     // Longer than any deadline and the longest pause between two tries.
     tokio::time::sleep(Duration::from_secs(1800)).await;
+    // Three safety passes in a world at rest: they find nothing that an event missed.
+    let before = (world.lock().calls, world.lock().story.len());
+    tokio::time::sleep(Duration::from_secs(900)).await;
+    if (world.lock().calls, world.lock().story.len()) != before {
+        world.violation("a safety pass found something to do in a world at rest");
+    }
     let mut wrong = world.lock().violations.clone();
     wrong.extend(differences(world, &wish, &daemon.status.borrow(), stages));
     daemon.crash().await;

@@ -1,5 +1,9 @@
 //! CSI volumes: directories and `vol_data.json` as a kubelet makes them, and the driver's four calls (kubelet.md 5).
 
+#[cfg(test)]
+#[path = "csi_tests.rs"]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
