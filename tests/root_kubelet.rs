@@ -1,6 +1,6 @@
 //! The same objects, the same drivers: what lies on disk, what is mounted and what the drivers are sent is compared with what a
-//! real kubelet 1.36.2 left and sent (`tests/fixtures/kubelet-1.36/README.md`). Needs root; each test has a mount namespace of
-//! its own.
+//! real kubelet 1.36.2 left and sent (`tests/fixtures/kubelet-1.36/README.md`). Needs root; each test runs in
+//! namespaces of its own.
 
 #![expect(
     clippy::disallowed_methods,
@@ -17,18 +17,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 use volumed::model::{HoldCode, Plugin, Status};
 
+use kubelet::compare::{Difference, assert_in_order, assert_same, assert_same_calls};
 use kubelet::driver::Kind;
-use kubelet::node::{DriverSpec, Node, held, published};
-use kubelet::recording::{self, Call, Tree};
-
-/// Something that a kubelet's root has and ours has not, on purpose.
-struct Difference {
-    /// In which recordings; it must be found in each of them.
-    recordings: &'static [&'static str],
-    /// `*` is any one name, a last `**` everything from there on.
-    path: &'static str,
-    reason: &'static str,
-}
+use kubelet::node::{DriverSpec, Node, held, isolated, published};
+use kubelet::recording::{self, Call};
 
 const RUNNING: &[&str] =
     &["a/running", "a/one-pod-removed", "c/running", "d/running", "h/running", "j/running"];
@@ -66,13 +58,18 @@ const ON_PURPOSE: &[Difference] = &[
     },
     Difference {
         recordings: &["d/all-removed"],
-        path: "plugins/kubernetes.io/csi/kvd.csi.example.com/*/**",
+        path: "plugins/kubernetes.io/csi/kvd.csi.example.com/*/globalmount",
         reason: "a kubelet leaves the empty staging directory of a driver without staging for ever; volumed removes it",
     },
     Difference {
         recordings: &["d/all-removed"],
-        path: "plugins/kubernetes.io/csi/noop.csi.example.com/*/**",
+        path: "plugins/kubernetes.io/csi/noop.csi.example.com/*/globalmount",
         reason: "as above",
+    },
+    Difference {
+        recordings: &["d/all-removed"],
+        path: "plugins/kubernetes.io/csi/*/*",
+        reason: "as above: the volume's directory, which holds the staging directory",
     },
 ];
 
@@ -112,7 +109,7 @@ fn supported(recording: &str) -> Vec<Value> {
     objects
 }
 
-/// Requests without what a kubelet added because of the two.
+/// Requests without what a kubelet added because of the two, each once: repeated ones differ in their tokens.
 fn without_unsupported(mut calls: Vec<Call>) -> Vec<Call> {
     for call in &mut calls {
         if let Some(mount) = call.request.pointer_mut("/volumeCapability/mount") {
@@ -122,99 +119,8 @@ fn without_unsupported(mut calls: Vec<Call>) -> Vec<Call> {
             context.as_object_mut().expect("an object").remove("csi.storage.k8s.io/serviceAccount.tokens");
         }
     }
-    calls
-}
-
-// === what is compared ===
-
-/// What of a root belongs to volumes.
-fn is_about_volumes(path: &str) -> bool {
-    matches!(path, "plugins" | "pods" | "plugins_registry")
-        || ["plugins/kubernetes.io", "pods/"].iter().any(|start| path.starts_with(start))
-}
-
-fn matches(pattern: &str, path: &str) -> bool {
-    let mut names = path.split('/');
-    for part in pattern.split('/') {
-        match (part, names.next()) {
-            ("**", _) => return true,
-            (_, None) => return false,
-            ("*", Some(_)) => {}
-            (part, Some(name)) if part == name => {}
-            (_, Some(_)) => return false,
-        }
-    }
-    names.next().is_none()
-}
-
-/// Asserts that our root is the kubelet's, but for the differences on purpose.
-fn assert_same_root(recording: &str, ours: &Tree) {
-    let mut theirs = recording::root(recording);
-    theirs.retain(|path, _| is_about_volumes(path));
-    assert!(theirs.len() > 2, "{recording} has nothing to compare with");
-    let rows: Vec<&Difference> =
-        ON_PURPOSE.iter().filter(|row| row.recordings.contains(&recording)).collect();
-    let mut used = BTreeSet::new();
-    let mut wrong = Vec::new();
-    for (path, entry) in &theirs {
-        match ours.get(path) {
-            Some(our) if our == entry => {}
-            Some(our) => wrong.push(format!("{path}: theirs {entry:?}\n  ours {our:?}")),
-            None => match rows.iter().position(|row| matches(row.path, path)) {
-                Some(row) => {
-                    used.insert(row);
-                }
-                None => wrong.push(format!("{path}: theirs alone: {entry:?}")),
-            },
-        }
-    }
-    let ours_alone = ours.iter().filter(|(path, _)| is_about_volumes(path) && !theirs.contains_key(*path));
-    wrong.extend(ours_alone.map(|(path, entry)| format!("{path}: ours alone: {entry:?}")));
-    for (row, difference) in rows.iter().enumerate() {
-        if !used.contains(&row) {
-            wrong.push(format!("no difference at {} any more ({})", difference.path, difference.reason));
-        }
-    }
-    assert!(wrong.is_empty(), "{recording}:\n{}", wrong.join("\n"));
-}
-
-/// Asserts that our root and our mounts are the kubelet's.
-fn assert_same(recording: &str, node: &Node) {
-    assert_same_root(recording, &node.tree());
-    let nothing = recording.ends_with("/all-removed");
-    let theirs = if nothing { BTreeSet::new() } else { recording::mounts(recording) };
-    assert_eq!(theirs.is_empty(), nothing, "{recording} has nothing to compare with");
-    assert_eq!(node.mounts(), theirs, "{recording}");
-}
-
-/// Asserts that the same requests were sent, in whatever order of volumes.
-fn assert_same_calls(ours: Vec<Call>, theirs: Vec<Call>) {
-    let sorted = |calls: Vec<Call>| calls.iter().map(Call::text).collect::<BTreeSet<_>>();
-    let count = ours.len();
-    let (ours, theirs) = (sorted(ours), sorted(theirs));
-    assert_eq!(ours.len(), count, "a request was repeated though every call was answered");
-    let ours_alone: Vec<_> = ours.difference(&theirs).collect();
-    let theirs_alone: Vec<_> = theirs.difference(&ours).collect();
-    assert!(
-        ours_alone.is_empty() && theirs_alone.is_empty(),
-        "ours alone: {ours_alone:#?}\ntheirs alone: {theirs_alone:#?}"
-    );
-}
-
-/// Asserts for each volume: staged before it is published, and down in the opposite order.
-fn assert_in_order(calls: &[Call]) {
-    const ORDER: [&str; 4] =
-        ["NodeStageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume"];
-    let mut seen: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
-    for call in calls {
-        let place = ORDER.iter().position(|method| *method == call.method).expect("a known method");
-        let volume = (call.driver.clone(), call.request["volumeId"].to_string());
-        seen.entry(volume).or_default().push(place);
-    }
-    assert!(!seen.is_empty());
-    for (volume, places) in seen {
-        assert!(places.is_sorted(), "{volume:?}: {places:?}");
-    }
+    let by_text: BTreeMap<String, Call> = calls.into_iter().map(|call| (call.text(), call)).collect();
+    by_text.into_values().collect()
 }
 
 /// Asserts that a volume's pod is refused it as not supported, and that its other volumes are up.
@@ -227,221 +133,252 @@ fn assert_held(status: &Status, not_supported: &[&str], up: &[&str]) {
 
 // === the roots ===
 
-#[tokio::test]
-async fn a_shared_staged_volume_leaves_the_root_that_a_kubelet_leaves() {
-    let mut node = Node::start(A);
-    let status = node.wish(supported("a/running")).await;
-    assert_held(&status, &[], &["a1/data", "a2/other-name"]);
-    assert_same("a/running", &node);
-    let calls = node.calls();
-    let staged = calls.iter().filter(|call| call.method == "NodeStageVolume").count();
-    assert_eq!((staged, calls.len()), (1, 3), "staged once, published twice: {calls:#?}");
-    let status = node.wish(supported("a/one-pod-removed")).await;
-    assert_held(&status, &[], &["a2/other-name"]);
-    assert_same("a/one-pod-removed", &node);
-    node.wish(supported("a/all-removed")).await;
-    assert_same("a/all-removed", &node);
-    assert_in_order(&node.calls());
-    node.stop().await;
+#[test]
+fn a_shared_staged_volume_leaves_the_root_that_a_kubelet_leaves() {
+    isolated("a_shared_staged_volume_leaves_the_root_that_a_kubelet_leaves", async {
+        let mut node = Node::start(A);
+        let status = node.wish(supported("a/running")).await;
+        assert_held(&status, &[], &["a1/data", "a2/other-name"]);
+        assert_same("a/running", &node, ON_PURPOSE);
+        let calls = node.calls();
+        let staged = calls.iter().filter(|call| call.method == "NodeStageVolume").count();
+        assert_eq!((staged, calls.len()), (1, 3), "staged once, published twice: {calls:#?}");
+        let status = node.wish(supported("a/one-pod-removed")).await;
+        assert_held(&status, &[], &["a2/other-name"]);
+        assert_same("a/one-pod-removed", &node, ON_PURPOSE);
+        node.wish(supported("a/all-removed")).await;
+        assert_same("a/all-removed", &node, ON_PURPOSE);
+        assert_in_order(&node.calls());
+        node.stop().await;
+    });
 }
 
-#[tokio::test]
-async fn inline_volumes_leave_the_root_that_a_kubelet_leaves() {
-    let mut node = Node::start(C);
-    let status = node.wish(supported("c/running")).await;
-    assert_held(&status, &[], &["c1/scratch", "c1/scratch2"]);
-    assert_same("c/running", &node);
-    node.wish(supported("c/all-removed")).await;
-    assert_same("c/all-removed", &node);
-    assert_in_order(&node.calls());
-    node.stop().await;
+#[test]
+fn inline_volumes_leave_the_root_that_a_kubelet_leaves() {
+    isolated("inline_volumes_leave_the_root_that_a_kubelet_leaves", async {
+        let mut node = Node::start(C);
+        let status = node.wish(supported("c/running")).await;
+        assert_held(&status, &[], &["c1/scratch", "c1/scratch2"]);
+        assert_same("c/running", &node, ON_PURPOSE);
+        node.wish(supported("c/all-removed")).await;
+        assert_same("c/all-removed", &node, ON_PURPOSE);
+        assert_in_order(&node.calls());
+        node.stop().await;
+    });
 }
 
-#[tokio::test]
-async fn drivers_without_staging_get_the_requests_and_leave_the_root_that_a_kubelet_sends_and_leaves() {
-    let mut node = Node::start(D);
-    let status = node.wish(supported("d/running")).await;
-    assert_held(&status, &["d1/nostageblk"], &["d1/nostage", "d1/nostage2"]);
-    assert_same("d/running", &node);
-    let quiet = status.volumes.values().flat_map(|volume| volume.publications.values());
-    let quiet: Vec<_> = quiet.filter(|p| p.not_a_mount_point).flat_map(|p| p.names.clone()).collect();
-    assert_eq!(quiet, ["nostage"], "the status says which target is not a mount point");
-    node.wish(supported("d/all-removed")).await;
-    assert_same("d/all-removed", &node);
-    let (no_op, kvd): (Vec<Call>, Vec<Call>) =
-        node.calls().into_iter().partition(|call| call.driver == "noop.csi.example.com");
-    assert_same_calls(kvd, without_unsupported(recording::calls("d", &["kvd.csi.example.com"])));
-    let short =
-        |call: &Call| (call.method.clone(), call.request["volumeId"].as_str().unwrap_or("").to_owned());
-    let no_op: Vec<(String, String)> = no_op.iter().map(short).collect();
-    assert_eq!(no_op, recording::short_calls("d", "noop.csi.example.com"));
-    node.stop().await;
+#[test]
+fn drivers_without_staging_get_the_requests_and_leave_the_root_that_a_kubelet_sends_and_leaves() {
+    isolated(
+        "drivers_without_staging_get_the_requests_and_leave_the_root_that_a_kubelet_sends_and_leaves",
+        async {
+            let mut node = Node::start(D);
+            let status = node.wish(supported("d/running")).await;
+            assert_held(&status, &["d1/nostageblk"], &["d1/nostage", "d1/nostage2"]);
+            assert_same("d/running", &node, ON_PURPOSE);
+            let quiet = status.volumes.values().flat_map(|volume| volume.publications.values());
+            let quiet: Vec<_> = quiet.filter(|p| p.not_a_mount_point).flat_map(|p| p.names.clone()).collect();
+            assert_eq!(quiet, ["nostage"], "the status says which target is not a mount point");
+            node.wish(supported("d/all-removed")).await;
+            assert_same("d/all-removed", &node, ON_PURPOSE);
+            let (no_op, kvd): (Vec<Call>, Vec<Call>) =
+                node.calls().into_iter().partition(|call| call.driver == "noop.csi.example.com");
+            assert_same_calls(kvd, without_unsupported(recording::calls("d", &["kvd.csi.example.com"])));
+            let short = |call: &Call| {
+                (call.method.clone(), call.request["volumeId"].as_str().unwrap_or("").to_owned())
+            };
+            let no_op: Vec<(String, String)> = no_op.iter().map(short).collect();
+            assert_eq!(no_op, recording::short_calls("d", "noop.csi.example.com"));
+            node.stop().await;
+        },
+    );
 }
 
-#[tokio::test]
-async fn odd_names_leave_the_root_that_a_kubelet_leaves() {
-    let mut node = Node::start(H);
-    let status = node.wish(supported("h/running")).await;
-    let up = ["h1/odd1", "h1/odd2", "h1/odd4", "h1/odd6", H_EMPTY_DIR, H_INLINE];
-    assert_held(&status, &["h1/odd3", "h1/odd5"], &up);
-    assert_same("h/running", &node);
-    let handles: BTreeSet<String> = recording::objects("h/running")
-        .iter()
-        .filter(|object| object.pointer("/spec/volumeMode").is_some_and(|mode| mode == "Filesystem"))
-        .filter_map(|object| Some(object.pointer("/spec/csi/volumeHandle")?.as_str()?.to_owned()))
-        .collect();
-    assert_eq!(handles.len(), 4);
-    let staged = node.calls().into_iter().filter(|call| call.method == "NodeStageVolume");
-    let staged: BTreeSet<String> =
-        staged.filter_map(|call| Some(call.request["volumeId"].as_str()?.to_owned())).collect();
-    assert_eq!(staged, handles, "every handle reaches the driver as it is written");
-    node.wish(supported("h/all-removed")).await;
-    assert_same("h/all-removed", &node);
-    assert_in_order(&node.calls());
-    node.stop().await;
+#[test]
+fn odd_names_leave_the_root_that_a_kubelet_leaves() {
+    isolated("odd_names_leave_the_root_that_a_kubelet_leaves", async {
+        let mut node = Node::start(H);
+        let status = node.wish(supported("h/running")).await;
+        let up = ["h1/odd1", "h1/odd2", "h1/odd4", "h1/odd6", H_EMPTY_DIR, H_INLINE];
+        assert_held(&status, &["h1/odd3", "h1/odd5"], &up);
+        assert_same("h/running", &node, ON_PURPOSE);
+        let handles: BTreeSet<String> = recording::objects("h/running")
+            .iter()
+            .filter(|object| object.pointer("/spec/volumeMode").is_some_and(|mode| mode == "Filesystem"))
+            .filter_map(|object| Some(object.pointer("/spec/csi/volumeHandle")?.as_str()?.to_owned()))
+            .collect();
+        assert_eq!(handles.len(), 4);
+        let staged = node.calls().into_iter().filter(|call| call.method == "NodeStageVolume");
+        let staged: BTreeSet<String> =
+            staged.filter_map(|call| Some(call.request["volumeId"].as_str()?.to_owned())).collect();
+        assert_eq!(staged, handles, "every handle reaches the driver as it is written");
+        node.wish(supported("h/all-removed")).await;
+        assert_same("h/all-removed", &node, ON_PURPOSE);
+        assert_in_order(&node.calls());
+        node.stop().await;
+    });
 }
 
 // === the requests ===
 
-#[tokio::test]
-async fn drivers_get_the_requests_that_a_kubelet_sends() {
-    let mut node = Node::start(J);
-    let status = node.wish(supported("j/running")).await;
-    let up = ["j1/cc", "j1/inl", "j1/rox", "j1/rwo", "j1/rwop", "j1/rwx"];
-    assert_held(&status, &["j1/ablk"], &up);
-    assert_same("j/running", &node);
-    node.wish(supported("j/all-removed")).await;
-    assert_same("j/all-removed", &node);
-    let theirs = recording::calls("j", &["a.kvd.example.com", "b.kvd.example.com", "c.kvd.example.com"]);
-    // What this version has no call for yet is in no recording's place here: stages, publishes and their undoing.
-    let count = |method: &str| theirs.iter().filter(|call| call.method == method).count();
-    let counts =
-        ["NodeStageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume"].map(count);
-    assert_eq!(counts, [5, 6, 6, 5], "what there is to compare with");
-    let ours = node.calls();
-    assert_in_order(&ours);
-    assert_same_calls(ours, without_unsupported(theirs));
-    node.stop().await;
-}
-
-#[tokio::test]
-async fn an_inline_volume_gets_its_own_handle_and_the_pod_info() {
-    const POD: &str = "e3c2e548-0d2f-4cac-8642-db8f01d56f21";
-    let mut node = Node::start(C);
-    node.wish(supported("c/running")).await;
-    let recorded = recording::root("c/running");
-    let expected = |volume: &str, mut rest: Value| {
-        let directory = format!("pods/{POD}/volumes/kubernetes.io~csi/{volume}");
-        let data = recorded[&format!("{directory}/vol_data.json")].content.as_deref().expect("a file");
-        let data: Value = serde_json::from_str(data).expect("JSON");
-        rest["volumeId"] = data["volumeHandle"].clone();
-        rest["targetPath"] = json!(format!("{directory}/mount"));
-        // csi.md 2.10: what CSIDriver.podInfoOnMount adds, here for an inline volume.
-        for (key, value) in [
-            ("csi.storage.k8s.io/pod.name", "c1"),
-            ("csi.storage.k8s.io/pod.namespace", "default"),
-            ("csi.storage.k8s.io/pod.uid", POD),
-            ("csi.storage.k8s.io/serviceAccount.name", "default"),
-            ("csi.storage.k8s.io/ephemeral", "true"),
-        ] {
-            rest["volumeContext"][key] = json!(value);
-        }
-        let (driver, method) = ("hostpath.csi.k8s.io".to_owned(), "NodePublishVolume".to_owned());
-        Call { driver, method, request: rest }
-    };
-    let mode = json!({"mode": "SINGLE_NODE_WRITER"});
-    let plain = json!({"volumeCapability": {"mount": {}, "accessMode": mode}});
-    let full = json!({
-        "volumeCapability": {"mount": {"fsType": "ext4"}, "accessMode": mode},
-        "readonly": true,
-        "secrets": {"user": "admin"},
-        "volumeContext": {"a": "b", "size": "2Mi"},
+#[test]
+fn drivers_get_the_requests_that_a_kubelet_sends() {
+    isolated("drivers_get_the_requests_that_a_kubelet_sends", async {
+        let mut node = Node::start(J);
+        let status = node.wish(supported("j/running")).await;
+        let up = ["j1/cc", "j1/inl", "j1/rox", "j1/rwo", "j1/rwop", "j1/rwx"];
+        assert_held(&status, &["j1/ablk"], &up);
+        assert_same("j/running", &node, ON_PURPOSE);
+        node.wish(supported("j/all-removed")).await;
+        assert_same("j/all-removed", &node, ON_PURPOSE);
+        let theirs = without_unsupported(recording::calls(
+            "j",
+            &["a.kvd.example.com", "b.kvd.example.com", "c.kvd.example.com"],
+        ));
+        let count = |method: &str| theirs.iter().filter(|call| call.method == method).count();
+        let counts =
+            ["NodeStageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume"].map(count);
+        assert_eq!(counts, [5, 6, 6, 5], "what there is to compare with");
+        let ours = node.calls();
+        assert_in_order(&ours);
+        assert_same_calls(ours, theirs);
+        node.stop().await;
     });
-    assert_same_calls(node.calls(), vec![expected("scratch", plain), expected("scratch2", full)]);
-    node.stop().await;
 }
 
-#[tokio::test]
-async fn a_volume_waits_for_its_attachment_and_then_gets_its_context() {
-    let mut node = Node::start(J);
-    let (attachments, others): (Vec<Value>, Vec<Value>) =
-        supported("j/running").into_iter().partition(|object| object["kind"] == "VolumeAttachment");
-    assert_eq!(attachments.len(), 4);
-    node.wish_unsettled(others.clone()).await;
-    let unattached = |status: &Status| {
-        let volumes = status.volumes.values();
-        let blocked = volumes.flat_map(|volume| volume.blocked.iter().map(|b| b.cause.code.clone()));
-        blocked.filter(|code| code == "not-attached").count()
-    };
-    // Not of driver c: no CSIDriver says that it needs one, and it has no controller service.
-    node.until("both volumes of driver a wait", |status| unattached(status) == 2).await;
-    assert!(node.calls().iter().all(|call| call.driver != "a.kvd.example.com"), "{:#?}", node.calls());
-    node.wish(others.into_iter().chain(attachments).collect()).await;
-    let published = node
-        .calls()
-        .into_iter()
-        .find(|call| call.method == "NodePublishVolume" && call.request["volumeId"] == "a-rwop");
-    let context = json!({"devicePath": "/dev/meta-a-rwop", "lun": "3"});
-    assert_eq!(published.expect("it is published").request["publishContext"], context);
-    node.stop().await;
+#[test]
+fn an_inline_volume_gets_its_own_handle_and_the_pod_info() {
+    isolated("an_inline_volume_gets_its_own_handle_and_the_pod_info", async {
+        const POD: &str = "e3c2e548-0d2f-4cac-8642-db8f01d56f21";
+        let mut node = Node::start(C);
+        node.wish(supported("c/running")).await;
+        let recorded = recording::root("c/running");
+        let expected = |volume: &str, mut rest: Value| {
+            let directory = format!("pods/{POD}/volumes/kubernetes.io~csi/{volume}");
+            let data = recorded[&format!("{directory}/vol_data.json")].content.as_deref().expect("a file");
+            let data: Value = serde_json::from_str(data).expect("JSON");
+            rest["volumeId"] = data["volumeHandle"].clone();
+            rest["targetPath"] = json!(format!("{directory}/mount"));
+            // csi.md 2.10: what CSIDriver.podInfoOnMount adds, here for an inline volume.
+            for (key, value) in [
+                ("csi.storage.k8s.io/pod.name", "c1"),
+                ("csi.storage.k8s.io/pod.namespace", "default"),
+                ("csi.storage.k8s.io/pod.uid", POD),
+                ("csi.storage.k8s.io/serviceAccount.name", "default"),
+                ("csi.storage.k8s.io/ephemeral", "true"),
+            ] {
+                rest["volumeContext"][key] = json!(value);
+            }
+            let (driver, method) = ("hostpath.csi.k8s.io".to_owned(), "NodePublishVolume".to_owned());
+            Call { driver, method, request: rest }
+        };
+        let mode = json!({"mode": "SINGLE_NODE_WRITER"});
+        let plain = json!({"volumeCapability": {"mount": {}, "accessMode": mode}});
+        let full = json!({
+            "volumeCapability": {"mount": {"fsType": "ext4"}, "accessMode": mode},
+            "readonly": true,
+            "secrets": {"user": "admin"},
+            "volumeContext": {"a": "b", "size": "2Mi"},
+        });
+        assert_same_calls(node.calls(), vec![expected("scratch", plain), expected("scratch2", full)]);
+        node.stop().await;
+    });
+}
+
+#[test]
+fn a_volume_waits_for_its_attachment_and_then_gets_its_context() {
+    isolated("a_volume_waits_for_its_attachment_and_then_gets_its_context", async {
+        let mut node = Node::start(J);
+        let (attachments, others): (Vec<Value>, Vec<Value>) =
+            supported("j/running").into_iter().partition(|object| object["kind"] == "VolumeAttachment");
+        assert_eq!(attachments.len(), 4);
+        node.wish_unsettled(others.clone()).await;
+        let unattached = |status: &Status| {
+            let volumes = status.volumes.values();
+            let blocked = volumes.flat_map(|volume| volume.blocked.iter().map(|b| b.cause.code.clone()));
+            blocked.filter(|code| code == "not-attached").count()
+        };
+        // Not that of driver c: no CSIDriver says that it needs one, and it has no controller service. The others are up before
+        // the wish is edited.
+        let fits = |status: &Status| unattached(status) == 2 && published(status).len() == 4;
+        node.until("both volumes of driver a wait, and no others", fits).await;
+        assert!(node.calls().iter().all(|call| call.driver != "a.kvd.example.com"), "{:#?}", node.calls());
+        node.wish(others.into_iter().chain(attachments).collect()).await;
+        let published = node
+            .calls()
+            .into_iter()
+            .find(|call| call.method == "NodePublishVolume" && call.request["volumeId"] == "a-rwop");
+        let context = json!({"devicePath": "/dev/meta-a-rwop", "lun": "3"});
+        assert_eq!(published.expect("it is published").request["publishContext"], context);
+        node.stop().await;
+    });
 }
 
 // === what is not supported yet ===
 
-#[tokio::test]
-async fn what_is_not_supported_is_held_and_stops_no_other_volume() {
-    for (drivers, recording, not_supported, up) in [
-        (A, "a/running", vec!["a1/data"], vec!["a2/other-name"]),
-        (C, "c/running", vec!["c1/scratch"], vec!["c1/scratch2"]),
-        (D, "d/running", vec!["d1/nostageblk"], vec!["d1/nostage", "d1/nostage2"]),
-        (
-            H,
-            "h/running",
-            vec!["h1/odd3", "h1/odd5"],
-            vec!["h1/odd1", "h1/odd2", "h1/odd4", "h1/odd6", H_EMPTY_DIR, H_INLINE],
-        ),
-    ] {
-        let mut node = Node::start(drivers);
-        let status = node.wish(recording::objects(recording)).await;
-        assert_held(&status, &not_supported, &up);
-        let targets = node.calls().into_iter().filter(|call| call.method == "NodePublishVolume").count();
-        let csi = status.volumes.values().flat_map(|volume| volume.publications.keys());
-        let csi = csi.filter(|id| id.plugin == Plugin::Csi).count();
-        assert_eq!(targets, csi, "nothing is called for what is held");
+#[test]
+fn what_is_not_supported_is_held_and_stops_no_other_volume() {
+    isolated("what_is_not_supported_is_held_and_stops_no_other_volume", async {
+        for (drivers, recording, not_supported, up) in [
+            (A, "a/running", vec!["a1/data"], vec!["a2/other-name"]),
+            (C, "c/running", vec!["c1/scratch"], vec!["c1/scratch2"]),
+            (D, "d/running", vec!["d1/nostageblk"], vec!["d1/nostage", "d1/nostage2"]),
+            (
+                H,
+                "h/running",
+                vec!["h1/odd3", "h1/odd5"],
+                vec!["h1/odd1", "h1/odd2", "h1/odd4", "h1/odd6", H_EMPTY_DIR, H_INLINE],
+            ),
+        ] {
+            let mut node = Node::start(drivers);
+            let status = node.wish(recording::objects(recording)).await;
+            assert_held(&status, &not_supported, &up);
+            let targets = node.calls().into_iter().filter(|call| call.method == "NodePublishVolume").count();
+            let csi = status.volumes.values().flat_map(|volume| volume.publications.keys());
+            let csi = csi.filter(|id| id.plugin == Plugin::Csi).count();
+            assert_eq!(targets, csi, "nothing is called for what is held");
+            node.stop().await;
+        }
+    });
+}
+
+#[test]
+fn a_group_that_only_the_driver_would_take_is_not_left_out_silently() {
+    isolated("a_group_that_only_the_driver_would_take_is_not_left_out_silently", async {
+        let mut node = Node::start(J);
+        node.wish_unsettled(recording::objects("j/running")).await;
+        let refused = |status: &Status| {
+            let key = status
+                .pods
+                .values()
+                .find_map(|pod| pod.volumes.get("rox")?.resolved.clone())
+                .map(|(key, _)| key);
+            let volume = key.and_then(|key| status.volumes.get(&key));
+            volume.is_some_and(|volume| volume.blocked.iter().any(|b| b.cause.code == "not-supported"))
+        };
+        let status =
+            node.until("the read-only volume, whose group a kubelet does not change itself", refused).await;
+        let others = ["ablk", "cc", "inl", "rwo", "rwop", "rwx"].map(|name| format!("j1/{name}"));
+        assert_eq!(held(&status), others.map(|name| (name, HoldCode::NotSupported)).into());
+        assert_eq!(node.calls(), []);
         node.stop().await;
-    }
+    });
 }
 
-#[tokio::test]
-async fn a_group_that_only_the_driver_would_take_is_not_left_out_silently() {
-    let mut node = Node::start(J);
-    node.wish_unsettled(recording::objects("j/running")).await;
-    let refused = |status: &Status| {
-        let key =
-            status.pods.values().find_map(|pod| pod.volumes.get("rox")?.resolved.clone()).map(|(key, _)| key);
-        let volume = key.and_then(|key| status.volumes.get(&key));
-        volume.is_some_and(|volume| volume.blocked.iter().any(|b| b.cause.code == "not-supported"))
-    };
-    let status =
-        node.until("the read-only volume, whose group a kubelet does not change itself", refused).await;
-    let others = ["ablk", "cc", "inl", "rwo", "rwop", "rwx"].map(|name| format!("j1/{name}"));
-    assert_eq!(held(&status), others.map(|name| (name, HoldCode::NotSupported)).into());
-    assert_eq!(node.calls(), []);
-    node.stop().await;
-}
-
-#[tokio::test]
-async fn a_volume_that_is_up_stays_when_its_pod_asks_for_what_is_not_supported() {
-    let mut node = Node::start(A);
-    node.wish(supported("a/running")).await;
-    let (calls, mounts, tree) = (node.calls(), node.mounts(), node.tree());
-    let status = node.wish(recording::objects("a/running")).await;
-    assert_eq!(held(&status).get("a1/data"), Some(&HoldCode::NotSupported));
-    assert_eq!(node.calls(), calls);
-    assert_eq!(node.mounts(), mounts);
-    assert_eq!(node.tree(), tree);
-    // And it still goes when the pod goes.
-    node.wish(recording::objects("a/all-removed")).await;
-    assert_same("a/all-removed", &node);
-    node.stop().await;
+#[test]
+fn a_volume_that_is_up_stays_when_its_pod_asks_for_what_is_not_supported() {
+    isolated("a_volume_that_is_up_stays_when_its_pod_asks_for_what_is_not_supported", async {
+        let mut node = Node::start(A);
+        node.wish(supported("a/running")).await;
+        let (calls, mounts, tree) = (node.calls(), node.mounts(), node.tree());
+        let status = node.wish(recording::objects("a/running")).await;
+        assert_eq!(held(&status).get("a1/data"), Some(&HoldCode::NotSupported));
+        assert_eq!(node.calls(), calls);
+        assert_eq!(node.mounts(), mounts);
+        assert_eq!(node.tree(), tree);
+        // And it still goes when the pod goes.
+        node.wish(recording::objects("a/all-removed")).await;
+        assert_same("a/all-removed", &node, ON_PURPOSE);
+        node.stop().await;
+    });
 }

@@ -50,7 +50,6 @@ pub struct Wanted {
 
 /// A wanted volume by its type.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "nearly all are of the large kind, and all lie in Want's box")]
 pub enum WantedVolume {
     /// Driven by a CSI driver.
     Csi(CsiWant),
@@ -82,8 +81,8 @@ pub struct CsiWant {
     pub volume_context: BTreeMap<String, String>,
     /// The pod's readOnly.
     pub read_only: bool,
-    /// The pod's fsGroup. A driver with VOLUME_MOUNT_GROUP is handed it whatever fsGroupPolicy says (csi.md 2.10).
-    pub fs_group: Option<i64>,
+    /// The pod sets fsGroup: a driver with VOLUME_MOUNT_GROUP is handed it whatever fsGroupPolicy says (csi.md 2.10).
+    pub has_fs_group: bool,
     /// What podInfoOnMount adds; `None` when it is off.
     pub pod_info: Option<PodInfo>,
     /// Whether a publish_context is needed.

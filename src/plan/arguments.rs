@@ -77,7 +77,7 @@ fn publish(
 }
 
 fn capability(csi: &CsiWant, info: &DriverInfo) -> Result<Capability, Refused> {
-    if csi.fs_group.is_some() && info.capabilities.iter().any(|c| c == MOUNT_GROUP) {
+    if csi.has_fs_group && info.capabilities.iter().any(|c| c == MOUNT_GROUP) {
         // Only the driver's answer tells, so `desired` cannot hold it.
         return Err((
             BlockedCause::new(

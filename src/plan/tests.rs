@@ -112,7 +112,7 @@ fn wanted(volume: usize, pod: usize, edited: bool) -> Wanted {
             access_mode: "ReadWriteOnce".to_owned(),
             volume_context: BTreeMap::from([("a".to_owned(), attribute.to_owned())]),
             read_only: false,
-            fs_group: None,
+            has_fs_group: false,
             pod_info: None,
             attach: Attach::NotRequired,
             stage_secrets: Arc::default(),

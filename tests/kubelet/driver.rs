@@ -35,7 +35,7 @@ pub enum Kind {
 #[derive(Debug, Default)]
 pub struct Log {
     pub calls: Vec<Call>,
-    /// What a driver found on a call and should not have found.
+    /// What a driver found on a call and should not have found, and steps that failed.
     pub wrong: Vec<String>,
 }
 

@@ -1,12 +1,12 @@
-//! A node: the loop over the real kernel, below a root directory and in a mount namespace of its own.
+//! A node: the loop over the real kernel, below a root directory, in namespaces of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -16,10 +16,10 @@ use volumed::csi::{DriverEntry, DriverSet};
 use volumed::host::Linux;
 use volumed::manifest::{Manifests, Objects, Settings, reader};
 use volumed::model::{
-    Ambient, Connection, DirectoryState, DriverName, DriverOrigin, DriverState, Events, HoldCode, Layout,
-    PodVolumeStatus, Presence, PublicationStatus, ReadingState, Status,
+    Ambient, Connection, DirectoryState, DriverName, DriverOrigin, DriverState, EventKind, Events, HoldCode,
+    Layout, PodVolumeStatus, Presence, PublicationStatus, ReadingState, Status,
 };
-use volumed::reconcile::{self, AbsenceSettings, Inputs, Parts};
+use volumed::reconcile::{self, AbsenceSettings, Inputs, Parts, Reread};
 use volumed::record;
 
 use super::driver::{Kind, Log, RecordedDriver};
@@ -29,6 +29,32 @@ const NONE: Option<&str> = None;
 const DEADLINE: Duration = Duration::from_secs(30);
 /// As the kubelet of the recordings called it.
 const NODE: &str = "capture-node";
+
+/// Set in the process that really runs a test.
+const INSIDE: &str = "VOLUMED_TEST_INSIDE";
+
+/// Runs a test again as a process of its own with its own mount and process namespaces: its mounts are seen nowhere else, nothing
+/// stays, and the look at all processes before an emptyDir is removed sees those of this test only.
+pub fn isolated(name: &str, test: impl Future<Output = ()>) {
+    const UNSHARE: [&str; 8] =
+        ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "--"];
+    if std::env::var_os(INSIDE).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        return runtime.expect("a runtime").block_on(test);
+    }
+    assert!(nix::unistd::geteuid().is_root(), "these tests mount: run them as root");
+    let output = Command::new("unshare")
+        .args(UNSHARE)
+        .arg(std::env::current_exe().expect("this program"))
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1")
+        .stdin(Stdio::null())
+        .output()
+        .expect("unshare runs");
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    let text = text.concat();
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
 
 /// A driver by name, behaviour and capabilities.
 pub type DriverSpec = (&'static str, Kind, &'static [&'static str]);
@@ -50,9 +76,6 @@ pub struct Node {
 impl Node {
     /// Starts a node with these drivers.
     pub fn start(drivers: &[DriverSpec]) -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "these tests mount: run them as root");
-        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
-        mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).expect("private mounts");
         let top = tempfile::tempdir().expect("a directory");
         let host = Linux::open(&top.path().join("root")).expect("a root directory");
         let root = host.root().to_owned();
@@ -77,6 +100,7 @@ impl Node {
         let (commands, commands_in) = mpsc::channel(1);
         let (status_out, status) = watch::channel(Status::default());
         let shutdown = CancellationToken::new();
+        let told = Arc::clone(&log);
         let parts = Parts {
             host: Arc::new(host),
             store: Arc::new(store),
@@ -84,10 +108,15 @@ impl Node {
             node: NODE.to_owned(),
             ambient: Arc::new(Ambient::new(1, || 0)),
             started: Instant::now(),
-            events: Events::new(|_| {}),
+            events: Events::new(move |event| {
+                if matches!(event.kind, EventKind::StepFailed { .. } | EventKind::Vanished { .. }) {
+                    let mut log = told.lock().unwrap_or_else(PoisonError::into_inner);
+                    log.wrong.push(format!("{:?}", event.kind));
+                }
+            }),
             absence: AbsenceSettings { removal_grace: Duration::from_secs(1), brake_release_after: None },
-            // This test makes its readings itself.
-            reread: reconcile::Reread::new(|| {}),
+            // `wish` sends two readings each time.
+            reread: Reread::new(|| {}),
         };
         let inputs = Inputs {
             manifests: manifests_in,
@@ -115,7 +144,9 @@ impl Node {
     /// Makes these API objects the wish, in two complete readings, and waits until everything is as wished.
     pub async fn wish(&mut self, objects: Vec<Value>) -> Status {
         self.wish_unsettled(objects).await;
-        self.until("settled", is_settled).await
+        let status = self.until("settled", is_settled).await;
+        assert_eq!(status.brake, None);
+        status
     }
 
     /// As `wish`, without the waiting.
@@ -130,7 +161,7 @@ impl Node {
                 // The second begins later than the grace after the first; their own clock says so.
                 began_ms: self.generation * 2000,
                 incomplete: Vec::new(),
-                directories: BTreeMap::from([("/manifests".into(), directory)]),
+                directories: BTreeMap::from([(self.manifest_directory(), directory)]),
             };
             let manifests = Manifests { objects: objects.clone(), problems: Vec::new(), reading };
             self.manifests.send_replace(Arc::new(manifests));
@@ -139,13 +170,18 @@ impl Node {
         }
     }
 
+    fn manifest_directory(&self) -> PathBuf {
+        self.top.path().join("manifests")
+    }
+
     /// Reads the objects from a file, as every manifest is read.
     async fn parsed(&self, objects: Vec<Value>) -> Objects {
-        let directory = tempfile::tempdir_in(self.top.path()).expect("a directory");
+        let directory = self.manifest_directory();
+        std::fs::create_dir_all(&directory).expect("a directory");
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-        std::fs::write(directory.path().join("objects.json"), list.to_string()).expect("a manifest");
+        std::fs::write(directory.join("objects.json"), list.to_string()).expect("a manifest");
         let settings = Settings {
-            directories: vec![directory.path().to_owned()],
+            directories: vec![directory],
             removal_grace: Duration::from_secs(1),
             owner: 0,
             known: BTreeMap::new(),
@@ -189,10 +225,10 @@ impl Node {
         recording::mounts_below(&mountinfo(), self.root.to_str().expect("UTF-8"))
     }
 
-    /// Returns the calls made so far, and asserts that no driver found anything amiss.
+    /// Returns the calls made so far, and asserts that no driver found anything amiss and no step failed.
     pub fn calls(&self) -> Vec<Call> {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        assert!(log.wrong.is_empty(), "{:#?}", log.wrong);
+        assert!(log.wrong.is_empty(), "{:#?} in {:#?}", log.wrong, log.calls);
         log.calls.clone()
     }
 

@@ -81,9 +81,9 @@ pub fn mounts_below(mountinfo: &str, root: &str) -> BTreeSet<(String, String)> {
     mounts.collect()
 }
 
-/// Returns the requests that a scenario's drivers got for file-system volumes, each once: a kubelet repeats some.
+/// Returns the requests that a scenario's drivers got for file-system volumes, in order of time for each driver.
 pub fn calls(scenario: &str, drivers: &[&str]) -> Vec<Call> {
-    let mut calls: BTreeMap<String, Call> = BTreeMap::new();
+    let mut calls = Vec::new();
     for driver in drivers {
         for line in read(scenario, &format!("driver-{driver}.jsonl")).lines() {
             let line: Value = serde_json::from_str(line).expect("a call");
@@ -93,11 +93,10 @@ pub fn calls(scenario: &str, drivers: &[&str]) -> Vec<Call> {
             }
             let method = line["m"].as_str().expect("a name").to_owned();
             let request = relative(request, THEIR_ROOT);
-            let call = Call { driver: (*driver).to_owned(), method, request };
-            calls.insert(call.text(), call);
+            calls.push(Call { driver: (*driver).to_owned(), method, request });
         }
     }
-    calls.into_values().collect()
+    calls
 }
 
 /// Returns method and volume of every call of a driver that recorded only these.
