@@ -32,7 +32,7 @@ use sim::driver::SimDriver;
 use sim::host::SimHost;
 use sim::store::SimStore;
 use sim::wish::{self, PodWish, Wish};
-use sim::world::{Node, ROOT, World};
+use sim::world::{Node, ROOT, State, World};
 
 /// The manifest reader of one life: what it reads, and how often it did.
 struct Reader {
@@ -221,9 +221,11 @@ async fn live(world: &World) -> Vec<String> {
     // Longer than any deadline and the longest pause between two tries.
     tokio::time::sleep(Duration::from_secs(1800)).await;
     // Three safety passes in a world at rest: they find nothing that an event missed.
-    let before = (world.lock().calls, world.lock().story.len());
+    let done = |state: &State| (state.calls, state.story.len());
+    let before = done(&world.lock());
     tokio::time::sleep(Duration::from_secs(900)).await;
-    if (world.lock().calls, world.lock().story.len()) != before {
+    let after = done(&world.lock());
+    if after != before {
         world.violation("a safety pass found something to do in a world at rest");
     }
     let mut wrong = world.lock().violations.clone();
