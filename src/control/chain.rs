@@ -47,10 +47,18 @@ fn up(status: &Status, row: Row<'_>) -> Vec<ChainLink> {
     if let Some(blocked) = row.blocked().find(|blocked| blocked.step == "attach") {
         links.push(failed("attach", blocked));
     }
+    // What is in doubt is undone before it is done anew.
+    for undo in ["unpublish", "unstage"] {
+        if is_told_of(row, undo) {
+            links.push(step(row, undo, false, String::new()));
+        }
+    }
     let staging = row.volume.and_then(|(_, volume)| volume.staging.as_ref());
     if let Some((path, presence)) = staging {
         let note = row.volume.is_some_and(|(_, volume)| volume.staging_not_a_mount_point);
         links.push(step(row, "stage", *presence == Presence::Yes, at(path, note)));
+    } else if is_told_of(row, "stage") {
+        links.push(step(row, "stage", false, String::new()));
     }
     let publication = row.publication.map(|(_, publication)| publication);
     let place = publication.map(|p| at(&p.path, p.not_a_mount_point)).unwrap_or_default();
@@ -113,6 +121,11 @@ fn driver(status: &Status, row: Row<'_>) -> Option<ChainLink> {
             ..here
         },
     })
+}
+
+/// Whether a step is blocked or under way.
+fn is_told_of(row: Row<'_>, name: &str) -> bool {
+    row.blocked().any(|blocked| blocked.step == name) || row.running().is_some_and(|r| r.step == name)
 }
 
 fn step(row: Row<'_>, name: &str, done: bool, place: String) -> ChainLink {

@@ -58,12 +58,14 @@ async fn answer(
     }
 }
 
-/// First the directories, then what the brake holds once the loop has seen them: accepted directories may be what applies it.
+/// First what waits for the unread, and what the brake holds; then the directories; and once the loop has seen them, the brake
+/// again: accepted directories may be what applies it.
 async fn approve(
     commands: mpsc::Sender<Command>,
     manifests: manifest::Handle,
     mut status: watch::Receiver<Status>,
 ) -> Result<Approved, String> {
+    let before = approve_held(&commands).await?;
     let generation = manifests.approve().await;
     let seen = status.wait_for(|status| status.reading.generation >= generation);
     match tokio::time::timeout(SEEN, seen).await {
@@ -73,10 +75,14 @@ async fn approve(
         Ok(Err(_closed)) => return Err("volumed is stopping".to_owned()),
         Ok(Ok(_seen)) => {}
     }
+    let publications = before + approve_held(&commands).await?;
+    Ok(Approved { publications, generation })
+}
+
+async fn approve_held(commands: &mpsc::Sender<Command>) -> Result<usize, String> {
     let (reply, approved) = oneshot::channel();
     if commands.send(Command::Approve { reply }).await.is_err() {
         return Err("volumed is stopping".to_owned());
     }
-    let publications = approved.await.map_err(|_closed| "volumed is stopping".to_owned())??;
-    Ok(Approved { publications, generation })
+    approved.await.map_err(|_closed| "volumed is stopping".to_owned())?
 }

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::brake::{Brake, Confirmed};
 use super::{Recorded, Resolved, ResolvedPod, ResolvedWant, Settled, hold};
-use crate::model::{Desired, Hold, HoldCode, Millis, Plugin, PublicationId, ReadingState, VolumeKey, Want};
+use crate::model::{
+    Desired, Hold, HoldCode, Millis, Plugin, PublicationId, PublicationRecord, ReadingState, VolumeKey, Want,
+};
 
 /// A recorded publication: its volume and its place.
 pub(super) type Spot = (VolumeKey, PublicationId);
@@ -264,7 +266,7 @@ fn said(resolved: &Resolved, desired: &Desired, recorded: &Recorded<'_>) -> Said
             "use it again, or remove the pod",
         )));
     }
-    match record.names.iter().find_map(|n| resolved_to(pod, n)) {
+    match successor(pod, record) {
         Some((other, _)) if recorded.up => Said::Decided(Want::Held(pending_edit(pod, &names, other, key))),
         Some((other, _)) => {
             Said::Lacking(format!("volume {names} of {} is {other} now, no longer {key}", pod.identity))
@@ -283,12 +285,11 @@ fn hold_successors(resolved: &Resolved, recorded: &[Recorded<'_>], desired: &mut
         if !up || wanted {
             continue;
         }
-        for name in &record.names {
-            if let Some((other, place)) = resolved_to(pod, name)
-                && !there.contains(&(other, place))
-            {
-                put(desired, other, place, Want::Held(pending_edit(pod, name, other, key)));
-            }
+        let names = record.names.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        if let Some((other, place)) = successor(pod, record)
+            && !there.contains(&(other, place))
+        {
+            put(desired, other, place, Want::Held(pending_edit(pod, &names, other, key)));
         }
     }
 }
@@ -312,6 +313,18 @@ fn held_in<'a>(pod: &'a ResolvedPod, recorded: &Recorded<'_>) -> Option<&'a Hold
     by_name.or_else(|| {
         let claim = record.claim.as_ref()?;
         pod.volumes.values().filter(|v| v.claim.as_ref() == Some(claim)).find_map(|v| hold(&v.want))
+    })
+}
+
+/// Returns what a recorded publication's volume is now: by its name, or, if the pod renamed it, by its claim.
+fn successor<'a>(
+    pod: &'a ResolvedPod,
+    record: &PublicationRecord,
+) -> Option<(&'a VolumeKey, &'a PublicationId)> {
+    record.names.iter().find_map(|name| resolved_to(pod, name)).or_else(|| {
+        let claim = record.claim.as_ref()?;
+        let mut same = pod.volumes.iter().filter(|(_, volume)| volume.claim.as_ref() == Some(claim));
+        same.find_map(|(name, _)| resolved_to(pod, name))
     })
 }
 

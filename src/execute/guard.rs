@@ -56,8 +56,9 @@ pub(super) async fn before_publication(
 fn may_do(table: &MountTable, path: &Path, ours: Option<(&CallState, bool)>) -> Result<(), Failure> {
     match (table.at(path), ours) {
         (MountsAt::None, _) => Ok(()),
-        (MountsAt::One(_), Some((CallState::Intended { .. } | CallState::Undoing, _) | (_, false))) => Ok(()),
-        (MountsAt::One(mount), Some((CallState::Done { mount: RecordedMount::Mount(recorded) }, true)))
+        // A call of this boot whose outcome was lost: it is made again.
+        (MountsAt::One(_), Some((CallState::Intended { .. } | CallState::Undoing, true))) => Ok(()),
+        (MountsAt::One(mount), Some((CallState::Done { mount: RecordedMount::Mount(recorded) }, _)))
             if mount.identity().same_but_device(recorded) =>
         {
             Ok(())
@@ -100,8 +101,8 @@ pub(super) async fn before_unpublication(
     id: &PublicationId,
 ) -> Result<Option<MountIdentity>, Failure> {
     let Some(arguments) = &publication.arguments else { return Ok(None) };
-    let recorded = recorded_now(&publication.state, publication.boot == executor.boot);
-    before_undo(executor, &arguments.target_path, recorded, &executor.layout.csi_target(id)).await
+    let ours = (&publication.state, publication.boot == executor.boot);
+    before_undo(executor, &arguments.target_path, ours, &executor.layout.csi_target(id)).await
 }
 
 /// The same for NodeUnstageVolume.
@@ -110,7 +111,7 @@ pub(super) async fn before_unstaging(
     staging: &StagingRecord,
 ) -> Result<Option<MountIdentity>, Failure> {
     let path = &staging.arguments.staging_path;
-    let recorded = recorded_now(&staging.state, staging.boot == executor.boot);
+    let ours = (&staging.state, staging.boot == executor.boot);
     let Some(relative) = executor.layout.relative(path) else {
         return Err(Failure::not_done(
             "obstacle",
@@ -122,21 +123,13 @@ pub(super) async fn before_unstaging(
             "start volumed with the root directory that staged the volume",
         ));
     };
-    before_undo(executor, path, recorded, &relative).await
-}
-
-/// An outcome of this boot; everything else is lost.
-fn recorded_now(state: &CallState, this_boot: bool) -> Option<&RecordedMount> {
-    match state {
-        CallState::Done { mount } if this_boot => Some(mount),
-        CallState::Done { .. } | CallState::Planned | CallState::Intended { .. } | CallState::Undoing => None,
-    }
+    before_undo(executor, path, ours, &relative).await
 }
 
 async fn before_undo(
     executor: &Executor,
     path: &Path,
-    recorded: Option<&RecordedMount>,
+    (state, this_boot): (&CallState, bool),
     relative: &crate::model::RootPath,
 ) -> Result<Option<MountIdentity>, Failure> {
     let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::NotDone))?;
@@ -147,23 +140,25 @@ async fn before_undo(
             "unmount it; volumed goes on by itself",
         ));
     }
-    match (table.at(path), recorded) {
+    match (table.at(path), state) {
         // Exactly the recorded mount, or a mount alone at its place that got a new device number (FUSE, network).
-        (MountsAt::One(mount), Some(RecordedMount::Mount(recorded)))
+        (MountsAt::One(mount), CallState::Done { mount: RecordedMount::Mount(recorded) })
             if mount.identity().same_but_device(recorded) =>
         {
             Ok(Some(mount.identity()))
         }
-        // The outcome was lost: the only mount there.
-        (MountsAt::One(mount), None) => Ok(Some(mount.identity())),
-        (MountsAt::One(mount), Some(_)) => Err(obstacle(path, &mount.identity())),
+        // The outcome of a call of this boot was lost: the only mount there.
+        (MountsAt::One(mount), CallState::Intended { .. } | CallState::Undoing) if this_boot => {
+            Ok(Some(mount.identity()))
+        }
+        (MountsAt::One(mount), _) => Err(obstacle(path, &mount.identity())),
         (MountsAt::Stacked(mounts), _) => Err(Failure::not_done(
             "obstacle",
             format!("{} mounts lie on {}", mounts.len(), path.display()),
             "unmount what is not the volume's; volumed goes on by itself",
         )),
-        (MountsAt::None, Some(RecordedMount::NotAMountPoint)) => Ok(None),
-        (MountsAt::None, Some(RecordedMount::Mount(_)) | None) => {
+        (MountsAt::None, CallState::Done { mount: RecordedMount::NotAMountPoint }) if this_boot => Ok(None),
+        (MountsAt::None, _) => {
             let seen = executor
                 .host
                 .look(relative.clone())

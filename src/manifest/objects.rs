@@ -169,16 +169,22 @@ impl Parsed {
             return;
         }
         let reference = reference(kind, value);
-        match Kind::ALL.into_iter().find(|k| k.name() == kind) {
-            Some(known) if known.api_version() == api_version => self.take_known(known, value, origin),
-            Some(known) if may_be_meant(known, api_version) => {
-                let detail = format!("is {:?}", shorten(api_version));
-                let remedy = format!("write `apiVersion: {}`", known.api_version());
+        match Kind::ALL.into_iter().find(|k| k.name().eq_ignore_ascii_case(kind)) {
+            Some(known) if known.name() == kind && known.api_version() == api_version => {
+                self.take_known(known, value, origin);
+            }
+            // A slip of the pen must not read as "there is no such object any more".
+            Some(known) => {
+                let (field, found) =
+                    if known.name() == kind { ("apiVersion", api_version) } else { ("kind", kind) };
+                let detail = format!("is {:?}", shorten(found));
+                let remedy =
+                    format!("write `kind: {}` and `apiVersion: {}`", known.name(), known.api_version());
                 let identity = identity(known, value).ok();
-                let fault = Fault::new("apiVersion", detail, remedy);
+                let fault = Fault::new(field, detail, remedy);
                 self.refuse(identity, Some(reference), origin, vec![fault]);
             }
-            Some(_) | None => {
+            None => {
                 let detail = format!(
                     "apiVersion {:?} and kind {:?} are not used here",
                     shorten(api_version),
@@ -379,12 +385,6 @@ fn with_type_of_list(item: &Value, list: &str, api_version: &str) -> Value {
         map.entry("apiVersion").or_insert_with(|| api_version.into());
     }
     item
-}
-
-/// The right kind in the right group, only the version is not: a slip, not somebody else's resource.
-fn may_be_meant(kind: Kind, api_version: &str) -> bool {
-    let group = |v: &str| v.rsplit_once('/').map_or(String::new(), |(group, _)| group.to_owned());
-    api_version.is_empty() || group(api_version) == group(kind.api_version())
 }
 
 /// The object as far as it can be named for people; its names may be hostile, so they are shortened.

@@ -199,12 +199,13 @@ impl Set {
                     problems.extend(parsed.warnings.iter().cloned());
                     problems.extend(parsed.bad.iter().flat_map(|b| b.problems.iter().cloned()));
                     let nameless = parsed.bad.iter().find(|b| b.identity.is_none());
-                    let contents = from_parsed(parsed, &old, first);
+                    let contents = from_parsed(parsed, &old);
                     (contents, nameless.and_then(|b| b.problems.first().cloned()), false)
                 }
                 Content::Unparsable(problem) => {
                     old.make_stale(&problem.to_string());
-                    old.unknown |= first;
+                    // Even where it was good once: what was moved into it since is not known.
+                    old.unknown = true;
                     (old, Some(problem.clone()), false)
                 }
                 Content::Writing(problem) => {
@@ -335,7 +336,7 @@ impl Contents {
 }
 
 /// A parsed file: its good objects, and of the bad ones the last good versions that this file had.
-fn from_parsed(parsed: &Parsed, old: &Contents, first: bool) -> Contents {
+fn from_parsed(parsed: &Parsed, old: &Contents) -> Contents {
     let mut new = Contents {
         versions: parsed.good.iter().map(|g| Version { good: Arc::clone(g), stale: None }).collect(),
         ..Contents::default()
@@ -359,9 +360,9 @@ fn from_parsed(parsed: &Parsed, old: &Contents, first: bool) -> Contents {
             None => new.broken.push((key.clone(), reference.clone(), problem.clone())),
         }
     }
-    // A document that does not say which object it is may be any that the file had.
+    // A document that does not say which object it is may be any that the file had, or one that was moved into it.
     if let Some(problem) = nameless {
-        new.unknown = first || old.unknown;
+        new.unknown = true;
         let have: BTreeSet<Key> = new.versions.iter().map(|v| v.good.key.clone()).collect();
         for version in old.versions.iter().filter(|v| !have.contains(&v.good.key)) {
             let good = Arc::clone(&version.good);

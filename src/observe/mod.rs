@@ -145,41 +145,48 @@ struct Look {
 
 /// Compares what a record says of a path with what is mounted there.
 fn look(state: &CallState, this_boot: bool, path: &Path, mounts: &MountTable) -> Look {
+    if *state == CallState::Planned && this_boot {
+        return Look { presence: Presence::No, frozen: false, obstacle: None, not_a_mount_point: false };
+    }
     let recorded = match state {
-        CallState::Planned if this_boot => {
-            return Look { presence: Presence::No, frozen: false, obstacle: None, not_a_mount_point: false };
-        }
-        CallState::Done { mount } if this_boot => Some(mount),
-        // What another boot recorded says nothing of this one's mounts.
-        CallState::Done { .. } | CallState::Planned | CallState::Intended { .. } | CallState::Undoing => None,
+        CallState::Done { mount } => Some(mount),
+        CallState::Planned | CallState::Intended { .. } | CallState::Undoing => None,
     };
-    let obstacle = obstacle(recorded, path, mounts);
     let equal = match (mounts.at(path), recorded) {
         (MountsAt::None, Some(RecordedMount::NotAMountPoint)) => true,
         (MountsAt::One(mount), Some(RecordedMount::Mount(recorded))) => mount.identity() == *recorded,
         (MountsAt::None | MountsAt::One(_) | MountsAt::Stacked(_), _) => false,
     };
     Look {
-        presence: if equal { Presence::Yes } else { Presence::Uncertain },
+        // What another boot recorded says nothing of this one's mounts.
+        presence: if equal && this_boot { Presence::Yes } else { Presence::Uncertain },
         frozen: !matches!(state, CallState::Intended { settled: true }),
-        obstacle,
-        not_a_mount_point: matches!(recorded, Some(RecordedMount::NotAMountPoint)),
+        obstacle: obstacle(recorded, this_boot, path, mounts),
+        not_a_mount_point: this_boot && matches!(recorded, Some(RecordedMount::NotAMountPoint)),
     }
 }
 
 /// Returns what forbids any call for a path (design rule 10).
-fn obstacle(recorded: Option<&RecordedMount>, path: &Path, mounts: &MountTable) -> Option<Obstacle> {
+fn obstacle(
+    recorded: Option<&RecordedMount>,
+    this_boot: bool,
+    path: &Path,
+    mounts: &MountTable,
+) -> Option<Obstacle> {
     if let Some(below) = mounts.below(path).next() {
         return Some(Obstacle::Below { point: below.point.clone() });
     }
     match (mounts.at(path), recorded) {
-        (MountsAt::None, _) | (MountsAt::One(_), None) => None,
+        (MountsAt::None, _) => None,
+        // The outcome was lost: the only mount there is the call's. Before the first call in a boot the intent is written
+        // anew, so a mount under another boot's record was made by somebody else.
+        (MountsAt::One(_), None) if this_boot => None,
         (MountsAt::One(mount), Some(RecordedMount::Mount(recorded))) => {
             let found = mount.identity();
             (!found.same_but_device(recorded))
                 .then(|| Obstacle::Replaced { recorded: Some(recorded.clone()), found })
         }
-        (MountsAt::One(mount), Some(RecordedMount::NotAMountPoint)) => {
+        (MountsAt::One(mount), Some(RecordedMount::NotAMountPoint) | None) => {
             Some(Obstacle::Replaced { recorded: None, found: mount.identity() })
         }
         (MountsAt::Stacked(stack), _) => stack.last().map(|top| Obstacle::Covered { by: top.identity() }),
@@ -201,23 +208,20 @@ fn doubt_disputed(records: &mut BTreeMap<VolumeKey, VolumeRecord>, on_disk: &[Fo
             }
         }
     }
-    let doubt = |state: &mut CallState| {
-        if matches!(state, CallState::Done { .. }) {
-            *state = CallState::Intended { settled: false };
-        }
-    };
+    // As if another boot had recorded it: not verified, and only the recorded mount itself may be called for.
+    let doubt = |boot: &mut BootId| *boot = BootId("disputed by vol_data.json".to_owned());
     for record in records.values_mut() {
         let RecordedVolume::Csi { driver, handle, lifecycle } = &record.volume else { continue };
         if let Some(staging) = &mut record.staging {
             let data = staging.arguments.staging_path.parent().and_then(|path| stagings.get(path));
             if data.is_some_and(|data| !VolData::staging(driver, handle).disagreements(data).is_empty()) {
-                doubt(&mut staging.state);
+                doubt(&mut staging.boot);
             }
         }
         for (id, publication) in &mut record.publications {
             let ours = VolData::publication(id, driver, handle, "", *lifecycle);
             if publications.get(id).is_some_and(|data| !ours.disagreements(data).is_empty()) {
-                doubt(&mut publication.state);
+                doubt(&mut publication.boot);
             }
         }
     }

@@ -134,6 +134,11 @@ fn a_stranger_s_mount_is_an_obstacle_and_a_new_device_number_is_not() {
     assert!(matches!(nothing_recorded.obstacle, Some(Obstacle::Replaced { recorded: None, .. })));
     let lost = seen(CallState::Intended { settled: false }, "now", vec![mount(TARGET, "x", 9)]);
     assert_eq!(lost.obstacle, None, "the outcome was lost: the only mount there is the call's");
+    let lost = CallState::Intended { settled: false };
+    let stranger = seen(lost, "before", vec![mount(TARGET, "x", 9)]);
+    assert!(stranger.obstacle.is_some(), "no call was made in this boot: somebody else mounted it");
+    let remade = seen(state(), "before", vec![mount(TARGET, "s", 6)]);
+    assert_eq!(remade.obstacle, None, "a driver that mounts its volumes again after a boot");
 }
 
 fn found(path: &str, vol_data: Option<VolData>) -> FoundVolume {
@@ -175,10 +180,11 @@ fn a_vol_data_that_says_another_volume_puts_the_record_in_doubt() {
     let doubt = |data: VolData| {
         let mut records = BTreeMap::from([(key.clone(), record.clone())]);
         doubt_disputed(&mut records, &[found("pods/u/volumes/kubernetes.io~csi/pv", Some(data))], &layout());
-        records[&key].publications[&id()].state.clone()
+        let have = volume(&records[&key], &MountTable::default(), &boot("now"), &layout());
+        have.publications[&id()].presence
     };
     let ours = VolData::publication(&id(), &driver(), "h", "n", Lifecycle::Persistent);
-    assert_eq!(doubt(ours), done(None));
+    assert_eq!(doubt(ours), Presence::Yes);
     let other = VolData::publication(&id(), &driver(), "other", "n", Lifecycle::Persistent);
-    assert_eq!(doubt(other), CallState::Intended { settled: false });
+    assert_eq!(doubt(other), Presence::Uncertain);
 }

@@ -115,8 +115,7 @@ impl<'a> View<'a> {
                     have.undoing
                         || (have.presence != Presence::Yes && unstage)
                         || (have.presence == Presence::Uncertain
-                            && have.frozen
-                            && self.differs(id, have, wanted))
+                            && (self.is_another(wanted) || (have.frozen && self.differs(id, have, wanted))))
                 }
             };
             if undo {
@@ -258,6 +257,10 @@ impl<'a> View<'a> {
             Ok(plan) => plan,
             Err((cause, remedy)) => return chooser.block(&StepKind::Attach, cause, &remedy),
         };
+        if have.is_some() && self.is_another(wanted) {
+            // `take_away` gives the other driver's volume back first.
+            return;
+        }
         if let Some(have) = have.filter(|have| have.frozen) {
             if self.differs(id, have, wanted) {
                 // `take_away` undoes it first.
@@ -338,8 +341,17 @@ impl<'a> View<'a> {
             },
             WantedVolume::EmptyDir | WantedVolume::HostPath { .. } => None,
         };
-        arguments::publication(self.world.layout, id, wanted, info, self.staging_kind())
-            .is_ok_and(|plan| plan.arguments != have.arguments)
+        self.is_another(wanted)
+            || arguments::publication(self.world.layout, id, wanted, info, self.staging_kind())
+                .is_ok_and(|plan| plan.arguments != have.arguments)
+    }
+
+    /// Whether an inline volume names another driver now: its key does not say which.
+    fn is_another(&self, wanted: &Wanted) -> bool {
+        match (&wanted.volume, self.have) {
+            (WantedVolume::Csi(csi), Some(have)) => have.volume != recorded(csi),
+            (WantedVolume::Csi(_) | WantedVolume::EmptyDir | WantedVolume::HostPath { .. }, _) => false,
+        }
     }
 
     fn staging_kind(&self) -> Option<StagingKind> {

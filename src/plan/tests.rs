@@ -249,15 +249,13 @@ fn check(step: &Step, desired: &Desired, actual: &Actual) {
 fn apply(step: Step, actual: &mut Actual, fails: bool) {
     let key = step.key().clone();
     let have = actual.volumes.get(&key).cloned();
-    let mut have = have.unwrap_or_else(|| Have {
-        volume: RecordedVolume::Csi {
-            driver: driver(),
-            handle: "h".to_owned(),
-            lifecycle: Lifecycle::Persistent,
-        },
-        staging: None,
-        publications: BTreeMap::new(),
-    });
+    let volume = match &step {
+        Step::Stage(step) => step.volume.clone(),
+        Step::Publish(step) => step.volume.clone(),
+        Step::Unpublish { .. } | Step::Unstage { .. } => RecordedVolume::EmptyDir,
+    };
+    let mut have =
+        have.unwrap_or_else(|| Have { volume, staging: None, publications: BTreeMap::new() });
     let presence = if fails { Presence::Uncertain } else { Presence::Yes };
     match step {
         Step::Stage(step) => {
@@ -515,4 +513,21 @@ fn pauses_double_up_to_two_minutes() {
     }
     assert_eq!(&pauses[..4], [500, 1000, 2000, 4000]);
     assert_eq!(pauses[11], 120_000);
+}
+
+#[test]
+fn an_inline_volume_that_names_another_driver_is_given_back_to_the_first() {
+    let (mut desired, mut actual) = world(&simple(Wish::Wanted, Start::Doubt { frozen: false }, Start::Yes));
+    let decided = decision(&desired, &actual);
+    assert!(matches!(decided.step, Some(Step::Publish(_))), "{decided:?}");
+    let mut have = actual.volumes[&key(0)].clone();
+    let first = DriverName::new("first.example.com").unwrap();
+    have.volume = RecordedVolume::Csi { driver: first.clone(), handle: handle(0), lifecycle: Lifecycle::Persistent };
+    actual.set(&key(0), Some(have));
+    let state = actual.drivers[&driver()].clone();
+    actual.drivers.insert(first, state);
+    let decided = decision(&desired, &actual);
+    assert!(matches!(decided.step, Some(Step::Unpublish { .. })), "{decided:?}");
+    desired.volumes.clear();
+    assert_eq!(decision(&desired, &actual).step, None);
 }

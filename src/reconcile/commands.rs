@@ -53,11 +53,13 @@ impl Loop {
     async fn approve(&mut self) -> Result<usize, String> {
         let braked: BTreeSet<PublicationId> = self.absences.approvable().into_iter().collect();
         for (key, record) in &mut self.records {
+            let mut approved = record.clone();
             if let Some(running) = self.busy.get_mut(key) {
                 running.approve.extend(braked.iter().cloned());
-            } else if approve(record, &braked) {
-                let written = self.parts.store.write(record.clone(), Durability::Synced).await;
+            } else if approve(&mut approved, &braked) {
+                let written = self.parts.store.write(approved.clone(), Durability::Synced).await;
                 written.map_err(|error| Chain(&error).to_string())?;
+                *record = approved;
             }
         }
         self.settle_soon();

@@ -137,6 +137,8 @@ pub async fn run(
             () = tokio::time::sleep_until(due) => turn.timer(),
         }
         turn.gather(&mut inputs).await;
+        // What is due by the clock must not starve behind events.
+        turn.timer();
     }
     turn.finish(SHUTDOWN_GRACE).await;
     Ok(())

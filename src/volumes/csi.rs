@@ -305,7 +305,7 @@ fn failure(error: &CallError) -> Failure {
         effect: if error.sent { Effect::MayBeDone } else { Effect::NotDone },
         settled: error.code.is_final(),
         retry,
-        cause: BlockedCause::new(error.code.name(), error.to_string()),
+        cause: BlockedCause::new(error.code.name(), format!("{}: {}", error.method, error.message)),
         remedy: remedy.to_owned(),
     }
 }
