@@ -97,13 +97,20 @@ pub async fn until(
     let mut waits: Vec<Waiting<'_>> = objects.iter().map(Waiting::new).collect();
     // The reading that the answers "unknown" and "failed" have to be of.
     let mut confirmed_by: Option<u64> = None;
+    let mut looked_at_all = None;
     loop {
         let ask = {
             let now = status.borrow_and_update();
             let sure = confirmed_by.is_some_and(|generation| now.reading.generation >= generation);
             if views::is_ready(&now) {
+                // In the same turn none can fail, so the first that is not there yet says all: with a thousand objects a
+                // look at all of them in each pass would be a million.
+                let all = looked_at_all.replace((now.turn, sure)) != Some((now.turn, sure));
                 for wait in waits.iter_mut().filter(|wait| wait.ending.is_none()) {
                     wait.look(&now, goal, sure);
+                    if !all && wait.ending.is_none() {
+                        break;
+                    }
                 }
             }
             confirmed_by.is_none() && waits.iter().any(|wait| wait.doubtful)
@@ -117,6 +124,9 @@ pub async fn until(
             biased;
             () = stop.cancelled() => return Err(WaitError::Stopping),
             () = passed(deadline) => {
+                let now = status.borrow();
+                let left = waits.iter_mut().filter(|wait| wait.ending.is_none() && views::is_ready(&now));
+                left.for_each(|wait| wait.look(&now, goal, false));
                 return Ok(waits.iter().map(|wait| wait.ending.unwrap_or(Ending::TimedOut)).collect());
             }
             generation = reread(requests), if ask => {

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
+use super::show::Looked;
 use super::{Inputs, Parts, SAFETY_PERIOD};
 use crate::csi::DriverSet;
 use crate::desired::{self, Absences, Recorded, Resolved};
@@ -175,7 +176,8 @@ impl Loop {
             let decision = self.decide(&key, now);
             decided.push((key, decision));
         }
-        self.show(decided, now, due.manifests);
+        let settled = due.manifests || due.settle;
+        self.show(decided, now, Looked { read: due.manifests, settled });
     }
 
     /// Decides about one volume and begins its step, if one may begin.
