@@ -96,7 +96,16 @@ pub fn is_known(status: &Status, object: &ObjectName) -> bool {
 
 /// Returns the volumes that a pod uses, or the uses of a claim by all pods.
 pub fn rows_of<'a>(status: &'a Status, object: &'a ObjectName) -> impl Iterator<Item = Row<'a>> {
-    status.pods.values().flat_map(move |pod| {
+    rows_among(status, status.pods.values(), object)
+}
+
+/// As `rows_of`, where it is known that only some pods come into question.
+pub fn rows_among<'a>(
+    status: &'a Status,
+    pods: impl Iterator<Item = &'a PodStatus>,
+    object: &'a ObjectName,
+) -> impl Iterator<Item = Row<'a>> {
+    pods.flat_map(move |pod| {
         let of_pod = object.kind == Kind::Pod && is_pod(pod, object);
         (pod.volumes.iter())
             .filter(move |(_, volume)| of_pod || (object.kind == Kind::Claim && uses(volume, object)))

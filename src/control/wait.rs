@@ -3,7 +3,7 @@
 //! A name is called unknown, and a volume failed, only after the manifest directories were read once more: the file may have
 //! been renamed into place a moment before the question.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -97,13 +97,24 @@ pub async fn until(
     let mut waits: Vec<Waiting<'_>> = objects.iter().map(Waiting::new).collect();
     // The reading that the answers "unknown" and "failed" have to be of.
     let mut confirmed_by: Option<u64> = None;
+    let mut looked_at_all = None;
+    let mut names = Names::default();
     loop {
         let ask = {
             let now = status.borrow_and_update();
             let sure = confirmed_by.is_some_and(|generation| now.reading.generation >= generation);
             if views::is_ready(&now) {
+                // In the same turn none can fail, so the first that is not there yet says all: with a thousand objects a
+                // look at all of them in each pass would be a million.
+                let all = looked_at_all.replace((now.turn, sure)) != Some((now.turn, sure));
+                if all {
+                    names = Names::of(&now);
+                }
                 for wait in waits.iter_mut().filter(|wait| wait.ending.is_none()) {
-                    wait.look(&now, goal, sure);
+                    wait.look(&now, &names, goal, sure);
+                    if !all && wait.ending.is_none() {
+                        break;
+                    }
                 }
             }
             confirmed_by.is_none() && waits.iter().any(|wait| wait.doubtful)
@@ -117,6 +128,10 @@ pub async fn until(
             biased;
             () = stop.cancelled() => return Err(WaitError::Stopping),
             () = passed(deadline) => {
+                let now = status.borrow();
+                let left = waits.iter_mut().filter(|wait| wait.ending.is_none() && views::is_ready(&now));
+                let names = Names::of(&now);
+                left.for_each(|wait| wait.look(&now, &names, goal, false));
                 return Ok(waits.iter().map(|wait| wait.ending.unwrap_or(Ending::TimedOut)).collect());
             }
             generation = reread(requests), if ask => {
@@ -157,6 +172,38 @@ struct Waiting<'a> {
     keys: BTreeSet<VolumeKey>,
 }
 
+/// Which pods have a name or use a claim: who waits for a thousand must not look for each among all. True for one turn of the
+/// status; pods that went meanwhile are left out.
+#[derive(Debug, Default)]
+struct Names {
+    pods: BTreeMap<(String, String), BTreeSet<PodUid>>,
+    claims: BTreeMap<(String, String), BTreeSet<PodUid>>,
+}
+
+impl Names {
+    fn of(status: &Status) -> Self {
+        let mut names = Self::default();
+        for (uid, pod) in &status.pods {
+            let name = (pod.identity.namespace.clone(), pod.identity.name.clone());
+            names.pods.entry(name).or_default().insert(uid.clone());
+            for claim in pod.volumes.values().filter_map(|volume| volume.claim.as_ref()) {
+                let name = (claim.namespace.clone(), claim.name.clone());
+                names.claims.entry(name).or_default().insert(uid.clone());
+            }
+        }
+        names
+    }
+
+    fn pods<'s>(&self, status: &'s Status, object: &ObjectName) -> impl Iterator<Item = &'s PodStatus> {
+        let named = match object.kind {
+            Kind::Pod => &self.pods,
+            Kind::Claim => &self.claims,
+        };
+        let uids = named.get(&(object.namespace.clone(), object.name.clone()));
+        uids.into_iter().flatten().filter_map(|uid| status.pods.get(uid))
+    }
+}
+
 enum Verdict {
     Reached,
     NotYet,
@@ -176,13 +223,13 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    fn look(&mut self, status: &Status, goal: Goal, sure: bool) {
+    fn look(&mut self, status: &Status, names: &Names, goal: Goal, sure: bool) {
         if !self.doubtful && self.is_plainly_not_there(status, goal) {
             return;
         }
         let seen_before = self.known_once;
         self.doubtful = false;
-        self.ending = match self.verdict(status, goal) {
+        self.ending = match self.verdict(status, names, goal) {
             Verdict::NotYet => None,
             Verdict::Reached => Some(Ending::Reached),
             Verdict::Failed if sure => Some(Ending::Failed),
@@ -207,10 +254,14 @@ impl<'a> Waiting<'a> {
         })
     }
 
-    fn verdict(&mut self, status: &Status, goal: Goal) -> Verdict {
-        let known = views::is_known(status, self.object);
+    fn verdict(&mut self, status: &Status, names: &Names, goal: Goal) -> Verdict {
+        let pods = names.pods(status, self.object);
+        let rows: Vec<_> = views::rows_among(status, pods, self.object).collect();
+        let known = match self.object.kind {
+            Kind::Pod => names.pods(status, self.object).next().is_some(),
+            Kind::Claim => !rows.is_empty(),
+        };
         self.known_once |= known;
-        let rows: Vec<_> = views::rows_of(status, self.object).collect();
         self.keys.extend(rows.iter().filter_map(|row| row.volume).map(|(key, _)| key.clone()));
         self.seen = (rows.iter().filter_map(|row| row.pod))
             .map(|(pod, name, _)| (pod.identity.uid.clone(), name.to_owned()))

@@ -119,6 +119,37 @@ async fn what_only_an_edit_can_mend_has_failed_and_the_others_are_given_up() {
     assert_eq!(tokio::join!(wait, read).0, [Ending::Failed, Ending::GivenUp]);
 }
 
+#[tokio::test]
+async fn what_fails_behind_another_that_is_on_its_way_is_seen() {
+    let mut status = samples::ready();
+    samples::add(&mut status, "web", "data", Presence::No);
+    samples::add(&mut status, "api", "other", Presence::No);
+    let mut world = World::new(status);
+    let wait = world.wait(&["pod/db/web", "pod/db/api"], Goal::Published, None);
+    let read = async {
+        world.status.send_modify(|status| {
+            samples::hold(status, "api", HoldCode::NotSupported);
+            status.turn += 1;
+        });
+        let generation = world.answer_reread().await;
+        world.status.send_modify(|status| status.reading.generation = generation);
+    };
+    assert_eq!(tokio::join!(wait, read).0, [Ending::GivenUp, Ending::Failed]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_deadline_what_is_there_counts_also_behind_what_is_not() {
+    let mut status = samples::ready();
+    samples::add(&mut status, "web", "data", Presence::No);
+    let key = samples::add(&mut status, "api", "other", Presence::No);
+    let world = World::new(status);
+    let mut wait = std::pin::pin!(world.wait(&["pod/db/web", "pod/db/api"], Goal::Published, Some(50)));
+    assert!(is_pending(wait.as_mut()), "none is published");
+    let yes = |publication: &mut crate::model::PublicationStatus| publication.presence = Presence::Yes;
+    world.status.send_modify(|status| samples::publication(status, &key, yes));
+    assert_eq!(wait.await, [Ending::TimedOut, Ending::Reached]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_missing_pv_may_still_come_so_it_times_out() {
     let mut status = samples::ready();

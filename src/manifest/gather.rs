@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use super::objects::{self, shorten};
 use super::read::{self, Unread, untrusted};
 use super::set::{Content, DirectoryTaken, FileTaken, Taken, directory_problem};
@@ -25,8 +27,9 @@ pub(super) struct Gatherer {
 #[derive(Debug)]
 struct Cached {
     file: FileTaken,
-    /// Written so shortly before it was read that another write may have left the same stamp.
-    doubtful: bool,
+    /// Set where it was written so shortly before it was read that another write may have left the same stamp: the SHA-256
+    /// of what was read.
+    doubtful: Option<[u8; 32]>,
 }
 
 impl Gatherer {
@@ -111,25 +114,36 @@ impl Gatherer {
             }
         };
         let (untouched, stamp) = looked;
-        if let Some(cached) = cache.remove(&path)
-            && !cached.doubtful
-            && cached.file.stamp.as_ref() == Some(&stamp)
-        {
-            taken.files.insert(path.clone(), cached.file.clone());
-            self.cache.insert(path, cached);
-            return;
-        }
+        let cached = cache.remove(&path).filter(|cached| cached.file.stamp.as_ref() == Some(&stamp));
+        let cached = match cached {
+            Some(cached) if cached.doubtful.is_none() => {
+                taken.files.insert(path.clone(), cached.file.clone());
+                self.cache.insert(path, cached);
+                return;
+            }
+            other => other,
+        };
+        let doubtful = stamp.is_fresh(taken.wall);
+        let mut digest = None;
         let content = match read::read(&untouched, &stamp, self.owner) {
-            Ok(bytes) => understand(&path, bytes),
+            Ok(bytes) => {
+                let known = cached.as_ref().and_then(|cached| cached.doubtful);
+                digest = (doubtful || known.is_some()).then(|| Sha256::digest(&bytes).into());
+                match cached {
+                    // Read again, and it says the same: understanding costs far more than reading.
+                    Some(cached) if known.is_some() && known == digest => cached.file.content,
+                    Some(_) | None => understand(&path, bytes),
+                }
+            }
             Err(unread) => unreadable(&path, unread),
         };
         let keep = match content {
             Content::Whole(_) | Content::Unparsable(_) => true,
             Content::Writing(_) | Content::Unread(_) => false,
         };
-        let doubtful = stamp.is_fresh(taken.wall);
         let file = FileTaken { stamp: Some(stamp), content };
         if keep {
+            let doubtful = digest.filter(|_| doubtful);
             self.cache.insert(path.clone(), Cached { file: file.clone(), doubtful });
         }
         taken.files.insert(path, file);

@@ -38,9 +38,10 @@ impl Stamp {
     }
 
     /// Returns whether another write may have left the same stamp: kernels before 6.13 stamp files once per timer tick.
+    /// `now_ms`: when the reading began; what was written since then was written just now.
     pub(super) fn is_fresh(&self, now_ms: i64) -> bool {
         let changed = self.changed.0.saturating_mul(1000).saturating_add(self.changed.1 / 1_000_000);
-        now_ms.saturating_sub(changed).abs() < 20
+        now_ms.saturating_sub(changed) < 20
     }
 }
 

@@ -112,8 +112,52 @@ impl MountTable {
             .flat_map(|(_, mounts)| mounts)
     }
 
+    /// Returns the paths at which something else is mounted than in an older table, ordered.
+    pub fn changes_since<'a>(&'a self, old: &'a Self) -> Vec<&'a Path> {
+        let came = self.by_point.iter().filter(|(point, mounts)| old.by_point.get(*point) != Some(mounts));
+        let went = old.by_point.keys().filter(|point| !self.by_point.contains_key(*point));
+        let mut changed: Vec<&Path> =
+            came.map(|(point, _)| point).chain(went).map(PathBuf::as_path).collect();
+        changed.sort();
+        changed
+    }
+
     /// Returns every mount, ordered by path.
     pub fn iter(&self) -> impl Iterator<Item = &Mount> {
         self.by_point.values().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(id: u64, point: &str) -> Mount {
+        Mount {
+            id,
+            parent: 1,
+            device: (0, 40),
+            root: "/".into(),
+            point: point.into(),
+            fs_type: "tmpfs".to_owned(),
+            source: "none".to_owned(),
+            read_only: false,
+            shared: true,
+        }
+    }
+
+    #[test]
+    fn what_came_went_was_replaced_or_was_covered_is_a_change() {
+        let old = MountTable::new([mount(2, "/same"), mount(3, "/went"), mount(4, "/new"), mount(5, "/top")]);
+        let new = MountTable::new([
+            mount(2, "/same"),
+            mount(6, "/new"),
+            mount(5, "/top"),
+            mount(7, "/top"),
+            mount(8, "/came"),
+        ]);
+        let changed = ["/came", "/new", "/top", "/went"].map(Path::new);
+        assert_eq!(new.changes_since(&old), changed);
+        assert!(new.changes_since(&new).is_empty());
     }
 }

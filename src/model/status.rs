@@ -15,6 +15,9 @@ pub struct Status {
     pub pass: u64,
     /// The reading of the manifests that this status reflects.
     pub reading: ReadingState,
+    /// Grows with every pass that changed more than how far steps got: what the manifests say, what is wished, or a hold.
+    /// While it stays, nothing has become hopeless that was not.
+    pub turn: u64,
     /// What is wrong with the manifests.
     pub problems: Vec<Problem>,
     /// Pods of the manifests, and pods that are gone but still have a volume.

@@ -1,6 +1,7 @@
 //! One pass: take what has gathered, decide about the volumes that it touches, begin their steps.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
+use super::show::Looked;
 use super::{Inputs, Parts, SAFETY_PERIOD};
 use crate::csi::DriverSet;
 use crate::desired::{self, Absences, Recorded, Resolved};
@@ -15,7 +17,7 @@ use crate::execute::{Ended, Executor};
 use crate::manifest::Manifests;
 use crate::model::{
     Actual, BootId, CallState, Connection, Desired, DriverName, DriverState, Event, EventKind, InProgress,
-    MountTable, Outcome, Presence, Problem, PublicationId, PublicationPlan, PublicationRecord,
+    Layout, MountTable, Outcome, Presence, Problem, PublicationId, PublicationPlan, PublicationRecord,
     RecordedVolume, Status, Step, StepKind, VolumeKey, VolumeRecord,
 };
 use crate::observe::{self, ObserveError};
@@ -34,6 +36,8 @@ pub(super) struct Loop {
     pub(super) resolved: Resolved,
     pub(super) absences: Absences,
     pub(super) desired: Desired,
+    /// Places that more than one volume has to do with: what comes up waits for what goes.
+    contested: BTreeMap<PublicationId, BTreeSet<VolumeKey>>,
     pub(super) actual: Actual,
     pub(super) records: BTreeMap<VolumeKey, VolumeRecord>,
     pub(super) damaged: Vec<Problem>,
@@ -104,6 +108,7 @@ impl Loop {
             resolved: Resolved::default(),
             absences,
             desired: Desired::default(),
+            contested: BTreeMap::new(),
             actual: Actual { foreign: found.foreign, ..Actual::default() },
             touched: found.records.keys().cloned().collect(),
             records: found.records,
@@ -175,7 +180,8 @@ impl Loop {
             let decision = self.decide(&key, now);
             decided.push((key, decision));
         }
-        self.show(decided, now, due.manifests);
+        let settled = due.manifests || due.settle;
+        self.show(decided, now, Looked { read: due.manifests, settled });
     }
 
     /// Decides about one volume and begins its step, if one may begin.
@@ -327,11 +333,8 @@ impl Loop {
     /// Touches the volumes that wait for a place that another one has given back.
     fn touch_waiting(&mut self, key: &VolumeKey, kind: &StepKind) {
         let StepKind::Unpublish(id) = kind else { return };
-        for (other, wants) in &self.desired.volumes {
-            if other != key && wants.publications.contains_key(id) {
-                self.touched.insert(other.clone());
-            }
-        }
+        let others = self.contested.get(id).into_iter().flatten().filter(|other| *other != key);
+        self.touched.extend(others.cloned());
     }
 
     fn take_drivers(&mut self) {
@@ -379,8 +382,8 @@ impl Loop {
         match self.parts.host.mounts().await {
             Ok(mounts) if Arc::ptr_eq(&mounts, &self.mounts) => {}
             Ok(mounts) => {
-                self.mounts = mounts;
-                self.observe_all();
+                let old = std::mem::replace(&mut self.mounts, mounts);
+                self.observe_changed(&old);
             }
             // The old table stands; execute looks for itself before it calls anybody.
             Err(_unreadable) => self.due.mounts = true,
@@ -395,6 +398,22 @@ impl Loop {
             if foreign != self.actual.foreign {
                 self.actual.foreign = foreign;
                 self.touched.extend(self.desired.volumes.keys().cloned());
+            }
+        }
+    }
+
+    /// Looks again at the volumes whose paths mounts came to or went from: with each mount looking at all would be the
+    /// square of them.
+    fn observe_changed(&mut self, old: &MountTable) {
+        let mounts = Arc::clone(&self.mounts);
+        let changed = mounts.changes_since(old);
+        let layout = &self.parts.layout;
+        let concerned = |record: &VolumeRecord| changed.iter().any(|p| is_concerned(record, layout, p));
+        let keys: Vec<VolumeKey> =
+            self.records.iter().filter(|(_, record)| concerned(record)).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            if !self.busy.contains_key(&key) {
+                self.observe(&key);
             }
         }
     }
@@ -454,6 +473,7 @@ impl Loop {
         self.settle_again_at = settled.again_at_ms;
         self.confirm_at = settled.confirm_after_ms;
         let old = std::mem::replace(&mut self.desired, settled.desired);
+        self.contested = contested(&self.desired);
         for key in old.volumes.keys().chain(self.desired.volumes.keys()) {
             if old.volumes.get(key) != self.desired.volumes.get(key) {
                 self.touched.insert(key.clone());
@@ -521,6 +541,30 @@ impl Loop {
 
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Returns the places that more than one volume wants, holds or gives back.
+fn contested(desired: &Desired) -> BTreeMap<PublicationId, BTreeSet<VolumeKey>> {
+    let mut first: BTreeMap<&PublicationId, &VolumeKey> = BTreeMap::new();
+    let mut contested: BTreeMap<PublicationId, BTreeSet<VolumeKey>> = BTreeMap::new();
+    for (key, wants) in &desired.volumes {
+        for id in wants.publications.keys() {
+            if let Some(other) = first.insert(id, key) {
+                contested.entry(id.clone()).or_default().extend([other.clone(), key.clone()]);
+            }
+        }
+    }
+    contested
+}
+
+/// Whether a mount at this point can change what is seen of a volume.
+fn is_concerned(record: &VolumeRecord, layout: &Layout, point: &Path) -> bool {
+    let staged = record.staging.as_ref().is_some_and(|s| point.starts_with(&s.arguments.staging_path));
+    staged
+        || record.publications.iter().any(|(id, publication)| match &publication.arguments {
+            Some(arguments) => point.starts_with(&arguments.target_path),
+            None => point.starts_with(layout.absolute(&layout.publication(id))),
+        })
 }
 
 fn driver_of(record: &VolumeRecord) -> Option<&DriverName> {

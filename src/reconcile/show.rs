@@ -5,18 +5,30 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::pass::Loop;
 use crate::desired::ResolvedWant;
 use crate::model::{
-    Blocked, BrakeStatus, DriverName, Event, EventKind, Have, PodStatus, PodUid, PodVolumeStatus, Presence,
-    Problem, PublicationId, PublicationStatus, RecordedVolume, Status, VolumeKey, VolumeStatus, Want,
-    WantedVolume,
+    Blocked, BrakeStatus, DriverName, Event, EventKind, Have, Hold, PodStatus, PodUid, PodVolumeStatus,
+    Presence, Problem, PublicationId, PublicationStatus, RecordedVolume, Status, VolumeKey, VolumeStatus,
+    Want, WantedVolume,
 };
 use crate::plan::{Decision, Now};
 
 /// Events kept per volume.
 const EVENTS: usize = 10;
 
+/// What a pass looked at anew.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Looked {
+    pub(super) read: bool,
+    pub(super) settled: bool,
+}
+
 impl Loop {
-    /// Shows what was decided.
-    pub(super) fn show(&mut self, decided: Vec<(VolumeKey, Decision)>, now: Now, read: bool) {
+    /// Shows what was decided. `read`: about a new reading; `settled`: after what is wished was decided anew.
+    pub(super) fn show(
+        &mut self,
+        decided: Vec<(VolumeKey, Decision)>,
+        now: Now,
+        Looked { read, settled }: Looked,
+    ) {
         let volumes: Vec<(VolumeKey, Option<VolumeStatus>)> = decided
             .into_iter()
             .map(|(key, decision)| {
@@ -35,9 +47,12 @@ impl Loop {
             if status.foreign != self.actual.foreign {
                 status.foreign.clone_from(&self.actual.foreign);
             }
+            let mut turned = settled;
             for (key, new) in volumes {
+                turned |= !holds(status.volumes.get(&key)).eq(holds(new.as_ref()));
                 put_volume(status, key, new, now);
             }
+            status.turn += u64::from(turned);
         });
     }
 
@@ -305,6 +320,12 @@ fn put_volume(status: &mut Status, key: VolumeKey, new: Option<VolumeStatus>, no
         new.events = old.events;
     }
     status.volumes.insert(key, new);
+}
+
+/// Lists what is held of a volume, and why.
+fn holds(volume: Option<&VolumeStatus>) -> impl Iterator<Item = (&PublicationId, &Hold)> {
+    let publications = volume.into_iter().flat_map(|volume| &volume.publications);
+    publications.filter_map(|(id, publication)| Some((id, publication.hold.as_ref()?)))
 }
 
 fn is_same(a: &Blocked, b: &Blocked) -> bool {
