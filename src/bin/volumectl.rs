@@ -75,9 +75,14 @@ enum Command {
     Retry {
         #[arg(value_name = "OBJECT")]
         objects: Vec<ObjectName>,
+        #[command(flatten)]
+        output: Output,
     },
     /// Accepts the manifest directories as they are now, and lets the mass-delete brake go.
-    Approve,
+    Approve {
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -202,18 +207,19 @@ async fn run(arguments: Arguments) -> anyhow::Result<Ending> {
             print(&output, &answer, |style| render::drivers(&answer, style), names)?;
             Ok(Ending::Done)
         }
-        Command::Retry { objects } => {
+        Command::Retry { objects, output } => {
             let answer = client.retry(names(&objects)).await?;
-            writeln!(io::stdout().lock(), "{} blocked steps are tried again", answer.steps)?;
+            let text = |_: Style| format!("{} blocked steps are tried again\n", answer.steps);
+            print(&output, &answer, text, || names(&objects))?;
             report_unknown(&answer.unknown)
         }
-        Command::Approve => {
+        Command::Approve { output } => {
             let answer = client.approve().await?;
             let held = answer.approved;
-            writeln!(
-                io::stdout().lock(),
-                "the manifest directories are accepted as they are; {held} volumes are let go"
-            )?;
+            let text = |_: Style| {
+                format!("the manifest directories are accepted as they are; {held} volumes are let go\n")
+            };
+            print(&output, &answer, text, Vec::new)?;
             Ok(Ending::Done)
         }
     }

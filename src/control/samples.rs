@@ -121,6 +121,7 @@ pub(super) fn all() -> Status {
     let mut status = ready();
     let good = add(&mut status, "web", "data", Presence::Yes);
     let kind = EventKind::StepDone {
+        claim: None,
         key: good.clone(),
         step: "publish",
         publication: None,

@@ -107,6 +107,16 @@ impl Absences {
         self.brake.braked().cloned().collect()
     }
 
+    /// Returns what the brake holds, to be remembered over a restart.
+    pub fn braked_spots(&self) -> Vec<(VolumeKey, PublicationId)> {
+        self.brake.spots()
+    }
+
+    /// Takes what the brake held before a restart: it holds that again as soon as it is known to be absent.
+    pub fn remember_braked(&mut self, spots: impl IntoIterator<Item = (VolumeKey, PublicationId)>) {
+        self.brake.remember(spots);
+    }
+
     /// Returns what `volumectl approve` writes into the records: what the brake holds, and what is held only because not
     /// every manifest could be read.
     pub fn approvable(&self) -> Vec<PublicationId> {

@@ -568,3 +568,27 @@ fn approve_accepts_what_an_incomplete_reading_lacks() {
     assert_eq!(bench.want("web-000"), Want::Absent);
     assert!(matches!(bench.want("web-001"), Want::Wanted(_)));
 }
+
+#[test]
+fn what_is_braked_stays_so_over_a_restart() {
+    // 10 of 19 may go; 5 more within the minute are braked, and would be few for a daemon that forgets.
+    let mut bench = running(19, "/m");
+    remove(&mut bench, "web", 0..10);
+    read_twice(&mut bench);
+    bench.settle();
+    bench.take_down();
+    remove(&mut bench, "web", 10..15);
+    read_twice(&mut bench);
+    bench.settle();
+    let spots = bench.absences.braked_spots();
+    let held = spots.len();
+    assert!(held > 0 && held == bench.absences.braked().len(), "{spots:?}");
+    bench.absences = Absences::default();
+    bench.absences.remember_braked(spots.clone());
+    assert_eq!(bench.absences.braked_spots(), spots, "another restart before the first reading");
+    read_twice(&mut bench);
+    assert_eq!(bench.absent(), 0);
+    assert_eq!(bench.absences.braked().len(), held);
+    bench.approve();
+    assert_eq!(bench.absent(), held);
+}

@@ -22,6 +22,8 @@ pub(super) struct Brake {
     allowed: BTreeMap<Spot, Allowed>,
     /// Kept, however much time passes.
     braked: BTreeMap<Spot, Braked>,
+    /// Kept before a restart, and not yet known to be absent again.
+    remembered: BTreeSet<Spot>,
 }
 
 #[derive(Debug)]
@@ -61,6 +63,7 @@ impl Brake {
         came_back: impl Fn(&Spot) -> bool,
     ) {
         self.braked.retain(|spot, _| is_candidate(spot));
+        self.remembered.retain(|spot| !came_back(spot));
         self.allowed.retain(|spot, allowed| {
             is_candidate(spot) || (!came_back(spot) && is_recent(allowed.at_ms, now_ms))
         });
@@ -84,9 +87,11 @@ impl Brake {
             return;
         }
         let reasons = self.reasons(&new, volumes, directories, now_ms);
+        let before: Arc<str> = "it was held when volumed was restarted".into();
         for Confirmed { spot, directory } in new {
+            let remembered = self.remembered.remove(&spot).then_some(&before);
             let reason = reasons.all.as_ref().or_else(|| reasons.by_directory.get(directory.as_ref()?));
-            match reason {
+            match reason.or(remembered) {
                 Some(reason) => {
                     let reason = Arc::clone(reason);
                     self.braked.insert(spot, Braked { at_ms: now_ms, since: wall, reason, directory });
@@ -175,6 +180,16 @@ impl Brake {
     /// Returns what is kept.
     pub(super) fn braked(&self) -> impl Iterator<Item = &PublicationId> {
         self.braked.keys().map(|(_, id)| id)
+    }
+
+    /// Returns what is kept, and what was kept before a restart.
+    pub(super) fn spots(&self) -> Vec<Spot> {
+        self.braked.keys().chain(&self.remembered).collect::<BTreeSet<_>>().into_iter().cloned().collect()
+    }
+
+    /// Takes what was kept before a restart.
+    pub(super) fn remember(&mut self, spots: impl IntoIterator<Item = Spot>) {
+        self.remembered.extend(spots);
     }
 
     /// Returns what the operator sees of it.

@@ -31,10 +31,7 @@ pub(super) async fn before_publication(
     id: &PublicationId,
 ) -> Result<(), Failure> {
     let recorded = record.publications.get(id);
-    let target = match id.plugin {
-        crate::model::Plugin::Csi => executor.layout.csi_target(id),
-        crate::model::Plugin::EmptyDir | crate::model::Plugin::HostPath => executor.layout.publication(id),
-    };
+    let target = executor.layout.target(id);
     let path = executor.layout.absolute(&target);
     let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::NotDone))?;
     let ours = recorded.map(|publication| (&publication.state, publication.boot == executor.boot));

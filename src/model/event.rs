@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::{BlockedCause, DriverName, Hold, Millis, PodIdentity, Problem, PublicationId, VolumeKey};
+use super::{
+    BlockedCause, DriverName, Hold, Millis, ObjectRef, PodIdentity, Problem, PublicationId, VolumeKey,
+};
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub enum EventKind {
         publication: Option<PublicationId>,
         /// For publish and unpublish.
         pod: Option<PodIdentity>,
+        /// The claim that led to the publication.
+        claim: Option<ObjectRef>,
         /// Who drives it.
         driver: Option<DriverName>,
         /// Milliseconds from start to end.
@@ -65,6 +69,8 @@ pub enum EventKind {
         publication: Option<PublicationId>,
         /// For publish and unpublish.
         pod: Option<PodIdentity>,
+        /// The claim that led to the publication.
+        claim: Option<ObjectRef>,
         /// Who drives it.
         driver: Option<DriverName>,
         /// Why.

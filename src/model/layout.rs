@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{DriverName, PublicationId, SpecName};
+use super::{DriverName, Plugin, PublicationId, SpecName};
 
 /// The file beside `mount/` and `globalmount/` that says whose volume it is.
 pub const VOL_DATA: &str = "vol_data.json";
@@ -82,6 +82,14 @@ impl Layout {
         self.publication(id).join("mount")
     }
 
+    /// Returns the path at which a pod finds a publication.
+    pub fn target(&self, id: &PublicationId) -> RootPath {
+        match id.plugin {
+            Plugin::Csi => self.csi_target(id),
+            Plugin::EmptyDir | Plugin::HostPath => self.publication(id),
+        }
+    }
+
     /// Returns the directory of a staged CSI volume: `plugins/kubernetes.io/csi/<driver>/<sha256 of the handle>`.
     pub fn csi_volume(&self, driver: &DriverName, handle: &str) -> RootPath {
         let mut hex = String::with_capacity(64);
@@ -103,7 +111,7 @@ impl Layout {
             Path::new("pods")
                 .join(pod.as_str())
                 .join("plugins")
-                .join(super::Plugin::EmptyDir.directory())
+                .join(Plugin::EmptyDir.directory())
                 .join(name.as_str()),
         )
     }

@@ -138,7 +138,7 @@ impl StepKind {
 pub enum Outcome {
     /// It made the change.
     Changed,
-    /// Nothing was left to do.
+    /// Nothing outside the record was left to do.
     AlreadyThere,
 }
 

@@ -123,7 +123,7 @@ fn publication(
 ) -> HavePublication {
     let target = match &record.arguments {
         Some(arguments) => arguments.target_path.clone(),
-        None => layout.absolute(&layout.publication(id)),
+        None => layout.absolute(&layout.target(id)),
     };
     let look = look(&record.state, record.boot == *boot, &target, mounts);
     HavePublication {

@@ -127,7 +127,7 @@ impl<'a> View<'a> {
     fn unpublish(&self, id: &PublicationId, have: &HavePublication, chooser: &mut Chooser<'_>) {
         let kind = StepKind::Unpublish(id.clone());
         if let Some(obstacle) = &have.obstacle {
-            let path = self.world.layout.absolute(&target(self.world.layout, id));
+            let path = self.world.layout.absolute(&self.world.layout.target(id));
             let cause = BlockedCause::new("obstacle", format!("{}: {obstacle}", path.display()));
             return chooser.block(&kind, cause, OBSTACLE_REMEDY);
         }
@@ -248,7 +248,7 @@ impl<'a> View<'a> {
             return chooser.block(&kind, cause, FOREIGN_REMEDY);
         }
         if let Some(obstacle) = have.and_then(|have| have.obstacle.as_ref()) {
-            let path = self.world.layout.absolute(&target(self.world.layout, id));
+            let path = self.world.layout.absolute(&self.world.layout.target(id));
             let cause = BlockedCause::new("obstacle", format!("{}: {obstacle}", path.display()));
             return chooser.block(&kind, cause, OBSTACLE_REMEDY);
         }
@@ -430,14 +430,6 @@ impl<'a> View<'a> {
 
 const OBSTACLE_REMEDY: &str = "find out who mounted there and unmount it; volumed goes on by itself";
 const FOREIGN_REMEDY: &str = "take it down with the tool that made it, or wait until its volume is released";
-
-/// The path that is mounted for a publication.
-fn target(layout: &Layout, id: &PublicationId) -> crate::model::RootPath {
-    match id.plugin {
-        crate::model::Plugin::Csi => layout.csi_target(id),
-        crate::model::Plugin::EmptyDir | crate::model::Plugin::HostPath => layout.publication(id),
-    }
-}
 
 fn recorded(csi: &CsiWant) -> RecordedVolume {
     RecordedVolume::Csi { driver: csi.driver.clone(), handle: csi.handle.clone(), lifecycle: csi.lifecycle }

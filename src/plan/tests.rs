@@ -254,8 +254,7 @@ fn apply(step: Step, actual: &mut Actual, fails: bool) {
         Step::Publish(step) => step.volume.clone(),
         Step::Unpublish { .. } | Step::Unstage { .. } => RecordedVolume::EmptyDir,
     };
-    let mut have =
-        have.unwrap_or_else(|| Have { volume, staging: None, publications: BTreeMap::new() });
+    let mut have = have.unwrap_or_else(|| Have { volume, staging: None, publications: BTreeMap::new() });
     let presence = if fails { Presence::Uncertain } else { Presence::Yes };
     match step {
         Step::Stage(step) => {
@@ -522,7 +521,8 @@ fn an_inline_volume_that_names_another_driver_is_given_back_to_the_first() {
     assert!(matches!(decided.step, Some(Step::Publish(_))), "{decided:?}");
     let mut have = actual.volumes[&key(0)].clone();
     let first = DriverName::new("first.example.com").unwrap();
-    have.volume = RecordedVolume::Csi { driver: first.clone(), handle: handle(0), lifecycle: Lifecycle::Persistent };
+    have.volume =
+        RecordedVolume::Csi { driver: first.clone(), handle: handle(0), lifecycle: Lifecycle::Persistent };
     actual.set(&key(0), Some(have));
     let state = actual.drivers[&driver()].clone();
     actual.drivers.insert(first, state);

@@ -51,8 +51,13 @@ pub(super) struct Loop {
     settle_again_at: Option<u64>,
     confirm_at: Option<u64>,
     safety_at: Instant,
+    /// What the brake holds, as the disk knows it: it is held after a restart too.
+    noted_brake: Vec<(VolumeKey, PublicationId)>,
     due: Pending,
 }
+
+/// The note of what the brake holds.
+const BRAKE_NOTE: &str = "brake";
 
 /// What a pass has to look at anew.
 #[derive(Debug, Default)]
@@ -95,10 +100,15 @@ impl Loop {
             parts.layout.clone(),
             parts.node.clone(),
         ));
-        let absences =
+        let mut absences =
             Absences::new(millis(parts.absence.removal_grace), parts.absence.brake_release_after.map(millis));
         let rebooted = found.records.values().any(|record| was_written_in_another_boot(record, &boot));
+        let noted = parts.store.note(BRAKE_NOTE).await.map_err(ObserveError::Records)?;
+        let noted_brake: Vec<(VolumeKey, PublicationId)> =
+            noted.and_then(|note| serde_json::from_value(note).ok()).unwrap_or_default();
+        absences.remember_braked(noted_brake.iter().cloned());
         let mut start = Self {
+            noted_brake,
             status,
             executor,
             boot,
@@ -171,6 +181,7 @@ impl Loop {
         }
         if due.manifests || due.settle {
             self.settle();
+            self.note_brake().await;
             self.withdraw_approvals().await;
             self.show_pods();
         }
@@ -263,7 +274,9 @@ impl Loop {
         }
         match ended.record {
             Some(mut record) => {
-                let approved = super::commands::approve(&mut record, &running.approve);
+                super::commands::approve(&mut record, &running.approve);
+                // The step's copy may have brought an approval back that was withdrawn meanwhile.
+                let approved = record.publications.values().any(|publication| publication.approved);
                 self.records.insert(key.clone(), record);
                 self.due.settle |= approved || self.is_undecided(&key);
             }
@@ -279,12 +292,12 @@ impl Loop {
     fn tell_ended(&mut self, key: &VolumeKey, running: &Running, ended: &Ended, now: Now) {
         let record = ended.record.as_ref().or_else(|| self.records.get(key));
         let publication = running.kind.publication().cloned();
-        let pod = publication.as_ref().and_then(|id| {
+        let recorded = publication.as_ref().and_then(|id| {
             let recorded = record.and_then(|record| record.publications.get(id));
-            recorded
-                .or_else(|| self.records.get(key)?.publications.get(id))
-                .map(|publication| publication.pod.clone())
+            recorded.or_else(|| self.records.get(key)?.publications.get(id))
         });
+        let pod = recorded.map(|publication| publication.pod.clone());
+        let claim = recorded.and_then(|publication| publication.claim.clone());
         let driver = record.and_then(|record| driver_of(record).cloned());
         let step = running.kind.name();
         let event = match &ended.result {
@@ -294,6 +307,7 @@ impl Loop {
                 step,
                 publication,
                 pod,
+                claim,
                 driver,
                 took_ms: millis(running.begun.elapsed()),
                 not_a_mount_point: ended.not_a_mount_point,
@@ -306,6 +320,7 @@ impl Loop {
                     step,
                     publication,
                     pod,
+                    claim,
                     driver,
                     cause: failure.cause.clone(),
                     attempts: state.attempts,
@@ -397,7 +412,7 @@ impl Loop {
             let foreign = observe::foreign(&on_disk, &self.records, &self.mounts, &self.parts.layout);
             if foreign != self.actual.foreign {
                 self.actual.foreign = foreign;
-                self.touched.extend(self.desired.volumes.keys().cloned());
+                self.touched.extend(self.desired.volumes.keys().chain(self.records.keys()).cloned());
             }
         }
     }
@@ -482,6 +497,19 @@ impl Loop {
             }
         }
         self.show_brake(settled.brake);
+    }
+
+    /// Keeps what the brake holds on disk. If that fails it is tried again with the next decision.
+    async fn note_brake(&mut self) {
+        let braked = self.absences.braked_spots();
+        if braked == self.noted_brake {
+            return;
+        }
+        if let Ok(note) = serde_json::to_value(&braked)
+            && self.parts.store.set_note(BRAKE_NOTE, note).await.is_ok()
+        {
+            self.noted_brake = braked;
+        }
     }
 
     pub(super) fn mounts_changed(&mut self) {

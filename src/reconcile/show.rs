@@ -258,13 +258,7 @@ impl Loop {
     }
 
     fn target(&self, id: &PublicationId) -> std::path::PathBuf {
-        let layout = &self.parts.layout;
-        match id.plugin {
-            crate::model::Plugin::Csi => layout.absolute(&layout.csi_target(id)),
-            crate::model::Plugin::EmptyDir | crate::model::Plugin::HostPath => {
-                layout.absolute(&layout.publication(id))
-            }
-        }
+        self.parts.layout.absolute(&self.parts.layout.target(id))
     }
 }
 

@@ -23,7 +23,7 @@ pub trait Store: Send + Sync + Debug {
     /// Removes a volume's record. Not synced: after a power cut it may be back, as uncertain.
     fn remove(&self, key: VolumeKey) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Reads a small note of the daemon (the manifest directories' identities, the boot last seen).
+    /// Reads a small note of the daemon (the manifest directories' identities, what the brake holds).
     fn note(&self, name: &'static str) -> BoxFuture<'_, Result<Option<serde_json::Value>, StoreError>>;
 
     /// Replaces a note, synced.

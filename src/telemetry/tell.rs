@@ -3,7 +3,8 @@
 use tracing::{error, info, warn};
 
 use crate::model::{
-    BlockedCause, DriverName, Event, EventKind, HoldCode, PodIdentity, Problem, PublicationId, VolumeKey,
+    BlockedCause, DriverName, Event, EventKind, HoldCode, ObjectRef, PodIdentity, Problem, PublicationId,
+    VolumeKey,
 };
 
 /// Stable ids, one per kind of event, for `journalctl MESSAGE_ID=` and a message catalog. Never reused or changed.
@@ -25,12 +26,13 @@ mod id {
 /// Writes an event to the journal.
 pub fn tell(event: &Event) {
     match &event.kind {
-        EventKind::StepDone { key, step, publication, pod, driver, took_ms, not_a_mount_point } => {
-            let about = About::new(key, publication.as_ref(), pod.as_ref(), driver.as_ref());
+        EventKind::StepDone { key, step, publication, pod, claim, driver, took_ms, not_a_mount_point } => {
+            let about = About::new(key, publication.as_ref(), pod.as_ref(), claim.as_ref(), driver.as_ref());
             info!(
                 message_id = id::STEP_DONE,
                 step = *step,
                 volume = %key,
+                volume_claim = about.claim.as_deref(),
                 volume_pv = about.pv,
                 volume_handle = about.handle,
                 pod = about.pod.as_deref(),
@@ -45,8 +47,18 @@ pub fn tell(event: &Event) {
                 about.for_pod(),
             );
         }
-        EventKind::StepFailed { key, step, publication, pod, driver, cause, attempts, next_try_ms } => {
-            let about = About::new(key, publication.as_ref(), pod.as_ref(), driver.as_ref());
+        EventKind::StepFailed {
+            key,
+            step,
+            publication,
+            pod,
+            claim,
+            driver,
+            cause,
+            attempts,
+            next_try_ms,
+        } => {
+            let about = About::new(key, publication.as_ref(), pod.as_ref(), claim.as_ref(), driver.as_ref());
             step_failed(&about, key, step, cause, *attempts, *next_try_ms);
         }
         EventKind::Held { pod, volume, hold } => {
@@ -122,6 +134,7 @@ fn step_failed(
                 message_id = id::STEP_FAILED,
                 step,
                 volume = %key,
+                volume_claim = about.claim.as_deref(),
                 volume_pv = about.pv,
                 volume_handle = about.handle,
                 pod = about.pod.as_deref(),
@@ -162,6 +175,7 @@ fn manifest_problem(problem: &Problem) {
 
 /// What a line about a step is about, as far as the event says.
 struct About<'a> {
+    claim: Option<String>,
     pv: Option<&'a str>,
     handle: Option<&'a str>,
     pod: Option<String>,
@@ -174,9 +188,11 @@ impl<'a> About<'a> {
         key: &'a VolumeKey,
         publication: Option<&'a PublicationId>,
         pod: Option<&'a PodIdentity>,
+        claim: Option<&'a ObjectRef>,
         driver: Option<&'a DriverName>,
     ) -> Self {
         Self {
+            claim: claim.map(|claim| format!("{}/{}", claim.namespace, claim.name)),
             // A CSI publication's directory is named after the PV (kubelet.md 1.6); an inline volume's after itself.
             pv: publication.filter(|_| driver.is_some()).map(|id| id.spec.as_str()),
             handle: driver.and_then(|_| key.as_str().split_once('^')).map(|(_, handle)| handle),

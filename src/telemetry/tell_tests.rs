@@ -37,6 +37,7 @@ fn failed(code: &str, attempts: u32, next_try_ms: Option<u64>) -> EventKind {
     let pod = PodIdentity { uid: PodUid::new("u1").unwrap(), namespace: "db".into(), name: "web".into() };
     let spec = SpecName::new("pv-7").unwrap();
     EventKind::StepFailed {
+        claim: None,
         key: VolumeKey::csi(&driver, "vol-7"),
         step: "publish",
         publication: Some(PublicationId { pod: pod.uid.clone(), plugin: Plugin::Csi, spec }),
