@@ -56,7 +56,7 @@ pub(super) fn add(status: &mut Status, pod: &str, claim: &str, presence: Presenc
         events: std::collections::VecDeque::new(),
         since: NOW - 252_000,
     });
-    volume.publications.insert(id.clone(), publication);
+    volume.publications.insert(id.clone(), Box::new(publication));
     let pod_volume = PodVolumeStatus {
         claim: Some(ObjectRef::new("PersistentVolumeClaim", "db", claim)),
         resolved: Some((key.clone(), id)),
@@ -66,7 +66,7 @@ pub(super) fn add(status: &mut Status, pod: &str, claim: &str, presence: Presenc
         access_mode: Some("ReadWriteOnce".to_owned()),
     };
     status.pods.entry(identity.uid.clone()).or_insert_with(|| bare(&identity)).volumes =
-        [("data".to_owned(), pod_volume)].into();
+        [("data".to_owned(), Box::new(pod_volume))].into();
     key
 }
 
@@ -91,7 +91,13 @@ fn link(step: &str, detail: &str) -> Link {
 
 /// Changes a volume's publications.
 pub(super) fn publication(status: &mut Status, key: &VolumeKey, change: impl Fn(&mut PublicationStatus)) {
-    status.volumes.get_mut(key).unwrap().publications.values_mut().for_each(change);
+    status
+        .volumes
+        .get_mut(key)
+        .unwrap()
+        .publications
+        .values_mut()
+        .for_each(|publication| change(publication));
 }
 
 /// Holds a pod's volume.

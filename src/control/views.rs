@@ -127,6 +127,7 @@ pub fn row<'a>(status: &'a Status, pod: &'a PodStatus, name: &'a str, of: &'a Po
     let volume = key_and_id.and_then(|(key, _)| status.volumes.get_key_value(key));
     let publication =
         volume.zip(key_and_id).and_then(|((_, volume), (_, id))| volume.publications.get_key_value(id));
+    let publication = publication.map(|(id, publication)| (id, &**publication));
     Row { pod: Some((pod, name, of)), volume, publication }
 }
 
@@ -140,6 +141,7 @@ pub fn rows(status: &Status) -> impl Iterator<Item = Row<'_>> {
     let leftover = status.volumes.iter().flat_map(move |(key, volume)| {
         let publications: Vec<_> = (volume.publications.iter())
             .filter(|(id, _)| !accounted.contains(&(key, *id)))
+            .map(|(id, publication)| (id, &**publication))
             .map(|publication| Row { pod: None, volume: Some((key, volume)), publication: Some(publication) })
             .collect();
         let alone = publications.is_empty() && !keys.contains(key);

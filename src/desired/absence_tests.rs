@@ -86,7 +86,7 @@ impl Bench {
         let want = ResolvedWant::Wanted { key, id, wanted };
         let claim = Some(ObjectRef::new("PersistentVolumeClaim", "default", "data"));
         let volume = ResolvedVolume { claim, links: Vec::new(), capacity: None, access_mode: None, want };
-        pod.volumes.insert(name.to_owned(), volume);
+        pod.volumes.insert(name.to_owned(), Box::new(volume));
     }
 
     pub(super) fn pod(&mut self, pod: &str) -> &mut ResolvedPod {

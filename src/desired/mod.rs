@@ -54,7 +54,7 @@ pub struct ResolvedPod {
     /// Set for a pod whose manifest is stale or broken: every recorded publication of it that is not wanted below is held.
     pub held: Option<Hold>,
     /// By name in the spec.
-    pub volumes: BTreeMap<String, ResolvedVolume>,
+    pub volumes: BTreeMap<String, Box<ResolvedVolume>>,
 }
 
 /// A volume of a pod.

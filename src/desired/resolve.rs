@@ -208,7 +208,7 @@ fn merged(
     identity: &PodIdentity,
     sourced: &Sourced<Pod>,
     mut found: BTreeMap<String, Found>,
-) -> BTreeMap<String, ResolvedVolume> {
+) -> BTreeMap<String, Box<ResolvedVolume>> {
     let mut names_at = BTreeMap::new();
     for (name, volume) in &found {
         if let Ok(place) = &volume.place {
@@ -247,7 +247,7 @@ fn merged(
         let Found { claim, links, capacity, access_mode, .. } = volume;
         ResolvedVolume { claim, links, capacity, access_mode, want }
     };
-    found.into_iter().map(|(name, volume)| (name, resolved(volume))).collect()
+    found.into_iter().map(|(name, volume)| (name, Box::new(resolved(volume)))).collect()
 }
 
 fn in_the_way(identity: &PodIdentity, names: &BTreeSet<String>) -> Hold {

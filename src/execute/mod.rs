@@ -164,7 +164,7 @@ impl Work<'_> {
             for (id, plan) in &step.planned {
                 if !record.publications.contains_key(id) {
                     let planned = PublicationRecord::new(plan, boot.clone(), CallState::Planned);
-                    record.publications.insert(id.clone(), planned);
+                    record.publications.insert(id.clone(), Box::new(planned));
                 }
             }
         })
@@ -177,7 +177,8 @@ impl Work<'_> {
         guard::before_publication(self.executor, &self.record, id).await?;
         self.intend(|record, boot| {
             let state = CallState::Intended { settled: false };
-            record.publications.insert(id.clone(), PublicationRecord::new(&step.plan, boot.clone(), state));
+            let intended = PublicationRecord::new(&step.plan, boot.clone(), state);
+            record.publications.insert(id.clone(), Box::new(intended));
         })
         .await?;
         fault::reached("publish:intent");

@@ -53,7 +53,7 @@ pub struct Have {
     /// Its staging; `None` when none was intended.
     pub staging: Option<HaveStaging>,
     /// Its publications.
-    pub publications: BTreeMap<PublicationId, HavePublication>,
+    pub publications: BTreeMap<PublicationId, Box<HavePublication>>,
 }
 
 /// `Yes` is an outcome recorded in this boot and a mount table equal to it; everything else in a record is `Uncertain`.

@@ -30,7 +30,8 @@ pub struct VolumeRecord {
     pub staging: Option<StagingRecord>,
     /// The publications that were ever intended and not undone.
     #[serde(default)]
-    pub publications: BTreeMap<PublicationId, PublicationRecord>,
+    // Boxed here and in `Have` and `Status`: a map's node has room for eleven values, and most volumes have one.
+    pub publications: BTreeMap<PublicationId, Box<PublicationRecord>>,
 }
 
 impl VolumeRecord {

@@ -44,7 +44,7 @@ pub struct PodStatus {
     /// Why the whole pod is held: its manifest is broken.
     pub hold: Option<Hold>,
     /// The volumes that its containers use, by name in the spec, and those still to be taken down.
-    pub volumes: BTreeMap<String, PodVolumeStatus>,
+    pub volumes: BTreeMap<String, Box<PodVolumeStatus>>,
 }
 
 /// A volume as a pod's spec names it.
@@ -98,7 +98,7 @@ pub struct VolumeStatus {
     /// The driver staged without a mount.
     pub staging_not_a_mount_point: bool,
     /// By place.
-    pub publications: BTreeMap<PublicationId, PublicationStatus>,
+    pub publications: BTreeMap<PublicationId, Box<PublicationStatus>>,
     /// Publications that are gone while the volume is still staged: until it is not, their pods are shown as leaving.
     pub released: Vec<PublicationId>,
     /// Steps that cannot proceed.

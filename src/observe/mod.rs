@@ -65,7 +65,9 @@ pub fn volume(record: &VolumeRecord, mounts: &MountTable, boot: &BootId, layout:
         publications: record
             .publications
             .iter()
-            .map(|(id, publication)| (id.clone(), self::publication(id, publication, mounts, boot, layout)))
+            .map(|(id, publication)| {
+                (id.clone(), Box::new(self::publication(id, publication, mounts, boot, layout)))
+            })
             .collect(),
     }
 }

@@ -81,13 +81,13 @@ fn record(state: CallState, boot: BootId) -> VolumeRecord {
         }),
         approved: false,
     };
-    record.publications.insert(id(), publication);
+    record.publications.insert(id(), Box::new(publication));
     record
 }
 
 fn seen(state: CallState, recorded_in: &str, mounts: Vec<Mount>) -> HavePublication {
     let record = record(state, boot(recorded_in));
-    volume(&record, &MountTable::new(mounts), &boot("now"), &layout()).publications[&id()].clone()
+    volume(&record, &MountTable::new(mounts), &boot("now"), &layout()).publications[&id()].as_ref().clone()
 }
 
 #[test]

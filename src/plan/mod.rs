@@ -78,7 +78,7 @@ impl<'a> View<'a> {
     }
 
     fn published(&self) -> impl Iterator<Item = (&'a PublicationId, &'a HavePublication)> {
-        self.have.into_iter().flat_map(|have| &have.publications)
+        self.have.into_iter().flat_map(|have| &have.publications).map(|(id, have)| (id, &**have))
     }
 
     fn staging(&self) -> Option<&'a HaveStaging> {

@@ -185,7 +185,7 @@ fn world(case: &Case) -> (Desired, Actual) {
                     obstacle: None,
                     not_a_mount_point: false,
                 };
-                have.publications.insert(id(volume, pod), publication);
+                have.publications.insert(id(volume, pod), Box::new(publication));
             }
             let wish = match wish {
                 Wish::Wanted => Want::Wanted(Box::new(wanted(volume, pod, false))),
@@ -267,16 +267,17 @@ fn apply(step: Step, actual: &mut Actual, fails: bool) {
                 not_a_mount_point: false,
             });
             for (id, plan) in step.planned {
-                let planned = publication(Presence::No, plan.arguments, false);
+                let planned = Box::new(publication(Presence::No, plan.arguments, false));
                 have.publications.entry(id).or_insert(planned);
             }
         }
         Step::Publish(step) => {
-            have.publications.insert(step.id, publication(presence, step.plan.arguments, false));
+            let published = publication(presence, step.plan.arguments, false);
+            have.publications.insert(step.id, Box::new(published));
         }
         Step::Unpublish { id, .. } if fails => {
             let old = have.publications[&id].arguments.clone();
-            have.publications.insert(id, publication(Presence::Uncertain, old, true));
+            have.publications.insert(id, Box::new(publication(Presence::Uncertain, old, true)));
         }
         Step::Unpublish { id, .. } => {
             have.publications.remove(&id);
@@ -430,7 +431,7 @@ fn nobody_is_called_where_something_else_is_mounted() {
 fn a_place_is_not_used_twice() {
     let (desired, mut actual) = world(&simple(Wish::Wanted, Start::Nothing, Start::Yes));
     let mut other = actual.volumes[&key(0)].clone();
-    other.publications.insert(id(0, 0), publication(Presence::Yes, None, false));
+    other.publications.insert(id(0, 0), Box::new(publication(Presence::Yes, None, false)));
     actual.set(&key(1), Some(other));
     let decision = decision(&desired, &actual);
     assert_eq!(decision.step, None);

@@ -76,7 +76,7 @@ pub(super) struct Running {
     pub(super) shown: InProgress,
     begun: Instant,
     /// The publications whose intents it writes: absence is decided about them as if they were recorded.
-    intends: BTreeMap<PublicationId, PublicationRecord>,
+    intends: BTreeMap<PublicationId, Box<PublicationRecord>>,
     /// Approved by the operator meanwhile; goes into the record when the step has ended.
     pub(super) approve: BTreeSet<PublicationId>,
 }
@@ -226,7 +226,7 @@ impl Loop {
         self.steps.spawn(async move { (key, executor.run(step, record).await) });
     }
 
-    fn intended(&self, step: &Step) -> BTreeMap<PublicationId, PublicationRecord> {
+    fn intended(&self, step: &Step) -> BTreeMap<PublicationId, Box<PublicationRecord>> {
         let plans: Vec<(&PublicationId, &PublicationPlan)> = match step {
             Step::Stage(step) => step.planned.iter().collect(),
             Step::Publish(step) => vec![(&step.id, &step.plan)],
@@ -237,7 +237,7 @@ impl Loop {
             .into_iter()
             .filter(|(id, _)| recorded.is_none_or(|recorded| !recorded.contains_key(*id)))
             .map(|(id, plan)| {
-                (id.clone(), PublicationRecord::new(plan, self.boot.clone(), CallState::Planned))
+                (id.clone(), Box::new(PublicationRecord::new(plan, self.boot.clone(), CallState::Planned)))
             })
             .collect()
     }

@@ -73,7 +73,7 @@ impl Loop {
                     capacity: volume.capacity,
                     access_mode: volume.access_mode.clone(),
                 };
-                (name.clone(), status)
+                (name.clone(), Box::new(status))
             });
             let status = PodStatus {
                 identity: pod.identity.clone(),
@@ -209,7 +209,7 @@ impl Loop {
         &self,
         key: &VolumeKey,
         have: Option<&Have>,
-    ) -> BTreeMap<PublicationId, PublicationStatus> {
+    ) -> BTreeMap<PublicationId, Box<PublicationStatus>> {
         let mut shown = BTreeMap::new();
         let record = self.records.get(key);
         let wants = self.desired.volumes.get(key).map(|want| &want.publications);
@@ -232,7 +232,7 @@ impl Loop {
                     not_a_mount_point: here.is_some_and(|have| have.not_a_mount_point),
                     hold: None,
                 };
-                shown.insert(id.clone(), status);
+                shown.insert(id.clone(), Box::new(status));
             }
         }
         for (id, publication) in record.into_iter().flat_map(|record| &record.publications) {
@@ -252,7 +252,7 @@ impl Loop {
                 not_a_mount_point: here.is_some_and(|have| have.not_a_mount_point),
                 hold,
             };
-            shown.insert(id.clone(), status);
+            shown.insert(id.clone(), Box::new(status));
         }
         shown
     }
@@ -346,10 +346,10 @@ fn add_remaining(
         // The spec's name now leads nowhere: what is still mounted under it is shown with the reason.
         Some(held) if held.resolved.is_none() => held.resolved = status.resolved,
         Some(_) => {
-            pod.volumes.insert(format!("{name} ({})", id.spec), status);
+            pod.volumes.insert(format!("{name} ({})", id.spec), Box::new(status));
         }
         None => {
-            pod.volumes.insert(name, status);
+            pod.volumes.insert(name, Box::new(status));
         }
     }
 }

@@ -40,7 +40,7 @@ fn full() -> VolumeRecord {
             }),
             approved: true,
         };
-        (id, record)
+        (id, Box::new(record))
     };
     let mount = MountIdentity {
         fs_type: "ext4".to_owned(),

@@ -270,7 +270,7 @@ fn is_settled(status: &Status) -> bool {
 
 fn publication<'a>(status: &'a Status, volume: &PodVolumeStatus) -> Option<&'a PublicationStatus> {
     let (key, id) = volume.resolved.as_ref()?;
-    status.volumes.get(key)?.publications.get(id)
+    status.volumes.get(key)?.publications.get(id).map(|publication| &**publication)
 }
 
 /// Returns the held volumes as `pod/volume`, each with the reason.
