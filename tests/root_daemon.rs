@@ -178,11 +178,12 @@ fn a_manifest_broken_while_the_daemon_is_down_takes_nothing_down() {
         let status = String::from_utf8_lossy(&host.volumectl(&["status"]).stdout).into_owned();
         status.contains("web.yaml")
     });
-    // Longer than the removal grace: two readings have been made by now.
-    until("a second reading", || {
-        host.volumectl(&["wait", "--timeout", "2s", "pod/none"]).status.code() == Some(3)
+    // Readings that lack the pod, the last begun longer than the removal grace after the first.
+    let began = std::time::Instant::now();
+    until("readings a grace apart", || {
+        let asked = host.volumectl(&["wait", "--timeout", "2s", "pod/none"]);
+        asked.status.code() == Some(3) && began.elapsed() > std::time::Duration::from_millis(1500)
     });
-    std::thread::sleep(std::time::Duration::from_millis(1500));
     assert_eq!((methods(&host), mount_ids(&host)), before);
     host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
     host.wait(&["pod/web"]);

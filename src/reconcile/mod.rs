@@ -4,6 +4,7 @@
 mod commands;
 mod pass;
 mod show;
+mod steps;
 
 use std::sync::Arc;
 use std::time::Duration;

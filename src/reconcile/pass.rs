@@ -1,4 +1,4 @@
-//! One pass: take what has gathered, decide about the volumes that it touches, begin their steps.
+//! One pass: take what has gathered, and decide about the volumes that it touches.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -6,30 +6,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::show::Looked;
+use super::steps::Running;
 use super::{Inputs, Parts, SAFETY_PERIOD};
 use crate::csi::DriverSet;
 use crate::desired::{self, Absences, Recorded, Resolved};
 use crate::execute::{Ended, Executor};
 use crate::manifest::Manifests;
 use crate::model::{
-    Actual, BootId, CallState, Connection, Desired, DriverName, DriverState, Event, EventKind, InProgress,
-    Layout, MountTable, Outcome, Presence, Problem, PublicationId, PublicationPlan, PublicationRecord,
-    RecordedVolume, Status, Step, StepKind, VolumeKey, VolumeRecord,
+    Actual, BootId, Connection, Desired, DriverName, DriverState, Event, EventKind, Layout, MountTable,
+    Presence, Problem, PublicationId, RecordedVolume, Status, VolumeKey, VolumeRecord,
 };
 use crate::observe::{self, ObserveError};
-use crate::plan::{self, Decision, Due, Now, Retries, World};
+use crate::plan::{self, Decision, Now, Retries, World};
 
 /// The loop's state. Everything in here is either what came in last or what was verified.
 #[derive(Debug)]
 pub(super) struct Loop {
     pub(super) parts: Parts,
     pub(super) status: watch::Sender<Status>,
-    executor: Arc<Executor>,
-    boot: BootId,
+    pub(super) executor: Arc<Executor>,
+    pub(super) boot: BootId,
     manifests: Arc<Manifests>,
     drivers: Arc<DriverSet>,
     mounts: Arc<MountTable>,
@@ -37,13 +37,13 @@ pub(super) struct Loop {
     pub(super) absences: Absences,
     pub(super) desired: Desired,
     /// Places that more than one volume has to do with: what comes up waits for what goes.
-    contested: BTreeMap<PublicationId, BTreeSet<VolumeKey>>,
+    pub(super) contested: BTreeMap<PublicationId, BTreeSet<VolumeKey>>,
     pub(super) actual: Actual,
     pub(super) records: BTreeMap<VolumeKey, VolumeRecord>,
     pub(super) damaged: Vec<Problem>,
     pub(super) retries: BTreeMap<VolumeKey, Retries>,
     pub(super) busy: BTreeMap<VolumeKey, Running>,
-    steps: JoinSet<(VolumeKey, Ended)>,
+    pub(super) steps: JoinSet<(VolumeKey, Ended)>,
     /// Volumes to decide about in the next pass.
     pub(super) touched: BTreeSet<VolumeKey>,
     /// When to decide about a volume again though nothing changed, ms.
@@ -53,7 +53,7 @@ pub(super) struct Loop {
     safety_at: Instant,
     /// What the brake holds, as the disk knows it: it is held after a restart too.
     noted_brake: Vec<(VolumeKey, PublicationId)>,
-    due: Pending,
+    pub(super) due: Pending,
 }
 
 /// The note of what the brake holds.
@@ -61,28 +61,13 @@ const BRAKE_NOTE: &str = "brake";
 
 /// What a pass has to look at anew.
 #[derive(Debug, Default)]
-struct Pending {
-    manifests: bool,
-    settle: bool,
-    drivers: bool,
-    mounts: bool,
-    safety: bool,
+pub(super) struct Pending {
+    pub(super) manifests: bool,
+    pub(super) settle: bool,
+    pub(super) drivers: bool,
+    pub(super) mounts: bool,
+    pub(super) safety: bool,
 }
-
-/// A step under way.
-#[derive(Debug, Clone)]
-pub(super) struct Running {
-    pub(super) kind: StepKind,
-    pub(super) shown: InProgress,
-    begun: Instant,
-    /// The publications whose intents it writes: absence is decided about them as if they were recorded.
-    intends: BTreeMap<PublicationId, Box<PublicationRecord>>,
-    /// Approved by the operator meanwhile; goes into the record when the step has ended.
-    pub(super) approve: BTreeSet<PublicationId>,
-}
-
-/// A step that ended, or the panic that ended it.
-pub(super) type StepResult = Result<(VolumeKey, Ended), JoinError>;
 
 impl Loop {
     /// Reconstructs what is there.
@@ -213,145 +198,6 @@ impl Loop {
         decision
     }
 
-    fn begin(&mut self, step: Step, now: Now) {
-        let key = step.key().clone();
-        let kind = step.kind();
-        let shown =
-            InProgress { step: kind.name(), publication: kind.publication().cloned(), since: now.wall };
-        let intends = self.intended(&step);
-        let running = Running { kind, shown, begun: Instant::now(), intends, approve: BTreeSet::new() };
-        self.busy.insert(key.clone(), running);
-        let record = self.records.get(&key).cloned();
-        let executor = Arc::clone(&self.executor);
-        self.steps.spawn(async move { (key, executor.run(step, record).await) });
-    }
-
-    fn intended(&self, step: &Step) -> BTreeMap<PublicationId, Box<PublicationRecord>> {
-        let plans: Vec<(&PublicationId, &PublicationPlan)> = match step {
-            Step::Stage(step) => step.planned.iter().collect(),
-            Step::Publish(step) => vec![(&step.id, &step.plan)],
-            Step::Unpublish { .. } | Step::Unstage { .. } => Vec::new(),
-        };
-        let recorded = self.records.get(step.key()).map(|record| &record.publications);
-        plans
-            .into_iter()
-            .filter(|(id, _)| recorded.is_none_or(|recorded| !recorded.contains_key(*id)))
-            .map(|(id, plan)| {
-                (id.clone(), Box::new(PublicationRecord::new(plan, self.boot.clone(), CallState::Planned)))
-            })
-            .collect()
-    }
-
-    /// Waits for a step to end; pending while none is under way. Cancel-safe.
-    pub(super) async fn step_ended(&mut self) -> Option<StepResult> {
-        self.steps.join_next().await
-    }
-
-    /// Takes a step's outcome into the truth.
-    pub(super) fn take_ended(&mut self, ended: StepResult) {
-        let (key, ended) = match ended {
-            Ok(ended) => ended,
-            Err(error) => match error.try_into_panic() {
-                // A half-dead daemon is worse than a restarted one (design rule 7): the loop's own task panics with it.
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_cancelled) => return,
-            },
-        };
-        let Some(running) = self.busy.remove(&key) else { return };
-        // The step looked at a newer table than the loop's: by the loop's, what it has just mounted would be missing.
-        self.due.mounts = true;
-        let now = self.now();
-        self.tell_ended(&key, &running, &ended, now);
-        let retries = self.retries.entry(key.clone()).or_default();
-        match &ended.result {
-            Ok(Outcome::Changed | Outcome::AlreadyThere) => retries.succeeded(&running.kind),
-            Err(failure) => {
-                retries.failed(&running.kind, failure, now, self.parts.ambient.random());
-            }
-        }
-        if retries.is_empty() {
-            self.retries.remove(&key);
-        }
-        match ended.record {
-            Some(mut record) => {
-                super::commands::approve(&mut record, &running.approve);
-                // The step's copy may have brought an approval back that was withdrawn meanwhile.
-                let approved = record.publications.values().any(|publication| publication.approved);
-                self.records.insert(key.clone(), record);
-                self.due.settle |= approved || self.is_undecided(&key);
-            }
-            None => {
-                self.records.remove(&key);
-            }
-        }
-        self.observe(&key);
-        self.touch_waiting(&key, &running.kind);
-        self.touched.insert(key);
-    }
-
-    fn tell_ended(&mut self, key: &VolumeKey, running: &Running, ended: &Ended, now: Now) {
-        let record = ended.record.as_ref().or_else(|| self.records.get(key));
-        let publication = running.kind.publication().cloned();
-        let recorded = publication.as_ref().and_then(|id| {
-            let recorded = record.and_then(|record| record.publications.get(id));
-            recorded.or_else(|| self.records.get(key)?.publications.get(id))
-        });
-        let pod = recorded.map(|publication| publication.pod.clone());
-        let claim = recorded.and_then(|publication| publication.claim.clone());
-        let driver = record.and_then(|record| driver_of(record).cloned());
-        let step = running.kind.name();
-        let event = match &ended.result {
-            Ok(Outcome::AlreadyThere) => return,
-            Ok(Outcome::Changed) => EventKind::StepDone {
-                key: key.clone(),
-                step,
-                publication,
-                pod,
-                claim,
-                driver,
-                took_ms: millis(running.begun.elapsed()),
-                not_a_mount_point: ended.not_a_mount_point,
-            },
-            Err(failure) => {
-                let mut retries = self.retries.get(key).cloned().unwrap_or_default();
-                let state = retries.failed(&running.kind, failure, now, 0);
-                EventKind::StepFailed {
-                    key: key.clone(),
-                    step,
-                    publication,
-                    pod,
-                    claim,
-                    driver,
-                    cause: failure.cause.clone(),
-                    attempts: state.attempts,
-                    next_try_ms: match state.due {
-                        Due::At(at) => Some(at.saturating_sub(now.mono)),
-                        Due::WhenChanged => None,
-                    },
-                }
-            }
-        };
-        self.tell_of(key, event);
-    }
-
-    /// A record has a publication that was not decided about: it was begun under a former reading.
-    fn is_undecided(&self, key: &VolumeKey) -> bool {
-        let wants = self.desired.volumes.get(key);
-        self.records.get(key).is_some_and(|record| {
-            record
-                .publications
-                .keys()
-                .any(|id| wants.is_none_or(|wants| !wants.publications.contains_key(id)))
-        })
-    }
-
-    /// Touches the volumes that wait for a place that another one has given back.
-    fn touch_waiting(&mut self, key: &VolumeKey, kind: &StepKind) {
-        let StepKind::Unpublish(id) = kind else { return };
-        let others = self.contested.get(id).into_iter().flatten().filter(|other| *other != key);
-        self.touched.extend(others.cloned());
-    }
-
     fn take_drivers(&mut self) {
         let new: BTreeMap<DriverName, DriverState> =
             self.drivers.drivers.iter().map(|(name, entry)| (name.clone(), entry.state.clone())).collect();
@@ -443,7 +289,7 @@ impl Loop {
     }
 
     /// Looks at one volume again and touches it if something is different.
-    fn observe(&mut self, key: &VolumeKey) {
+    pub(super) fn observe(&mut self, key: &VolumeKey) {
         let have = self
             .records
             .get(key)
@@ -595,7 +441,7 @@ fn is_concerned(record: &VolumeRecord, layout: &Layout, point: &Path) -> bool {
         })
 }
 
-fn driver_of(record: &VolumeRecord) -> Option<&DriverName> {
+pub(super) fn driver_of(record: &VolumeRecord) -> Option<&DriverName> {
     match &record.volume {
         RecordedVolume::Csi { driver, .. } => Some(driver),
         RecordedVolume::EmptyDir => None,
