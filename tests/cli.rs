@@ -1,6 +1,7 @@
 //! The two programs as an operator meets them.
 #![expect(
     clippy::disallowed_methods,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a test starts the programs and may panic"
 )]
@@ -74,6 +75,7 @@ fn without_a_daemon_volumectl_says_where_to_look() {
 #[test]
 fn another_user_is_refused_although_the_socket_lets_it_in() {
     if !Path::new("/usr/bin/setpriv").is_file() || !volumed::host::is_root() {
+        println!("NOT-RUN: another_user_is_refused_although_the_socket_lets_it_in: needs root and setpriv");
         return;
     }
     use std::os::unix::fs::PermissionsExt as _;

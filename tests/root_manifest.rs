@@ -21,7 +21,7 @@ use volumed::model::Ambient;
 /// Runs a test on threads that share a mount namespace of their own.
 fn in_private_namespace(test: impl AsyncFnOnce()) {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("not run: needs root");
+        eprintln!("NOT-RUN: root_manifest: only root can mount");
         return;
     }
     unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");

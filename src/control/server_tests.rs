@@ -37,13 +37,19 @@ impl Fixture {
     }
 }
 
-fn is_root() -> bool {
-    crate::host::is_root()
+/// Whether a test can run; says so if not. The server answers nobody but root and its group.
+#[expect(clippy::print_stdout, reason = "scripts/test reads it")]
+fn can_run(test: &str) -> bool {
+    let root = crate::host::is_root();
+    if !root {
+        println!("NOT-RUN: {test}: only root is answered");
+    }
+    root
 }
 
 #[tokio::test]
 async fn root_asks_and_is_answered() {
-    if !is_root() {
+    if !can_run("root_asks_and_is_answered") {
         return;
     }
     let mut fixture = Fixture::new(samples::all());
@@ -79,7 +85,7 @@ async fn fixture_client(directory: &tempfile::TempDir) -> Client {
 
 #[tokio::test]
 async fn a_wait_ends_when_the_status_says_so_and_tells_why_when_it_does_not() {
-    if !is_root() {
+    if !can_run("a_wait_ends_when_the_status_says_so_and_tells_why_when_it_does_not") {
         return;
     }
     let mut status = samples::ready();
@@ -101,7 +107,7 @@ async fn a_wait_ends_when_the_status_says_so_and_tells_why_when_it_does_not() {
 
 #[tokio::test]
 async fn a_stop_ends_those_who_wait() {
-    if !is_root() {
+    if !can_run("a_stop_ends_those_who_wait") {
         return;
     }
     let fixture = Fixture::new(Status::default());
@@ -118,7 +124,7 @@ async fn a_stop_ends_those_who_wait() {
 
 #[tokio::test]
 async fn a_wrong_name_is_refused_with_the_right_form() {
-    if !is_root() {
+    if !can_run("a_wrong_name_is_refused_with_the_right_form") {
         return;
     }
     let fixture = Fixture::new(samples::ready());
