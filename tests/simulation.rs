@@ -111,6 +111,7 @@ impl Daemon {
             endpoint: "/csi.sock".into(),
             origin: DriverOrigin::Configured,
             since: 0,
+            unwell: None,
             standby: Vec::new(),
         };
         let client = Arc::new(SimDriver::new(world.clone(), stages));

@@ -113,6 +113,13 @@ fn driver(status: &Status, row: Row<'_>) -> Option<ChainLink> {
     let here = link("driver", "good", format!("{name} at {}", driver.endpoint.display()));
     Some(match &driver.connection {
         Connection::Ready => ChainLink { since_ms: driver.since, ..here },
+        Connection::Starting { reason } => ChainLink {
+            state: "waiting".to_owned(),
+            detail: format!("{name} is starting up: {reason}"),
+            remedy: "wait; look at the driver's log if it takes long".to_owned(),
+            since_ms: driver.since,
+            ..here
+        },
         Connection::Disconnected { reason } => ChainLink {
             state: "failed".to_owned(),
             detail: format!("{name} does not answer: {reason}"),

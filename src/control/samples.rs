@@ -155,6 +155,7 @@ pub(super) fn all() -> Status {
             endpoint: "/run/csi/nfs.sock".into(),
             origin: DriverOrigin::Configured,
             since: NOW - 3 * 86_400_000,
+            unwell: None,
             standby: Vec::new(),
         },
     );

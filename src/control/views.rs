@@ -419,6 +419,7 @@ pub fn drivers(status: &Status, now: Millis) -> api::ListDriversResponse {
         let of = || status.volumes.values().filter(|v| v.csi.as_ref().is_some_and(|(d, _)| d == name));
         let (state, reason) = match &driver.connection {
             Connection::Ready => ("ready", String::new()),
+            Connection::Starting { reason } => ("starting", reason.clone()),
             Connection::Disconnected { reason } => ("disconnected", reason.clone()),
         };
         let (origin, socket) = match &driver.origin {

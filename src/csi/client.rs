@@ -131,6 +131,35 @@ impl Driver for Client {
             self.call("NodeUnpublishVolume", request, Secrets::default(), send).await.map(drop)
         })
     }
+
+    fn expand(&self, request: csi::NodeExpandVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
+        let secrets = Secrets::of(&request.secrets).with_mount_flags(request.volume_capability.as_ref());
+        let send =
+            |channel, request| async move { NodeClient::new(channel).node_expand_volume(request).await };
+        Box::pin(async move { self.call("NodeExpandVolume", request, secrets, send).await.map(drop) })
+    }
+
+    fn volume_stats(
+        &self,
+        request: csi::NodeGetVolumeStatsRequest,
+    ) -> BoxFuture<'_, Result<csi::NodeGetVolumeStatsResponse, CallError>> {
+        let send =
+            |channel, request| async move { NodeClient::new(channel).node_get_volume_stats(request).await };
+        Box::pin(async move { self.call("NodeGetVolumeStats", request, Secrets::default(), send).await })
+    }
+
+    fn volume_health(
+        &self,
+        request: csi::NodeGetVolumeHealthRequest,
+    ) -> BoxFuture<'_, Result<csi::NodeGetVolumeHealthResponse, CallError>> {
+        let send =
+            |channel, request| async move { NodeClient::new(channel).node_get_volume_health(request).await };
+        Box::pin(async move { self.call("NodeGetVolumeHealth", request, Secrets::default(), send).await })
+    }
+
+    fn pid(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// Sends a message with a deadline, which travels with it as `grpc-timeout`, and gives up when it is over.

@@ -61,6 +61,11 @@ pub(super) async fn read(client: &Client, name: &DriverName, strict: bool) -> Re
         stage_unstage: node.contains(&i32::from(node_service_capability::rpc::Type::StageUnstageVolume)),
         single_node_multi_writer: node
             .contains(&i32::from(node_service_capability::rpc::Type::SingleNodeMultiWriter)),
+        expand_volume: node.contains(&i32::from(node_service_capability::rpc::Type::ExpandVolume)),
+        volume_mount_group: node.contains(&i32::from(node_service_capability::rpc::Type::VolumeMountGroup)),
+        volume_stats: node.contains(&i32::from(node_service_capability::rpc::Type::GetVolumeStats))
+            || node.contains(&i32::from(node_service_capability::rpc::Type::VolumeCondition)),
+        volume_health: node.contains(&i32::from(node_service_capability::rpc::Type::GetVolumeHealth)),
         publish_unpublish,
         capabilities: capability_names(&plugin, &controller, &node),
     })

@@ -25,7 +25,7 @@ use crate::BoxFuture;
 use crate::model::{DriverName, DriverState};
 use crate::proto::csi;
 
-/// One driver's node calls, one method per RPC. `Client` is the real one; the simulation has its own.
+/// One driver's node calls, one method per RPC; those that need a capability of their own are answered here for drivers without. `Client` is the real one; the simulation has its own.
 ///
 /// A method may be cancelled by dropping its future; the effect is then in doubt. Deadlines are the caller's
 /// (`deadline`), who gives up; the implementation also sends it along as `grpc-timeout`.
@@ -44,6 +44,38 @@ pub trait Driver: Send + Sync + Debug {
 
     /// `NodeUnpublishVolume`
     fn unpublish(&self, request: csi::NodeUnpublishVolumeRequest) -> BoxFuture<'_, Result<(), CallError>>;
+
+    /// `NodeExpandVolume`; the size in the answer is not looked at, as by a kubelet (csi.md 6.4).
+    fn expand(&self, _request: csi::NodeExpandVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
+        not_offered("NodeExpandVolume")
+    }
+
+    /// `NodeGetVolumeStats`
+    fn volume_stats(
+        &self,
+        _request: csi::NodeGetVolumeStatsRequest,
+    ) -> BoxFuture<'_, Result<csi::NodeGetVolumeStatsResponse, CallError>> {
+        not_offered("NodeGetVolumeStats")
+    }
+
+    /// `NodeGetVolumeHealth` (1.13)
+    fn volume_health(
+        &self,
+        _request: csi::NodeGetVolumeHealthRequest,
+    ) -> BoxFuture<'_, Result<csi::NodeGetVolumeHealthResponse, CallError>> {
+        not_offered("NodeGetVolumeHealth")
+    }
+
+    /// Returns the process that listens on the driver's socket, where the kernel told it.
+    fn pid(&self) -> Option<u32> {
+        None
+    }
+}
+
+/// The answer to a call that needs a capability, of a driver without it.
+fn not_offered<T: Send + 'static>(method: &'static str) -> BoxFuture<'static, Result<T, CallError>> {
+    let message = "the driver does not have this call".to_owned();
+    Box::pin(std::future::ready(Err(CallError { method, code: Code::UNIMPLEMENTED, message, sent: false })))
 }
 
 /// A call that did not end in OK.

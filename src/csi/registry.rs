@@ -161,6 +161,7 @@ impl Registry {
                 endpoint: endpoint.path.clone(),
                 origin: DriverOrigin::Configured,
                 since: self.ambient.now(),
+                unwell: None,
                 standby: Vec::new(),
             };
             let client = Arc::new(NeverReached { deadline: endpoint.deadline });
@@ -233,6 +234,7 @@ impl Registry {
                     endpoint: endpoint.path,
                     origin,
                     since: now,
+                    unwell: None,
                     standby: Vec::new(),
                 };
                 watched.refused = None;
@@ -347,7 +349,7 @@ fn transition(name: &DriverName, old: Option<&DriverEntry>, new: &DriverEntry) -
         Connection::Disconnected { reason } if was_ready => {
             Some(EventKind::DriverGone { driver: name.clone(), reason: reason.clone() })
         }
-        Connection::Disconnected { .. } => None,
+        Connection::Starting { .. } | Connection::Disconnected { .. } => None,
     }
 }
 

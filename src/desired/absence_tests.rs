@@ -81,7 +81,7 @@ impl Bench {
             names: BTreeSet::from([name.to_owned()]),
             claim: Some(ObjectRef::new("PersistentVolumeClaim", "default", "data")),
             manifest: Some(pod.source.file.clone()),
-            volume: WantedVolume::EmptyDir,
+            volume: WantedVolume::EmptyDir { ownership: None },
         });
         let want = ResolvedWant::Wanted { key, id, wanted };
         let claim = Some(ObjectRef::new("PersistentVolumeClaim", "default", "data"));
@@ -123,6 +123,7 @@ impl Bench {
                     manifest: wanted.manifest.clone(),
                     arguments: None,
                     approved: false,
+                    adopted: false,
                 });
             }
         }

@@ -10,7 +10,9 @@ use super::hold;
 use super::index::{Index, SAME_HANDLE_REMEDY, same_handle};
 use super::pod::{Place, PodView, Usage};
 use super::{secrets, source};
-use crate::model::{Attach, CsiWant, DriverName, Hold, Lifecycle, Plugin, PodInfo, VolumeKey, WantedVolume};
+use crate::model::{
+    Attach, CsiWant, DriverName, Hold, Lifecycle, Plugin, PodInfo, VolumeKey, VolumeMode, WantedVolume,
+};
 
 /// What a PV or an inline source asks of its driver's CSIDriver.
 struct Asked<'a> {
@@ -72,16 +74,23 @@ pub(super) fn persistent(
         volume: WantedVolume::Csi(CsiWant {
             handle: csi.volume_handle.clone(),
             lifecycle,
+            volume_mode: VolumeMode::Filesystem,
             fs_type: fs_type.to_owned(),
             mount_flags: spec.mount_options.clone().unwrap_or_default(),
             access_mode: access_modes.first().map_or("ReadWriteOnce", String::as_str).to_owned(),
             volume_context: csi.volume_attributes.clone().unwrap_or_default(),
             read_only,
-            has_fs_group: pod.fs_group.is_some(),
+            source_read_only: false,
+            single_pod: false,
+            fs_group: None,
+            republish: false,
+            tokens: None,
+            size: None,
             pod_info: pod_info(pod, object),
             attach,
             stage_secrets: secrets::referenced(index, stage, name, "nodeStageSecretRef")?,
             publish_secrets: secrets::referenced(index, publish, name, "nodePublishSecretRef")?,
+            expand_secrets: std::sync::Arc::default(),
             driver,
         }),
     })
@@ -120,16 +129,23 @@ pub(super) fn inline(
         volume: WantedVolume::Csi(CsiWant {
             handle: inline_handle(pod.identity.uid.as_str(), name),
             lifecycle,
+            volume_mode: VolumeMode::Filesystem,
             fs_type: fs_type.to_owned(),
             mount_flags: Vec::new(),
             access_mode: "ReadWriteOnce".to_owned(),
             volume_context: csi.volume_attributes.clone().unwrap_or_default(),
             read_only,
-            has_fs_group: pod.fs_group.is_some(),
+            source_read_only: false,
+            single_pod: false,
+            fs_group: None,
+            republish: false,
+            tokens: None,
+            size: None,
             pod_info: pod_info(pod, object),
             attach: Attach::NotRequired,
             stage_secrets: std::sync::Arc::default(),
             publish_secrets,
+            expand_secrets: std::sync::Arc::default(),
             driver,
         }),
         id,

@@ -423,7 +423,7 @@ fn a_name_that_no_volume_has_is_held_and_stops_no_other() {
 #[test]
 fn an_empty_dir_on_disk_belongs_to_its_pod() {
     let (key, id, wanted) = World::with_source(json!({"emptyDir": {}})).wanted_of("data");
-    assert_eq!(wanted.volume, WantedVolume::EmptyDir);
+    assert_eq!(wanted.volume, WantedVolume::EmptyDir { ownership: None });
     assert_eq!(id.plugin, Plugin::EmptyDir);
     assert_eq!(key.as_str(), format!("kubernetes.io/empty-dir/{UID}-data"));
     World::with_source(json!({"emptyDir": {"medium": ""}})).wanted_of("data");

@@ -97,7 +97,7 @@ pub(super) fn empty_dir(pod: &PodView<'_>, name: &str, source: &EmptyDirVolumeSo
         return Err(pod.fs_group_not_supported());
     }
     let id = pod.publication(Plugin::EmptyDir, name)?;
-    Ok(Place { key: VolumeKey::of_pod(&id), id, volume: WantedVolume::EmptyDir })
+    Ok(Place { key: VolumeKey::of_pod(&id), id, volume: WantedVolume::EmptyDir { ownership: None } })
 }
 
 /// Returns a hostPath: used as it is, whoever owns it, so fsGroup does not concern it (kubelet.md 4.1, 4.3).

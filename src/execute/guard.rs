@@ -41,11 +41,13 @@ pub(super) async fn before_publication(
     }
     match executor.host.look(target).await.map_err(|error| host_failure(&error, Effect::NotDone))? {
         Seen::Absent | Seen::EmptyDirectory => Ok(()),
-        Seen::Directory | Seen::EmptyFile | Seen::Other => Err(Failure::not_done(
-            "obstacle",
-            format!("{} is there already and was not made by volumed", path.display()),
-            "move it away",
-        )),
+        Seen::Directory | Seen::EmptyFile | Seen::Device | Seen::Symlink | Seen::Other => {
+            Err(Failure::not_done(
+                "obstacle",
+                format!("{} is there already and was not made by volumed", path.display()),
+                "move it away",
+            ))
+        }
     }
 }
 
@@ -163,11 +165,16 @@ async fn before_undo(
                 .map_err(|error| host_failure(&error, Effect::NotDone))?;
             match seen {
                 Seen::Absent | Seen::EmptyDirectory => Ok(None),
-                Seen::Directory | Seen::EmptyFile | Seen::Other => Err(Failure::not_done(
-                    "obstacle",
-                    format!("{} has files in it and is no mount: a driver might delete them", path.display()),
-                    "move the files away; volumed goes on by itself",
-                )),
+                Seen::Directory | Seen::EmptyFile | Seen::Device | Seen::Symlink | Seen::Other => {
+                    Err(Failure::not_done(
+                        "obstacle",
+                        format!(
+                            "{} has files in it and is no mount: a driver might delete them",
+                            path.display()
+                        ),
+                        "move the files away; volumed goes on by itself",
+                    ))
+                }
             }
         }
     }

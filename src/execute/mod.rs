@@ -84,7 +84,7 @@ impl Executor {
             (Some(record), _) => record,
             (None, Step::Stage(step)) => VolumeRecord::new(key.clone(), step.volume.clone()),
             (None, Step::Publish(step)) => VolumeRecord::new(key.clone(), step.volume.clone()),
-            (None, Step::Unpublish { .. } | Step::Unstage { .. }) => {
+            (None, Step::Republish(_) | Step::Expand(_) | Step::Unpublish { .. } | Step::Unstage { .. }) => {
                 return Ended { record: None, result: Ok(Outcome::AlreadyThere), not_a_mount_point: false };
             }
         };
@@ -92,6 +92,7 @@ impl Executor {
         let result = match step {
             Step::Stage(step) => work.stage(*step).await,
             Step::Publish(step) => work.publish(*step).await,
+            Step::Republish(_) | Step::Expand(_) => Ok(Outcome::AlreadyThere),
             Step::Unpublish { id, .. } => work.unpublish(&id).await,
             Step::Unstage { .. } => work.unstage().await,
         };

@@ -1,5 +1,6 @@
 //! The real host: one root directory, the mount table of the namespace that volumed runs in.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,10 +14,11 @@ use super::mount_table::{self, Reader};
 use super::path::Root;
 use super::pool::Pool;
 use super::{
-    Directory, FoundVolume, Host, HostError, Removal, Seen, Tree, empty_dir, on_disk, raw, startup, unmount,
+    BlockMap, Directory, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen, Tree, Usage,
+    empty_dir, on_disk, raw, startup, unmount,
 };
 use crate::BoxFuture;
-use crate::model::{BootId, MountIdentity, MountTable, RootPath};
+use crate::model::{BootId, Millis, MountIdentity, MountTable, Ownership, RootPath};
 
 /// How long a call on a local file system may take (design 5, "Deadlines").
 const LIMIT: Duration = Duration::from_secs(30);
@@ -90,6 +92,12 @@ impl Linux {
     /// Returns the root directory: absolute and without symlinks, as the mount table shows it.
     pub fn root(&self) -> &Path {
         self.root.path()
+    }
+
+    /// Stands where an operation is not written yet.
+    fn not_yet(&self, doing: &'static str, path: &RootPath) -> BoxFuture<'_, Result<(), HostError>> {
+        let source = io::Error::from(io::ErrorKind::Unsupported);
+        Box::pin(std::future::ready(Err(HostError::Io { doing, path: self.root.absolute(path), source })))
     }
 
     /// Runs work on the root directory in the pool for local calls.
@@ -181,6 +189,50 @@ impl Host for Linux {
             let work = move || empty_dir::remove(&root, &path, until);
             self.children.run("remove the emptyDir", &absolute, EMPTY_DIR_LIMIT + LIMIT, work).await
         })
+    }
+
+    fn map_block(&self, map: BlockMap) -> BoxFuture<'_, Result<(), HostError>> {
+        self.not_yet("map", &map.map)
+    }
+
+    fn unmap_block(&self, map: BlockMap, _whoever_has_it: bool) -> BoxFuture<'_, Result<(), HostError>> {
+        self.not_yet("unmap", &map.map)
+    }
+
+    fn set_ownership(
+        &self,
+        path: RootPath,
+        _ownership: Ownership,
+        _progress: Progress,
+    ) -> BoxFuture<'_, Result<(), HostError>> {
+        self.not_yet("change the group of", &path)
+    }
+
+    fn holders(
+        &self,
+        _path: RootPath,
+        _driver: Option<u32>,
+    ) -> BoxFuture<'_, Result<Vec<Holder>, HostError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    fn dead_mounts(
+        &self,
+        _points: Vec<PathBuf>,
+    ) -> BoxFuture<'_, Result<BTreeMap<PathBuf, String>, HostError>> {
+        Box::pin(std::future::ready(Ok(BTreeMap::new())))
+    }
+
+    fn usage(
+        &self,
+        _paths: Vec<PathBuf>,
+    ) -> BoxFuture<'_, Result<BTreeMap<PathBuf, Result<Usage, String>>, HostError>> {
+        Box::pin(std::future::ready(Ok(BTreeMap::new())))
+    }
+
+    fn read_token(&self, file: PathBuf) -> BoxFuture<'_, Result<(String, Millis), HostError>> {
+        let source = io::Error::from(io::ErrorKind::Unsupported);
+        Box::pin(std::future::ready(Err(HostError::Io { doing: "read", path: file, source })))
     }
 
     fn volumes_on_disk(&self) -> BoxFuture<'_, Result<Vec<FoundVolume>, HostError>> {

@@ -16,13 +16,16 @@ mod startup;
 mod unmount;
 mod users;
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::BoxFuture;
-use crate::model::{BootId, MountIdentity, MountTable, PodUid, RootPath, SpecName, VolData};
+use crate::model::{
+    BootId, Millis, MountIdentity, MountTable, Ownership, PodUid, RootPath, SpecName, VolData,
+};
 
 pub use accounts::{group_number, is_member, set_group};
 pub use linux::Linux;
@@ -56,6 +59,45 @@ pub trait Host: Send + Sync + Debug {
     /// Removes an emptyDir that volumed made, content and all, after a look that found no mount at or below it in any mount
     /// namespace and no open file or working directory below it (design rule 1). Otherwise nothing is deleted: `Busy`.
     fn remove_empty_dir(&self, path: RootPath) -> BoxFuture<'_, Result<(), HostError>>;
+
+    /// Shows a published block device to a pod as a kubelet does (kubelet.md 1.11): binds the device on `map`, holds it with a
+    /// loop device so that its number cannot be another device's while it is shown, and links to it. What is right already is
+    /// left as it is.
+    fn map_block(&self, map: BlockMap) -> BoxFuture<'_, Result<(), HostError>>;
+
+    /// Undoes `map_block`: lets the lock go, unlinks, unmounts and removes the file. What is gone already is fine. `Busy` when
+    /// a process still has the device open, unless `whoever_has_it`: then nothing was changed.
+    fn unmap_block(&self, map: BlockMap, whoever_has_it: bool) -> BoxFuture<'_, Result<(), HostError>>;
+
+    /// Gives everything in a mounted volume to a group (kubelet.md 6.1), in a child process. `progress` hears how many files
+    /// were done. Dropping the future ends the child; the root directory comes last, so that it is done again.
+    fn set_ownership(
+        &self,
+        path: RootPath,
+        ownership: Ownership,
+        progress: Progress,
+    ) -> BoxFuture<'_, Result<(), HostError>>;
+
+    /// Finds who still has a staged volume, before it is unstaged (design rule 4): copies of the mount in other mount
+    /// namespaces that would not go with ours, and open files where the superblock is this volume's alone. Processes of the
+    /// driver itself (`driver`: its pid) do not count.
+    fn holders(&self, path: RootPath, driver: Option<u32>) -> BoxFuture<'_, Result<Vec<Holder>, HostError>>;
+
+    /// Asks the file systems at these mount points whether they still answer, in one child for all; returns those that are
+    /// dead (ENOTCONN, ESTALE, EIO of a FUSE server that ended), with the reason. One that hangs is not dead.
+    fn dead_mounts(
+        &self,
+        points: Vec<PathBuf>,
+    ) -> BoxFuture<'_, Result<BTreeMap<PathBuf, String>, HostError>>;
+
+    /// Asks file systems how full they are, in one child for all. What hangs or fails has its reason in place of figures.
+    fn usage(
+        &self,
+        paths: Vec<PathBuf>,
+    ) -> BoxFuture<'_, Result<BTreeMap<PathBuf, Result<Usage, String>>, HostError>>;
+
+    /// Reads a small file that the configuration names; returns its text and when it was changed, ms since the epoch.
+    fn read_token(&self, file: PathBuf) -> BoxFuture<'_, Result<(String, Millis), HostError>>;
 
     /// Lists the volumes that lie on disk below the root, ours and others', without touching what is mounted.
     fn volumes_on_disk(&self) -> BoxFuture<'_, Result<Vec<FoundVolume>, HostError>>;
@@ -93,6 +135,78 @@ pub struct Removal {
     pub if_empty: Vec<RootPath>,
 }
 
+/// A block device and where it is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockMap {
+    /// Where the driver published it: a device node, a file on which one is bound, or a symlink to one.
+    pub published: RootPath,
+    /// The file on which it is bound for a pod.
+    pub map: RootPath,
+    /// The link in the pod's directory.
+    pub link: RootPath,
+}
+
+/// Somebody who has a volume.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Holder {
+    /// A process, in our pid namespace.
+    pub pid: u32,
+    /// Its command.
+    pub command: String,
+    /// Its systemd unit, by its control group; `None` outside one.
+    pub unit: Option<String>,
+    /// How: "has /x/y open", "has a private copy of the mount at /z".
+    pub how: String,
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { pid, command, unit, how } = self;
+        write!(f, "pid {pid} ({command}")?;
+        if let Some(unit) = unit {
+            write!(f, ", {unit}")?;
+        }
+        write!(f, ") {how}")
+    }
+}
+
+/// How full a file system is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// Bytes that an ordinary user can still write.
+    pub available_bytes: u64,
+    /// Bytes in use.
+    pub used_bytes: u64,
+    /// Inodes in all; 0 where the file system does not count them.
+    pub total_inodes: u64,
+    /// Inodes left.
+    pub free_inodes: u64,
+}
+
+/// Hears how far a long operation got, in words for people. Cheap to clone; telling never waits.
+#[derive(Clone)]
+pub struct Progress(Arc<dyn Fn(String) + Send + Sync>);
+
+impl Progress {
+    /// Takes what is done with each word.
+    pub fn new(tell: impl Fn(String) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    /// Tells how far it got.
+    pub fn tell(&self, how_far: impl Into<String>) {
+        (self.0)(how_far.into());
+    }
+}
+
+impl Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Progress").finish_non_exhaustive()
+    }
+}
+
 /// What is at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen {
@@ -104,7 +218,11 @@ pub enum Seen {
     Directory,
     /// A regular file without a byte.
     EmptyFile,
-    /// A block or character device, socket, pipe, symlink, or a file with content.
+    /// A block or character device.
+    Device,
+    /// A symlink, whatever it leads to.
+    Symlink,
+    /// A socket, a pipe, or a file with content.
     Other,
 }
 

@@ -46,9 +46,32 @@ impl AccessMode {
     }
 }
 
-/// A file-system capability as sent in Stage and Publish.
+/// How a volume is shown: its PV's `volumeMode`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum VolumeMode {
+    /// Mounted in a directory.
+    #[default]
+    Filesystem,
+    /// As a raw block device.
+    Block,
+}
+
+impl VolumeMode {
+    /// Returns whether it is the default, which records leave out.
+    pub fn is_filesystem(&self) -> bool {
+        *self == Self::Filesystem
+    }
+}
+
+/// A volume capability as sent in Stage, Publish and Expand.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capability {
+    /// File system or block; the three that follow are empty for block.
+    #[serde(default, skip_serializing_if = "VolumeMode::is_filesystem")]
+    pub volume_mode: VolumeMode,
+    /// The pod's fsGroup, in decimal, for drivers with VOLUME_MOUNT_GROUP; else empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mount_group: String,
     /// Empty: the driver's default.
     pub fs_type: String,
     /// The PV's mountOptions as written, order and duplicates kept.
@@ -97,4 +120,17 @@ pub struct PublishArguments {
     pub read_only: bool,
     /// The volume's attributes and, with podInfoOnMount, the pod's.
     pub volume_context: BTreeMap<String, String>,
+}
+
+/// NodeExpandVolume without its secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpandArguments {
+    /// Where the volume is published.
+    pub volume_path: PathBuf,
+    /// Where it is staged; `None` for drivers without staging.
+    pub staging_path: Option<PathBuf>,
+    /// The size to reach, in bytes.
+    pub required_bytes: u64,
+    /// How it is used.
+    pub capability: Capability,
 }

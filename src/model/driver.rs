@@ -19,6 +19,14 @@ pub struct DriverInfo {
     pub stage_unstage: bool,
     /// Node SINGLE_NODE_MULTI_WRITER.
     pub single_node_multi_writer: bool,
+    /// Node EXPAND_VOLUME.
+    pub expand_volume: bool,
+    /// Node VOLUME_MOUNT_GROUP.
+    pub volume_mount_group: bool,
+    /// Node GET_VOLUME_STATS or VOLUME_CONDITION: NodeGetVolumeStats may be called (csi.md 2.4).
+    pub volume_stats: bool,
+    /// Node GET_VOLUME_HEALTH (1.13).
+    pub volume_health: bool,
     /// Controller PUBLISH_UNPUBLISH_VOLUME on this socket.
     pub publish_unpublish: bool,
     /// Names of all node, controller and plugin capabilities, for people; unknown ones as their number.
@@ -31,6 +39,11 @@ pub struct DriverInfo {
 pub enum Connection {
     /// Registered, and `info` is of the process that answers now.
     Ready,
+    /// It answers, and says that it is not ready yet (Probe `ready: false`): calls wait.
+    Starting {
+        /// What it said.
+        reason: String,
+    },
     /// It was there and does not answer; its volumes stay.
     Disconnected {
         /// Why volumed thinks so.
@@ -64,6 +77,8 @@ pub struct DriverState {
     pub origin: DriverOrigin,
     /// Since when `connection` is so.
     pub since: Millis,
+    /// Why its last Probe says that it is not well; `None` while it is. Shown only: calls are made.
+    pub unwell: Option<String>,
     /// Other instances of the same name that would take over, newest first.
     pub standby: Vec<PathBuf>,
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::{
-    DriverName, DriverState, MountIdentity, PodUid, PublicationId, PublishArguments, RecordedVolume,
-    SpecName, StageArguments, VolumeKey,
+    DriverName, DriverState, ExpansionRecord, MountIdentity, PodUid, PublicationId, PublishArguments,
+    RecordedVolume, SpecName, StageArguments, VolumeKey,
 };
 
 /// Everything that is or may be there.
@@ -54,6 +54,10 @@ pub struct Have {
     pub staging: Option<HaveStaging>,
     /// Its publications.
     pub publications: BTreeMap<PublicationId, Box<HavePublication>>,
+    /// The size that it is known to have on this node, bytes.
+    pub size: Option<u64>,
+    /// A growth that was begun and is not known to be done.
+    pub expansion: Option<Box<ExpansionRecord>>,
 }
 
 /// `Yes` is an outcome recorded in this boot and a mount table equal to it; everything else in a record is `Uncertain`.
@@ -100,6 +104,8 @@ pub struct HavePublication {
     pub obstacle: Option<Obstacle>,
     /// As for staging.
     pub not_a_mount_point: bool,
+    /// The file system there does not answer any more (a FUSE server that died): to be undone and done again.
+    pub dead: bool,
 }
 
 /// Something at the path that is not ours, so that nobody is called (design rule 10).

@@ -105,6 +105,42 @@ impl Layout {
         self.csi_volume(driver, handle).join("globalmount")
     }
 
+    /// Returns the directory of all block volumes: `plugins/kubernetes.io/csi/volumeDevices`.
+    pub fn block_volumes() -> RootPath {
+        RootPath(PathBuf::from("plugins/kubernetes.io/csi/volumeDevices"))
+    }
+
+    /// Returns the staging path of a block volume: `.../volumeDevices/staging/<spec name>`.
+    pub fn block_staging(&self, spec: &SpecName) -> RootPath {
+        RootPath(Self::block_volumes().0.join("staging").join(spec.as_str()))
+    }
+
+    /// Returns the path at which a driver publishes a block volume for a pod: `.../volumeDevices/publish/<spec name>/<uid>`.
+    pub fn block_target(&self, id: &PublicationId) -> RootPath {
+        RootPath(Self::block_volumes().0.join("publish").join(id.spec.as_str()).join(id.pod.as_str()))
+    }
+
+    /// Returns a block volume's own directory, with `dev` and `data` in it: `.../volumeDevices/<spec name>`.
+    pub fn block_volume(&self, spec: &SpecName) -> RootPath {
+        RootPath(Self::block_volumes().0.join(spec.as_str()))
+    }
+
+    /// Returns the file on which a pod's block device is bound: `.../volumeDevices/<spec name>/dev/<uid>`.
+    pub fn block_map(&self, id: &PublicationId) -> RootPath {
+        RootPath(self.block_volume(&id.spec).0.join("dev").join(id.pod.as_str()))
+    }
+
+    /// Returns the link at which a pod finds a block device: `pods/<uid>/volumeDevices/<plugin>/<spec name>`.
+    pub fn block_link(&self, id: &PublicationId) -> RootPath {
+        RootPath(
+            Path::new("pods")
+                .join(id.pod.as_str())
+                .join("volumeDevices")
+                .join(id.plugin.directory())
+                .join(id.spec.as_str()),
+        )
+    }
+
     /// Returns the directory of an emptyDir's `ready` marker: `pods/<uid>/plugins/kubernetes.io~empty-dir/<name>`.
     pub fn empty_dir_marker(&self, pod: &super::PodUid, name: &SpecName) -> RootPath {
         RootPath(

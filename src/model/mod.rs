@@ -19,7 +19,9 @@ mod vol_data;
 mod want;
 
 pub use ambient::{Ambient, Millis};
-pub use call::{AccessMode, Capability, PublishArguments, StageArguments, StagingKind};
+pub use call::{
+    AccessMode, Capability, ExpandArguments, PublishArguments, StageArguments, StagingKind, VolumeMode,
+};
 pub use driver::{Connection, DriverInfo, DriverOrigin, DriverState};
 pub use event::{Event, EventKind, Events};
 pub use have::{Actual, Foreign, Have, HavePublication, HaveStaging, Obstacle, Presence};
@@ -28,7 +30,8 @@ pub use layout::{Layout, RootPath, VOL_DATA};
 pub use mount::{Mount, MountIdentity, MountTable, MountsAt};
 pub use reading::{Birth, DirectoryIdentity, DirectoryState, ManifestSource, Problem, ReadingState};
 pub use record::{
-    BootId, CallState, PublicationRecord, RecordedMount, RecordedVolume, StagingRecord, VolumeRecord,
+    BootId, CallState, ExpansionRecord, ExpansionState, PublicationRecord, RecordedMount, RecordedVolume,
+    StagingRecord, VolumeRecord,
 };
 pub use secret::SecretMap;
 pub use status::{
@@ -36,11 +39,11 @@ pub use status::{
     VolumeStatus,
 };
 pub use step::{
-    Blocked, BlockedCause, Effect, Failure, Outcome, PublicationPlan, PublishStep, Retry, StageStep, Step,
-    StepKind,
+    Blocked, BlockedCause, Effect, ExpandStep, Failure, Growth, Outcome, PublicationPlan, PublishStep, Retry,
+    StageStep, Step, StepKind,
 };
 pub use vol_data::{VolData, go_json};
 pub use want::{
-    Attach, CsiWant, Desired, Hold, HoldCode, Lifecycle, PodIdentity, PodInfo, Want, WantVolume, Wanted,
-    WantedVolume,
+    Attach, CsiWant, Desired, FsGroup, Hold, HoldCode, Lifecycle, Ownership, PodIdentity, PodInfo, SizeWant,
+    TokenRequests, Want, WantVolume, Wanted, WantedVolume,
 };

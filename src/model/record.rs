@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DriverName, Lifecycle, MountIdentity, ObjectRef, PodIdentity, PublicationId, PublicationPlan,
-    PublishArguments, StageArguments, VolumeKey,
+    DriverName, ExpandArguments, Lifecycle, MountIdentity, ObjectRef, PodIdentity, PublicationId,
+    PublicationPlan, PublishArguments, StageArguments, VolumeKey,
 };
 
 /// The kernel's random id of this boot (`/proc/sys/kernel/random/boot_id`).
@@ -32,6 +32,12 @@ pub struct VolumeRecord {
     #[serde(default)]
     // Boxed here and in `Have` and `Status`: a map's node has room for eleven values, and most volumes have one.
     pub publications: BTreeMap<PublicationId, Box<PublicationRecord>>,
+    /// The size that the volume is known to have on this node, bytes; only for drivers that expand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// A growth that was begun and is not known to be done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expansion: Option<Box<ExpansionRecord>>,
 }
 
 impl VolumeRecord {
@@ -40,7 +46,15 @@ impl VolumeRecord {
 
     /// Starts a record with nothing done.
     pub fn new(key: VolumeKey, volume: RecordedVolume) -> Self {
-        Self { version: Self::VERSION, key, volume, staging: None, publications: BTreeMap::new() }
+        Self {
+            version: Self::VERSION,
+            key,
+            volume,
+            staging: None,
+            publications: BTreeMap::new(),
+            size: None,
+            expansion: None,
+        }
     }
 
     /// Returns whether nothing is left to remember.
@@ -97,6 +111,28 @@ pub enum RecordedMount {
     NotAMountPoint,
 }
 
+/// A growth: one per volume and node (kubelet.md 8).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpansionRecord {
+    /// What is sent until it is answered for good.
+    pub arguments: ExpandArguments,
+    /// How the last call ended.
+    pub state: ExpansionState,
+}
+
+/// How far a growth got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExpansionState {
+    /// Sent or about to be, and not answered for good: the same size is asked for again (csi.md 10, 26).
+    Open,
+    /// Answered with a final error: another size may be asked for.
+    Refused,
+    /// FAILED_PRECONDITION: not asked for again before the volume has left the node.
+    InUse,
+}
+
 /// A staging: one per volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -133,6 +169,10 @@ pub struct PublicationRecord {
     /// The operator approved the takedown (`volumectl approve`): it goes although the brake would hold it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub approved: bool,
+    /// The operator made it volumed's without a manifest (`volumectl adopt`): it stays until a manifest wants it, or
+    /// `volumectl release`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adopted: bool,
 }
 
 impl PublicationRecord {
@@ -147,6 +187,7 @@ impl PublicationRecord {
             manifest: plan.manifest.clone(),
             arguments: plan.arguments.clone(),
             approved: false,
+            adopted: false,
         }
     }
 }

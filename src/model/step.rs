@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{
-    Millis, ObjectRef, PodIdentity, PublicationId, PublishArguments, RecordedVolume, SecretMap,
-    StageArguments, VolumeKey,
+    ExpandArguments, Millis, MountIdentity, ObjectRef, Ownership, PodIdentity, PublicationId,
+    PublishArguments, RecordedVolume, SecretMap, SizeWant, StageArguments, TokenRequests, VolumeKey,
 };
 
 /// One step on one volume. Every step can be taken twice.
@@ -17,6 +17,10 @@ pub enum Step {
     Stage(Box<StageStep>),
     /// NodePublishVolume, or what the volume type has in its place.
     Publish(Box<PublishStep>),
+    /// NodePublishVolume again for what is published (requiresRepublish): a failure changes nothing (csi.md 10, 31).
+    Republish(Box<PublishStep>),
+    /// NodeExpandVolume for a volume that is published.
+    Expand(Box<ExpandStep>),
     /// NodeUnpublishVolume, or what the volume type has in its place.
     Unpublish {
         /// The volume.
@@ -44,6 +48,8 @@ pub struct StageStep {
     pub secrets: Arc<SecretMap>,
     /// The publications that will follow: their intents are written with this step's, in one synced record.
     pub planned: BTreeMap<PublicationId, PublicationPlan>,
+    /// A kubelet's mount of this very volume, which is taken over by staging it again (design 4).
+    pub adopt: Option<MountIdentity>,
 }
 
 /// What `Step::Publish` does.
@@ -57,6 +63,36 @@ pub struct PublishStep {
     pub id: PublicationId,
     /// What to send and to remember.
     pub plan: PublicationPlan,
+    /// With it.
+    pub secrets: Arc<SecretMap>,
+    /// Tokens to be read and sent with it.
+    pub tokens: Option<TokenRequests>,
+    /// The group that everything in it is given to.
+    pub ownership: Option<Ownership>,
+    /// What it is to grow to before the pod gets it, if this node does not know it to be that large.
+    pub growth: Option<Growth>,
+    /// A kubelet's mount of this very publication, which is taken over by publishing it again (design 4).
+    pub adopt: Option<MountIdentity>,
+}
+
+/// What a volume is to grow to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Growth {
+    /// How large it is to be, and what is known of how large it is.
+    pub size: SizeWant,
+    /// What to send.
+    pub arguments: ExpandArguments,
+    /// With it.
+    pub secrets: Arc<SecretMap>,
+}
+
+/// What `Step::Expand` does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpandStep {
+    /// The volume.
+    pub key: VolumeKey,
+    /// What to send.
+    pub arguments: ExpandArguments,
     /// With it.
     pub secrets: Arc<SecretMap>,
 }
@@ -81,7 +117,8 @@ impl Step {
     pub fn key(&self) -> &VolumeKey {
         match self {
             Self::Stage(step) => &step.key,
-            Self::Publish(step) => &step.key,
+            Self::Publish(step) | Self::Republish(step) => &step.key,
+            Self::Expand(step) => &step.key,
             Self::Unpublish { key, .. } | Self::Unstage { key } => key,
         }
     }
@@ -91,6 +128,8 @@ impl Step {
         match self {
             Self::Stage(_) => StepKind::Stage,
             Self::Publish(step) => StepKind::Publish(step.id.clone()),
+            Self::Republish(step) => StepKind::Republish(step.id.clone()),
+            Self::Expand(_) => StepKind::Expand,
             Self::Unpublish { id, .. } => StepKind::Unpublish(id.clone()),
             Self::Unstage { .. } => StepKind::Unstage,
         }
@@ -106,6 +145,10 @@ pub enum StepKind {
     Stage,
     /// Show to a pod.
     Publish(PublicationId),
+    /// Show to it again.
+    Republish(PublicationId),
+    /// Grow.
+    Expand,
     /// Take from a pod.
     Unpublish(PublicationId),
     /// Take from the node.
@@ -119,6 +162,8 @@ impl StepKind {
             Self::Attach => "attach",
             Self::Stage => "stage",
             Self::Publish(_) => "publish",
+            Self::Republish(_) => "republish",
+            Self::Expand => "expand",
             Self::Unpublish(_) => "unpublish",
             Self::Unstage => "unstage",
         }
@@ -127,8 +172,8 @@ impl StepKind {
     /// Returns the publication it is about.
     pub fn publication(&self) -> Option<&PublicationId> {
         match self {
-            Self::Publish(id) | Self::Unpublish(id) => Some(id),
-            Self::Attach | Self::Stage | Self::Unstage => None,
+            Self::Publish(id) | Self::Republish(id) | Self::Unpublish(id) => Some(id),
+            Self::Attach | Self::Stage | Self::Expand | Self::Unstage => None,
         }
     }
 }

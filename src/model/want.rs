@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DriverName, ObjectRef, PodUid, PublicationId, SecretMap, VolumeKey};
+use super::{DriverName, ObjectRef, PodUid, PublicationId, SecretMap, VolumeKey, VolumeMode};
 
 /// What was decided about every publication that a manifest or a record names. Only `desired` makes one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,7 +54,10 @@ pub enum WantedVolume {
     /// Driven by a CSI driver.
     Csi(CsiWant),
     /// An empty directory on disk.
-    EmptyDir,
+    EmptyDir {
+        /// The group that it is given to.
+        ownership: Option<Ownership>,
+    },
     /// The host's own path: nothing is made or mounted, the container uses it as it is.
     HostPath {
         /// Absolute, without `..`.
@@ -71,6 +74,8 @@ pub struct CsiWant {
     pub handle: String,
     /// Whether it lives with its pod.
     pub lifecycle: Lifecycle,
+    /// File system or block.
+    pub volume_mode: VolumeMode,
     /// Empty: the driver's default.
     pub fs_type: String,
     /// As written.
@@ -79,10 +84,21 @@ pub struct CsiWant {
     pub access_mode: String,
     /// volumeAttributes, as written.
     pub volume_context: BTreeMap<String, String>,
-    /// The pod's readOnly.
+    /// The pod's readOnly: what the driver is told.
     pub read_only: bool,
-    /// The pod sets fsGroup: a driver with VOLUME_MOUNT_GROUP is handed it whatever fsGroupPolicy says (csi.md 2.10).
-    pub has_fs_group: bool,
+    /// The PV says `csi.readOnly`, or lists no mode but ReadOnlyMany: with `read_only` it decides that nobody writes here, so
+    /// that neither the ownership nor the size is changed.
+    pub source_read_only: bool,
+    /// The PV's modes are exactly ReadWriteOncePod: at most one pod of this node has it (csi.md 10, 24).
+    pub single_pod: bool,
+    /// The pod's fsGroup.
+    pub fs_group: Option<FsGroup>,
+    /// CSIDriver.requiresRepublish: NodePublish is repeated while the pod lives.
+    pub republish: bool,
+    /// CSIDriver.tokenRequests, when there are any.
+    pub tokens: Option<TokenRequests>,
+    /// The size to grow to on this node; `None` for inline volumes and PVs without a capacity.
+    pub size: Option<SizeWant>,
     /// What podInfoOnMount adds; `None` when it is off.
     pub pod_info: Option<PodInfo>,
     /// Whether a publish_context is needed.
@@ -91,6 +107,48 @@ pub struct CsiWant {
     pub stage_secrets: Arc<SecretMap>,
     /// For NodePublish.
     pub publish_secrets: Arc<SecretMap>,
+    /// For NodeExpand.
+    pub expand_secrets: Arc<SecretMap>,
+}
+
+/// A pod's fsGroup, as it concerns one volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FsGroup {
+    /// The group, which a driver with VOLUME_MOUNT_GROUP is handed whatever fsGroupPolicy says (csi.md 2.10).
+    pub ownership: Ownership,
+    /// fsGroupPolicy, file-system type and access modes ask for a change of ownership if the driver does not do it.
+    pub change: bool,
+}
+
+/// A group that everything in a volume is given to (kubelet.md 6.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ownership {
+    /// The group's number.
+    pub group: u32,
+    /// fsGroupChangePolicy OnRootMismatch: nothing is done where the root directory is already right.
+    pub on_root_mismatch: bool,
+}
+
+/// The service-account tokens that a driver asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRequests {
+    /// Put among the secrets, not into the volume context (CSIDriver.serviceAccountTokenInSecrets).
+    pub in_secrets: bool,
+    /// By audience: the file that the configuration names for the pod's service account, and for how many seconds a token
+    /// that does not say so itself is valid from the file's change on.
+    pub files: BTreeMap<String, (PathBuf, i64)>,
+}
+
+/// What the manifests say about a volume's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SizeWant {
+    /// The PV's capacity, bytes: what the volume is to have.
+    pub capacity: u64,
+    /// The claim's `status.capacity`, bytes, where a manifest has one: what the file system has, unless this node knows better.
+    pub claimed: Option<u64>,
+    /// The claim says that expansion is under way for all nodes (kubelet.md 8, RWX with allocatedResources): NodeExpand is
+    /// called once on this node even if `claimed` is already the capacity.
+    pub every_node: bool,
 }
 
 /// Whether a CSI volume outlives its pod (kubelet.md 3, volumeLifecycleMode).

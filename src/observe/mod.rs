@@ -69,6 +69,8 @@ pub fn volume(record: &VolumeRecord, mounts: &MountTable, boot: &BootId, layout:
                 (id.clone(), Box::new(self::publication(id, publication, mounts, boot, layout)))
             })
             .collect(),
+        size: record.size,
+        expansion: record.expansion.clone(),
     }
 }
 
@@ -135,6 +137,7 @@ fn publication(
         undoing: record.state == CallState::Undoing,
         obstacle: look.obstacle,
         not_a_mount_point: look.not_a_mount_point && record.arguments.is_some(),
+        dead: false,
     }
 }
 

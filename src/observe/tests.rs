@@ -46,6 +46,8 @@ fn done(mount: Option<MountIdentity>) -> CallState {
 
 fn record(state: CallState, boot: BootId) -> VolumeRecord {
     let capability = Capability {
+        volume_mode: crate::model::VolumeMode::Filesystem,
+        mount_group: String::new(),
         fs_type: String::new(),
         mount_flags: Vec::new(),
         access_mode: AccessMode::SingleNodeWriter,
@@ -80,6 +82,7 @@ fn record(state: CallState, boot: BootId) -> VolumeRecord {
             volume_context: BTreeMap::new(),
         }),
         approved: false,
+        adopted: false,
     };
     record.publications.insert(id(), Box::new(publication));
     record

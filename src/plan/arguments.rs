@@ -34,7 +34,7 @@ pub(super) fn publication(
 ) -> Result<PublicationPlan, Refused> {
     let arguments = match (&wanted.volume, info) {
         (WantedVolume::Csi(csi), Some(info)) => Some(publish(layout, id, wanted, csi, info, staged)?),
-        (WantedVolume::Csi(_) | WantedVolume::EmptyDir | WantedVolume::HostPath { .. }, _) => None,
+        (WantedVolume::Csi(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. }, _) => None,
     };
     Ok(PublicationPlan {
         pod: wanted.pod.clone(),
@@ -77,7 +77,7 @@ fn publish(
 }
 
 fn capability(csi: &CsiWant, info: &DriverInfo) -> Result<Capability, Refused> {
-    if csi.has_fs_group && info.capabilities.iter().any(|c| c == MOUNT_GROUP) {
+    if csi.fs_group.is_some() && info.capabilities.iter().any(|c| c == MOUNT_GROUP) {
         // Only the driver's answer tells, so `desired` cannot hold it.
         return Err((
             BlockedCause::new(
@@ -97,7 +97,13 @@ fn capability(csi: &CsiWant, info: &DriverInfo) -> Result<Capability, Refused> {
                 "use ReadWriteOnce, ReadWriteOncePod, ReadOnlyMany or ReadWriteMany".to_owned(),
             )
         })?;
-    Ok(Capability { fs_type: csi.fs_type.clone(), mount_flags: csi.mount_flags.clone(), access_mode })
+    Ok(Capability {
+        volume_mode: csi.volume_mode,
+        mount_group: String::new(),
+        fs_type: csi.fs_type.clone(),
+        mount_flags: csi.mount_flags.clone(),
+        access_mode,
+    })
 }
 
 /// Returns the publish_context, or why there is none yet (csi.md 5.1; the rule for a missing CSIDriver).

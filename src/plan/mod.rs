@@ -96,7 +96,7 @@ impl<'a> View<'a> {
     fn wanted_csi(&self) -> Option<&'a CsiWant> {
         self.wanted().find_map(|(_, wanted)| match &wanted.volume {
             WantedVolume::Csi(csi) => Some(csi),
-            WantedVolume::EmptyDir | WantedVolume::HostPath { .. } => None,
+            WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
         })
     }
 
@@ -213,6 +213,7 @@ impl<'a> View<'a> {
             arguments,
             secrets: Arc::clone(&csi.stage_secrets),
             planned,
+            adopt: None,
         })));
         false
     }
@@ -234,7 +235,7 @@ impl<'a> View<'a> {
         }
         let (csi, secrets) = match &wanted.volume {
             WantedVolume::HostPath { .. } => return,
-            WantedVolume::EmptyDir => (None, Arc::default()),
+            WantedVolume::EmptyDir { .. } => (None, Arc::default()),
             WantedVolume::Csi(csi) => (Some(csi), Arc::clone(&csi.publish_secrets)),
         };
         if !staged {
@@ -278,6 +279,10 @@ impl<'a> View<'a> {
             id: id.clone(),
             plan,
             secrets,
+            tokens: None,
+            ownership: None,
+            growth: None,
+            adopt: None,
         })));
     }
 
@@ -339,7 +344,7 @@ impl<'a> View<'a> {
                 Ok(info) => Some(info),
                 Err(_) => return false,
             },
-            WantedVolume::EmptyDir | WantedVolume::HostPath { .. } => None,
+            WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
         };
         self.is_another(wanted)
             || arguments::publication(self.world.layout, id, wanted, info, self.staging_kind())
@@ -350,7 +355,9 @@ impl<'a> View<'a> {
     fn is_another(&self, wanted: &Wanted) -> bool {
         match (&wanted.volume, self.have) {
             (WantedVolume::Csi(csi), Some(have)) => have.volume != recorded(csi),
-            (WantedVolume::Csi(_) | WantedVolume::EmptyDir | WantedVolume::HostPath { .. }, _) => false,
+            (WantedVolume::Csi(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. }, _) => {
+                false
+            }
         }
     }
 
@@ -416,6 +423,10 @@ impl<'a> View<'a> {
             )),
             Some(state) => match &state.connection {
                 Connection::Ready => Ok(&state.info),
+                Connection::Starting { reason } => Err((
+                    BlockedCause::new("driver-starting", format!("driver {name} is not ready yet: {reason}")),
+                    "wait; look at the driver's log if it takes long".to_owned(),
+                )),
                 Connection::Disconnected { reason } => Err((
                     BlockedCause::new(
                         "driver-disconnected",

@@ -112,7 +112,14 @@ fn wanted(volume: usize, pod: usize, edited: bool) -> Wanted {
             access_mode: "ReadWriteOnce".to_owned(),
             volume_context: BTreeMap::from([("a".to_owned(), attribute.to_owned())]),
             read_only: false,
-            has_fs_group: false,
+            source_read_only: false,
+            single_pod: false,
+            fs_group: None,
+            republish: false,
+            tokens: None,
+            size: None,
+            volume_mode: crate::model::VolumeMode::Filesystem,
+            expand_secrets: Arc::default(),
             pod_info: None,
             attach: Attach::NotRequired,
             stage_secrets: Arc::default(),
@@ -128,7 +135,9 @@ fn info(stages: bool) -> DriverInfo {
 fn csi(wanted: &Wanted) -> &CsiWant {
     match &wanted.volume {
         WantedVolume::Csi(csi) => csi,
-        WantedVolume::EmptyDir | WantedVolume::HostPath { .. } => panic!("only CSI volumes are made here"),
+        WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => {
+            panic!("only CSI volumes are made here")
+        }
     }
 }
 
@@ -149,6 +158,7 @@ fn world(case: &Case) -> (Desired, Actual) {
         endpoint: "/csi.sock".into(),
         origin: DriverOrigin::Configured,
         since: 0,
+        unwell: None,
         standby: Vec::new(),
     };
     actual.drivers.insert(driver(), state);
@@ -165,7 +175,13 @@ fn world(case: &Case) -> (Desired, Actual) {
                 not_a_mount_point: false,
             }),
         };
-        let mut have = Have { volume: recorded(csi(&old)), staging, publications: BTreeMap::new() };
+        let mut have = Have {
+            volume: recorded(csi(&old)),
+            staging,
+            publications: BTreeMap::new(),
+            size: None,
+            expansion: None,
+        };
         let mut want = WantVolume::default();
         for pod in 0..PODS {
             let (wish, start) = case.publications[volume][pod];
@@ -184,6 +200,7 @@ fn world(case: &Case) -> (Desired, Actual) {
                     undoing: start == Start::Undoing,
                     obstacle: None,
                     not_a_mount_point: false,
+                    dead: false,
                 };
                 have.publications.insert(id(volume, pod), Box::new(publication));
             }
@@ -221,6 +238,7 @@ fn check(step: &Step, desired: &Desired, actual: &Actual) {
                 want.is_some_and(|want| want.publications.values().any(|want| matches!(want, Want::Held(_))));
             assert!(!held, "unstaged while it is held: {step:?}");
         }
+        Step::Republish(_) | Step::Expand(_) => {}
         Step::Unpublish { id, .. } => {
             let have = &have.unwrap().publications[id];
             match want.and_then(|want| want.publications.get(id)) {
@@ -251,10 +269,16 @@ fn apply(step: Step, actual: &mut Actual, fails: bool) {
     let have = actual.volumes.get(&key).cloned();
     let volume = match &step {
         Step::Stage(step) => step.volume.clone(),
-        Step::Publish(step) => step.volume.clone(),
-        Step::Unpublish { .. } | Step::Unstage { .. } => RecordedVolume::EmptyDir,
+        Step::Publish(step) | Step::Republish(step) => step.volume.clone(),
+        Step::Expand(_) | Step::Unpublish { .. } | Step::Unstage { .. } => RecordedVolume::EmptyDir,
     };
-    let mut have = have.unwrap_or_else(|| Have { volume, staging: None, publications: BTreeMap::new() });
+    let mut have = have.unwrap_or_else(|| Have {
+        volume,
+        staging: None,
+        publications: BTreeMap::new(),
+        size: None,
+        expansion: None,
+    });
     let presence = if fails { Presence::Uncertain } else { Presence::Yes };
     match step {
         Step::Stage(step) => {
@@ -275,6 +299,9 @@ fn apply(step: Step, actual: &mut Actual, fails: bool) {
             let published = publication(presence, step.plan.arguments, false);
             have.publications.insert(step.id, Box::new(published));
         }
+        Step::Republish(_) => {}
+        Step::Expand(step) if !fails => have.size = Some(step.arguments.required_bytes),
+        Step::Expand(_) => {}
         Step::Unpublish { id, .. } if fails => {
             let old = have.publications[&id].arguments.clone();
             have.publications.insert(id, Box::new(publication(Presence::Uncertain, old, true)));
@@ -300,7 +327,15 @@ fn publication(
     undoing: bool,
 ) -> HavePublication {
     let frozen = presence != Presence::No;
-    HavePublication { presence, arguments, frozen, undoing, obstacle: None, not_a_mount_point: false }
+    HavePublication {
+        presence,
+        arguments,
+        frozen,
+        undoing,
+        obstacle: None,
+        not_a_mount_point: false,
+        dead: false,
+    }
 }
 
 const NOW: Now = Now { mono: 0, wall: 0 };

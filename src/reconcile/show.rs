@@ -219,7 +219,7 @@ impl Loop {
                 let here = have.and_then(|have| have.publications.get(id));
                 let (path, presence) = match &wanted.volume {
                     WantedVolume::HostPath { path } => (path.clone(), Presence::Yes),
-                    WantedVolume::EmptyDir | WantedVolume::Csi(_) => {
+                    WantedVolume::EmptyDir { .. } | WantedVolume::Csi(_) => {
                         (self.target(id), here.map_or(Presence::No, |have| have.presence))
                     }
                 };
@@ -267,7 +267,7 @@ pub(super) fn wanted_driver(want: &Want) -> Option<&DriverName> {
     match want {
         Want::Wanted(wanted) => match &wanted.volume {
             WantedVolume::Csi(csi) => Some(&csi.driver),
-            WantedVolume::EmptyDir | WantedVolume::HostPath { .. } => None,
+            WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
         },
         Want::Held(_) | Want::Absent => None,
     }
@@ -283,7 +283,7 @@ fn csi_of(
     wants.into_iter().flat_map(BTreeMap::values).find_map(|want| match want {
         Want::Wanted(wanted) => match &wanted.volume {
             WantedVolume::Csi(csi) => Some((csi.driver.clone(), csi.handle.clone())),
-            WantedVolume::EmptyDir | WantedVolume::HostPath { .. } => None,
+            WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
         },
         Want::Held(_) | Want::Absent => None,
     })

@@ -47,7 +47,9 @@ impl Loop {
         let plans: Vec<(&PublicationId, &PublicationPlan)> = match step {
             Step::Stage(step) => step.planned.iter().collect(),
             Step::Publish(step) => vec![(&step.id, &step.plan)],
-            Step::Unpublish { .. } | Step::Unstage { .. } => Vec::new(),
+            Step::Republish(_) | Step::Expand(_) | Step::Unpublish { .. } | Step::Unstage { .. } => {
+                Vec::new()
+            }
         };
         let recorded = self.records.get(step.key()).map(|record| &record.publications);
         plans

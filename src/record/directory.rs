@@ -1,4 +1,5 @@
-//! The records as files: `<state>/volumes/<sha256 of the key>.json`, one per volume, and the notes as `<state>/<name>.json`.
+//! The records as files: `<state>/volumes/<sha256 of the key>.json`, one per volume, the sizes as `<state>/sizes/<the same>`,
+//! and the notes as `<state>/<name>.json`.
 //!
 //! A file is written under a temporary name, synced where that is asked for, and renamed: it is whole or it is the old one.
 
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
@@ -31,21 +32,30 @@ const TEMPORARY: &str = ".tmp";
 pub struct Directory {
     state: PathBuf,
     volumes: PathBuf,
+    sizes: PathBuf,
     slots: Arc<Semaphore>,
 }
 
+/// The size that a volume was last known to have.
+#[derive(Debug, Serialize, Deserialize)]
+struct Size {
+    key: VolumeKey,
+    bytes: u64,
+}
+
 impl Directory {
-    /// Makes the state directory (0700) and `volumes/` where they are missing.
+    /// Makes the state directory (0700), `volumes/` and `sizes/` where they are missing.
     ///
     /// # Errors
     /// Names the directory. One that is already there with another mode is set to 0700: records hold contexts of volumes.
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
         let volumes = state_dir.join("volumes");
+        let sizes = state_dir.join("sizes");
         if let Some(parent) = state_dir.parent().filter(|p| !p.as_os_str().is_empty()) {
             let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent);
             made.map_err(failed("make", parent))?;
         }
-        for path in [state_dir, &volumes] {
+        for path in [state_dir, &volumes, &sizes] {
             match std::fs::DirBuilder::new().mode(0o700).create(path) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 made => made.map_err(failed("make", path))?,
@@ -57,7 +67,7 @@ impl Directory {
                 sync(parent)?;
             }
         }
-        Ok(Self { state: state_dir.to_owned(), volumes, slots: Arc::new(Semaphore::new(AT_A_TIME)) })
+        Ok(Self { state: state_dir.to_owned(), volumes, sizes, slots: Arc::new(Semaphore::new(AT_A_TIME)) })
     }
 
     /// Runs blocking work, a bounded number at a time, with a deadline.
@@ -113,6 +123,24 @@ impl Store for Directory {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed.map_err(failed("remove", &path)),
         }))
+    }
+
+    fn size(&self, key: VolumeKey) -> BoxFuture<'_, Result<Option<u64>, StoreError>> {
+        let path = self.sizes.join(file_name(&key));
+        Box::pin(self.run("read", path.clone(), move || match std::fs::read(&path) {
+            // A damaged one is as good as none: the size is found out again.
+            Ok(text) => {
+                Ok(serde_json::from_slice::<Size>(&text).ok().filter(|s| s.key == key).map(|s| s.bytes))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(failed("read", &path)(e)),
+        }))
+    }
+
+    fn set_size(&self, key: VolumeKey, bytes: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        let path = self.sizes.join(file_name(&key));
+        let size = Size { key, bytes };
+        Box::pin(self.run("write", path.clone(), move || write(&path, &size, Durability::Written)))
     }
 
     fn note(&self, name: &'static str) -> BoxFuture<'_, Result<Option<serde_json::Value>, StoreError>> {

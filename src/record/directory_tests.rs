@@ -14,6 +14,8 @@ fn full() -> VolumeRecord {
     let driver = DriverName::new("hostpath.csi.k8s.io").unwrap();
     let boot = BootId("0b9cbd3e-8b1c-4b0e-9d0e-2d3a6a6d7c11".to_owned());
     let capability = Capability {
+        volume_mode: crate::model::VolumeMode::Filesystem,
+        mount_group: String::new(),
         fs_type: "ext4".to_owned(),
         mount_flags: vec!["noatime".to_owned()],
         access_mode: AccessMode::SingleNodeWriter,
@@ -39,6 +41,7 @@ fn full() -> VolumeRecord {
                 volume_context: pairs("size", "1Gi"),
             }),
             approved: true,
+            adopted: false,
         };
         (id, Box::new(record))
     };

@@ -23,6 +23,13 @@ pub trait Store: Send + Sync + Debug {
     /// Removes a volume's record. Not synced: after a power cut it may be back, as uncertain.
     fn remove(&self, key: VolumeKey) -> BoxFuture<'_, Result<(), StoreError>>;
 
+    /// Reads the size in bytes that a volume was last known to have on this node: it outlives the record, so that a growth
+    /// of a volume that is down is seen when it comes up.
+    fn size(&self, key: VolumeKey) -> BoxFuture<'_, Result<Option<u64>, StoreError>>;
+
+    /// Replaces that size. Not synced: a growth that was done is done again without harm.
+    fn set_size(&self, key: VolumeKey, bytes: u64) -> BoxFuture<'_, Result<(), StoreError>>;
+
     /// Reads a small note of the daemon (the manifest directories' identities, what the brake holds).
     fn note(&self, name: &'static str) -> BoxFuture<'_, Result<Option<serde_json::Value>, StoreError>>;
 

@@ -89,6 +89,7 @@ impl Node {
                 endpoint: "/csi.sock".into(),
                 origin: DriverOrigin::Configured,
                 since: 0,
+                unwell: None,
                 standby: Vec::new(),
             };
             (DriverName::new(spec.0).expect("a name"), DriverEntry { state, client: Arc::new(driver) })

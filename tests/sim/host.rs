@@ -1,12 +1,15 @@
 //! `host::Host` over the simulated world.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, watch};
 use volumed::BoxFuture;
-use volumed::host::{FoundVolume, Host, HostError, Removal, Seen, Tree};
-use volumed::model::{BootId, MountIdentity, MountTable, MountsAt, PodUid, RootPath, SpecName, VolData};
+use volumed::host::{BlockMap, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen, Tree, Usage};
+use volumed::model::{
+    BootId, Millis, MountIdentity, MountTable, MountsAt, Ownership, PodUid, RootPath, SpecName, VolData,
+};
 
 use super::world::{Node, ROOT, World};
 
@@ -141,6 +144,85 @@ impl Host for SimHost {
             state.nodes.retain(|node, _| !node.starts_with(&path));
             Ok(())
         })
+    }
+
+    fn map_block(&self, map: BlockMap) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            let (point, link) = (absolute(&map.map), absolute(&map.link));
+            if let Some(parent) = point.parent() {
+                make(&self.world, parent);
+            }
+            self.world.lock().nodes.insert(point.clone(), Node::File(Vec::new()));
+            if !self.world.lock().is_mounted(&point) {
+                self.world.mount(&point, "device");
+            }
+            self.world.pause().await;
+            if let Some(parent) = link.parent() {
+                make(&self.world, parent);
+            }
+            self.world.lock().nodes.insert(link, Node::File(b"link".to_vec()));
+            Ok(())
+        })
+    }
+
+    fn unmap_block(&self, map: BlockMap, _whoever_has_it: bool) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            let (point, link) = (absolute(&map.map), absolute(&map.link));
+            self.world.lock().nodes.remove(&link);
+            self.world.pause().await;
+            self.world.unmount(&point);
+            self.world.pause().await;
+            self.world.lock().nodes.remove(&point);
+            Ok(())
+        })
+    }
+
+    fn set_ownership(
+        &self,
+        _path: RootPath,
+        _ownership: Ownership,
+        progress: Progress,
+    ) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            progress.tell("1 file");
+            self.world.pause().await;
+            Ok(())
+        })
+    }
+
+    fn holders(
+        &self,
+        _path: RootPath,
+        _driver: Option<u32>,
+    ) -> BoxFuture<'_, Result<Vec<Holder>, HostError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            Ok(Vec::new())
+        })
+    }
+
+    fn dead_mounts(
+        &self,
+        _points: Vec<PathBuf>,
+    ) -> BoxFuture<'_, Result<BTreeMap<PathBuf, String>, HostError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            Ok(BTreeMap::new())
+        })
+    }
+
+    fn usage(
+        &self,
+        _paths: Vec<PathBuf>,
+    ) -> BoxFuture<'_, Result<BTreeMap<PathBuf, Result<Usage, String>>, HostError>> {
+        Box::pin(std::future::ready(Ok(BTreeMap::new())))
+    }
+
+    fn read_token(&self, _file: PathBuf) -> BoxFuture<'_, Result<(String, Millis), HostError>> {
+        Box::pin(std::future::ready(Ok(("token".to_owned(), 0))))
     }
 
     fn volumes_on_disk(&self) -> BoxFuture<'_, Result<Vec<FoundVolume>, HostError>> {

@@ -63,6 +63,22 @@ impl Store for SimStore {
         })
     }
 
+    fn size(&self, key: VolumeKey) -> BoxFuture<'_, Result<Option<u64>, StoreError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            Ok(self.world.lock().sizes.get(&key).copied())
+        })
+    }
+
+    fn set_size(&self, key: VolumeKey, bytes: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            self.full("write")?;
+            self.world.lock().sizes.insert(key, bytes);
+            Ok(())
+        })
+    }
+
     fn note(&self, name: &'static str) -> BoxFuture<'_, Result<Option<serde_json::Value>, StoreError>> {
         Box::pin(async move { Ok(self.world.lock().notes.get(name).cloned()) })
     }

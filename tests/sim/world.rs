@@ -43,6 +43,8 @@ pub struct State {
     pub pending: BTreeSet<String>,
     /// Records as the page cache has them, and as the platter has them.
     pub records: BTreeMap<VolumeKey, Disk>,
+    /// What sizes volumes are remembered to have.
+    pub sizes: BTreeMap<VolumeKey, u64>,
     pub notes: BTreeMap<&'static str, serde_json::Value>,
     /// Targets that are wanted from the first to the last moment: never to be unpublished.
     pub always_wanted: BTreeSet<PathBuf>,
