@@ -277,7 +277,12 @@ async fn a_thousand_volumes_are_made_and_removed_at_once() {
                 if_empty.push(parent.clone());
                 up = parent.parent();
             }
-            let removal = Removal { files: vec![spec.join(VOL_DATA)], directories: vec![spec], if_empty };
+            let removal = Removal {
+                files: vec![spec.join(VOL_DATA)],
+                directories: vec![spec],
+                if_empty,
+                ..Removal::default()
+            };
             linux.remove(removal).await.unwrap();
         }
     });

@@ -77,6 +77,7 @@ fn held_at(code: HoldCode) -> &'static str {
         | HoldCode::ReadingIncomplete
         | HoldCode::Brake
         | HoldCode::EmptyDirKept
+        | HoldCode::Adopted
         | HoldCode::PendingEdit => "held",
     }
 }
@@ -187,6 +188,10 @@ pub(super) fn past(event: &Event) -> PastEvent {
         EventKind::Vanished { path, .. } => {
             format!("the mount at {} vanished and is made again", path.display())
         }
+        EventKind::Died { path, reason, .. } => {
+            format!("the file system at {} does not answer any more: {reason}", path.display())
+        }
+        EventKind::Adopted { path, .. } => format!("{} adopted", path.display()),
         EventKind::DriverReady { driver, endpoint } => {
             format!("driver {driver} ready at {}", endpoint.display())
         }

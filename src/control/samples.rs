@@ -168,7 +168,16 @@ pub(super) fn all() -> Status {
         remedy: "mend it".into(),
         warning: false,
     });
-    status.foreign.push(Foreign { path: "/r/pods/x".into(), key: None, publication: None, mounted: true });
+    status.foreign.push(Foreign {
+        path: "/r/pods/x".into(),
+        key: None,
+        volume: None,
+        volume_mode: crate::model::VolumeMode::Filesystem,
+        target: "/r/pods/x/mount".into(),
+        publication: None,
+        mounted: true,
+        mount: None,
+    });
     status.brake = Some(BrakeStatus { held: 12, reason: "12 of 14 went away".into(), since: NOW });
     status
 }

@@ -279,7 +279,8 @@ pub fn needs_an_edit(code: HoldCode) -> bool {
         | HoldCode::ManifestMissing
         | HoldCode::ReadingIncomplete
         | HoldCode::Brake
-        | HoldCode::EmptyDirKept => false,
+        | HoldCode::EmptyDirKept
+        | HoldCode::Adopted => false,
     }
 }
 
@@ -288,6 +289,8 @@ fn under_way(step: &str) -> &'static str {
         "attach" => "attaching",
         "stage" => "staging",
         "publish" => "publishing",
+        "republish" => "publishing again",
+        "expand" => "growing",
         "unpublish" => "unpublishing",
         "unstage" => "unstaging",
         _ => "working",

@@ -104,6 +104,8 @@ impl Code {
     pub const NOT_FOUND: Self = Self(5);
     /// 7
     pub const PERMISSION_DENIED: Self = Self(7);
+    /// 9
+    pub const FAILED_PRECONDITION: Self = Self(9);
     /// 11
     pub const OUT_OF_RANGE: Self = Self(11);
     /// 12

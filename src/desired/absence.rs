@@ -252,6 +252,16 @@ fn said(resolved: &Resolved, desired: &Desired, recorded: &Recorded<'_>) -> Said
         return Said::Wanted;
     }
     let Some(pod) = resolved.pods.get(&id.pod) else {
+        if record.adopted && record.released {
+            return Said::Decided(Want::Absent);
+        }
+        if record.adopted {
+            return Said::Decided(Want::Held(hold::hold(
+                HoldCode::Adopted,
+                format!("{} is in no manifest; the operator adopted its volume", record.pod),
+                "add the pod's manifest, or take it down with: volumectl release",
+            )));
+        }
         let file =
             record.manifest.as_ref().map_or_else(String::new, |f| format!(" (it was in {})", f.display()));
         return Said::Lacking(format!("{} is in no manifest any more{file}", record.pod));
@@ -267,13 +277,16 @@ fn said(resolved: &Resolved, desired: &Desired, recorded: &Recorded<'_>) -> Said
     }
     let names = record.names.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     if id.plugin == Plugin::EmptyDir {
+        if record.released {
+            return Said::Decided(Want::Absent);
+        }
         return Said::Decided(Want::Held(hold::hold(
             HoldCode::EmptyDirKept,
             format!(
                 "{} does not use emptyDir {names} any more; its content is kept until the pod goes",
                 pod.identity
             ),
-            "use it again, or remove the pod",
+            "use it again, remove the pod, or have it removed with: volumectl release",
         )));
     }
     match successor(pod, record) {

@@ -124,6 +124,7 @@ impl Bench {
                     arguments: None,
                     approved: false,
                     adopted: false,
+                    released: false,
                 });
             }
         }
@@ -384,6 +385,32 @@ fn an_empty_dir_goes_only_with_its_pod() {
     bench.records.get_mut(&spot).unwrap().approved = false;
     bench.remove("web-000");
     read_twice(&mut bench);
+    assert_eq!(bench.settle().1[&spot], Want::Absent);
+}
+
+#[test]
+fn a_released_empty_dir_goes_while_its_pod_stays() {
+    let mut bench = running(1, "/m");
+    let place = id("web-000", Plugin::EmptyDir, "scratch");
+    let spot = (VolumeKey::of_pod(&place), place.clone());
+    bench.put("web-000", "scratch", spot.0.clone(), place);
+    bench.read(10, true);
+    bench.bring_up();
+    bench.pod("web-000").volumes.remove("scratch");
+    bench.records.get_mut(&spot).unwrap().released = true;
+    bench.read(20, true);
+    assert_eq!(bench.settle().1[&spot], Want::Absent);
+}
+
+#[test]
+fn an_adopted_volume_is_kept_until_it_is_released() {
+    let mut bench = running(1, "/m");
+    let spot = bench.records.keys().next().unwrap().clone();
+    bench.records.get_mut(&spot).unwrap().adopted = true;
+    bench.remove("web-000");
+    read_twice(&mut bench);
+    assert!(matches!(&bench.settle().1[&spot], Want::Held(h) if h.code == HoldCode::Adopted));
+    bench.records.get_mut(&spot).unwrap().released = true;
     assert_eq!(bench.settle().1[&spot], Want::Absent);
 }
 

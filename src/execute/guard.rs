@@ -8,47 +8,95 @@ use std::path::Path;
 use super::Executor;
 use crate::host::Seen;
 use crate::model::{
-    BlockedCause, CallState, Effect, Failure, MountIdentity, MountTable, MountsAt, PublicationId,
-    PublicationRecord, RecordedMount, Retry, StageArguments, StagingRecord, VolumeRecord,
+    BlockedCause, CallState, Effect, Failure, MountIdentity, MountTable, MountsAt, PublicationRecord,
+    PublishArguments, PublishStep, RecordedMount, Retry, StageStep, StagingRecord, VolumeMode, VolumeRecord,
 };
-use crate::volumes::{Answer, host_failure};
+use crate::volumes::{Answer, DriverLine, IN_USE_REMEDY, host_failure};
 
-/// Refuses to stage where a stranger's mount lies. A mount that a former try may have made is fine: staging is repeated.
+/// Refuses to stage where a stranger's mount lies. A mount that a former try may have made is fine: staging is repeated; so
+/// is the one that the plan knows to be this volume's by a kubelet's hand.
 pub(super) async fn before_staging(
     executor: &Executor,
     record: &VolumeRecord,
-    arguments: &StageArguments,
+    step: &StageStep,
 ) -> Result<(), Failure> {
     let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::NotDone))?;
+    let path = &step.arguments.staging_path;
+    if is_adopted(&table, path, step.adopt.as_ref()) {
+        return Ok(());
+    }
     let ours = record.staging.as_ref().map(|staging| (&staging.state, staging.boot == executor.boot));
-    may_do(&table, &arguments.staging_path, ours)
+    may_do(&table, path, ours)
 }
 
 /// Refuses to publish where a stranger's mount or files lie.
 pub(super) async fn before_publication(
     executor: &Executor,
     record: &VolumeRecord,
-    id: &PublicationId,
+    step: &PublishStep,
 ) -> Result<(), Failure> {
-    let recorded = record.publications.get(id);
-    let target = executor.layout.target(id);
-    let path = executor.layout.absolute(&target);
+    let recorded = record.publications.get(&step.id);
+    let path = match &step.plan.arguments {
+        Some(arguments) => arguments.target_path.clone(),
+        None => executor.layout.absolute(&executor.layout.target(&step.id)),
+    };
     let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::NotDone))?;
-    let ours = recorded.map(|publication| (&publication.state, publication.boot == executor.boot));
-    may_do(&table, &path, ours)?;
-    if recorded.is_some() || matches!(table.at(&path), MountsAt::One(_)) {
+    let adopted = step.adopt.as_ref().and_then(|adoption| adoption.mount.as_ref());
+    if is_adopted(&table, &path, adopted) {
         return Ok(());
     }
-    match executor.host.look(target).await.map_err(|error| host_failure(&error, Effect::NotDone))? {
-        Seen::Absent | Seen::EmptyDirectory => Ok(()),
-        Seen::Directory | Seen::EmptyFile | Seen::Device | Seen::Symlink | Seen::Other => {
-            Err(Failure::not_done(
-                "obstacle",
-                format!("{} is there already and was not made by volumed", path.display()),
-                "move it away",
-            ))
-        }
+    let ours = recorded.map(|publication| (&publication.state, publication.boot == executor.boot));
+    may_do(&table, &path, ours)?;
+    if recorded.is_some() || matches!(table.at(&path), MountsAt::One(_)) || step.adopt.is_some() {
+        return Ok(());
     }
+    let is_block = step.plan.arguments.as_ref().is_some_and(is_block);
+    match look(executor, &path).await? {
+        seen if is_nothing(seen, is_block) => Ok(()),
+        _ => Err(Failure::not_done(
+            "obstacle",
+            format!("{} is there already and was not made by volumed", path.display()),
+            "move it away",
+        )),
+    }
+}
+
+fn is_block(arguments: &PublishArguments) -> bool {
+    arguments.capability.volume_mode == VolumeMode::Block
+}
+
+/// Whether a driver that deletes what it sees there deletes nothing of anybody's. For block a device node or a link to one
+/// holds no data (design rule 10).
+fn is_nothing(seen: Seen, is_block: bool) -> bool {
+    match seen {
+        Seen::Absent | Seen::EmptyDirectory => true,
+        Seen::EmptyFile | Seen::Device | Seen::Symlink => is_block,
+        Seen::Directory | Seen::Other => false,
+    }
+}
+
+async fn look(executor: &Executor, path: &Path) -> Result<Seen, Failure> {
+    let Some(relative) = executor.layout.relative(path) else {
+        return Err(Failure::not_done(
+            "obstacle",
+            format!(
+                "{} is not below the root directory {}",
+                path.display(),
+                executor.layout.root().display()
+            ),
+            "start volumed with the root directory that the volume was brought up with",
+        ));
+    };
+    executor.host.look(relative).await.map_err(|error| host_failure(&error, Effect::NotDone))
+}
+
+/// Whether exactly the mount that is to be taken over lies there, alone and with nothing below it.
+fn is_adopted(table: &MountTable, path: &Path, adopt: Option<&MountIdentity>) -> bool {
+    let found = match table.at(path) {
+        MountsAt::One(mount) => mount.identity(),
+        MountsAt::None | MountsAt::Stacked(_) => return false,
+    };
+    adopt == Some(&found) && table.below(path).next().is_none()
 }
 
 /// `ours`: how far an earlier call got, and whether that was in this boot.
@@ -97,11 +145,10 @@ pub(super) async fn found(executor: &Executor, path: &Path) -> Result<RecordedMo
 pub(super) async fn before_unpublication(
     executor: &Executor,
     publication: &PublicationRecord,
-    id: &PublicationId,
 ) -> Result<Option<MountIdentity>, Failure> {
     let Some(arguments) = &publication.arguments else { return Ok(None) };
     let ours = (&publication.state, publication.boot == executor.boot);
-    before_undo(executor, &arguments.target_path, ours, &executor.layout.csi_target(id)).await
+    before_undo(executor, &arguments.target_path, ours, is_block(arguments)).await
 }
 
 /// The same for NodeUnstageVolume.
@@ -109,27 +156,42 @@ pub(super) async fn before_unstaging(
     executor: &Executor,
     staging: &StagingRecord,
 ) -> Result<Option<MountIdentity>, Failure> {
-    let path = &staging.arguments.staging_path;
     let ours = (&staging.state, staging.boot == executor.boot);
-    let Some(relative) = executor.layout.relative(path) else {
-        return Err(Failure::not_done(
-            "obstacle",
-            format!(
-                "{} is not below the root directory {}",
-                path.display(),
-                executor.layout.root().display()
-            ),
-            "start volumed with the root directory that staged the volume",
-        ));
+    before_undo(executor, &staging.arguments.staging_path, ours, false).await
+}
+
+/// Refuses to unstage what somebody still has (design rule 4).
+pub(super) async fn nobody_has(
+    executor: &Executor,
+    staging: &StagingRecord,
+    line: Option<&DriverLine>,
+) -> Result<(), Failure> {
+    let path = &staging.arguments.staging_path;
+    let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::NotDone))?;
+    let (MountsAt::One(_), Some(relative)) = (table.at(path), executor.layout.relative(path)) else {
+        return Ok(());
     };
-    before_undo(executor, path, ours, &relative).await
+    let driver = line.and_then(|line| line.client.pid());
+    let holders = executor.host.holders(relative, driver).await;
+    let holders = holders.map_err(|error| host_failure(&error, Effect::NotDone))?;
+    if holders.is_empty() {
+        return Ok(());
+    }
+    let named = holders.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    Err(Failure {
+        effect: Effect::NotDone,
+        settled: false,
+        retry: Retry::Soon,
+        cause: BlockedCause::new("in-use", format!("still in use by {named}")),
+        remedy: IN_USE_REMEDY.to_owned(),
+    })
 }
 
 async fn before_undo(
     executor: &Executor,
     path: &Path,
     (state, this_boot): (&CallState, bool),
-    relative: &crate::model::RootPath,
+    is_block: bool,
 ) -> Result<Option<MountIdentity>, Failure> {
     let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::NotDone))?;
     if let Some(below) = table.below(path).next() {
@@ -157,26 +219,14 @@ async fn before_undo(
             "unmount what is not the volume's; volumed goes on by itself",
         )),
         (MountsAt::None, CallState::Done { mount: RecordedMount::NotAMountPoint }) if this_boot => Ok(None),
-        (MountsAt::None, _) => {
-            let seen = executor
-                .host
-                .look(relative.clone())
-                .await
-                .map_err(|error| host_failure(&error, Effect::NotDone))?;
-            match seen {
-                Seen::Absent | Seen::EmptyDirectory => Ok(None),
-                Seen::Directory | Seen::EmptyFile | Seen::Device | Seen::Symlink | Seen::Other => {
-                    Err(Failure::not_done(
-                        "obstacle",
-                        format!(
-                            "{} has files in it and is no mount: a driver might delete them",
-                            path.display()
-                        ),
-                        "move the files away; volumed goes on by itself",
-                    ))
-                }
-            }
-        }
+        (MountsAt::None, _) => match look(executor, path).await? {
+            seen if is_nothing(seen, is_block) => Ok(None),
+            _ => Err(Failure::not_done(
+                "obstacle",
+                format!("{} has files in it and is no mount: a driver might delete them", path.display()),
+                "move the files away; volumed goes on by itself",
+            )),
+        },
     }
 }
 

@@ -5,8 +5,11 @@
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
+mod down;
 pub mod fault;
+mod grow;
 mod guard;
+mod up;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,14 +18,13 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::csi::DriverSet;
 use crate::error::Chain;
-use crate::host::Host;
+use crate::host::{Host, Progress};
 use crate::model::{
     BlockedCause, BootId, CallState, DriverName, Effect, Failure, Layout, Outcome, PublicationId,
-    PublicationRecord, PublishStep, RecordedMount, RecordedVolume, Retry, StageStep, StagingRecord, Step,
-    VolumeKey, VolumeRecord,
+    RecordedVolume, Retry, Step, VolumeKey, VolumeRecord,
 };
 use crate::record::{Durability, Store, StoreError};
-use crate::volumes::{self, Call, DriverLine, Site};
+use crate::volumes::{Call, DriverLine, Site};
 
 /// Takes steps.
 #[derive(Debug)]
@@ -59,6 +61,9 @@ struct Work<'a> {
     /// The record has reached the disk at least once.
     stored: bool,
     not_a_mount_point: bool,
+    /// The size that the volume turned out to have.
+    size: Option<u64>,
+    progress: Progress,
 }
 
 // === impl Executor ===
@@ -77,7 +82,7 @@ impl Executor {
     }
 
     /// Takes a step. `record` is the volume's record as it is on disk. Dropping the future leaves what a crash would leave.
-    pub async fn run(&self, step: Step, record: Option<VolumeRecord>) -> Ended {
+    pub async fn run(&self, step: Step, record: Option<VolumeRecord>, progress: Progress) -> Ended {
         let key = step.key().clone();
         let stored = record.is_some();
         let record = match (record, &step) {
@@ -88,13 +93,22 @@ impl Executor {
                 return Ended { record: None, result: Ok(Outcome::AlreadyThere), not_a_mount_point: false };
             }
         };
-        let mut work = Work { executor: self, key: &key, record, stored, not_a_mount_point: false };
+        let mut work = Work {
+            executor: self,
+            key: &key,
+            record,
+            stored,
+            not_a_mount_point: false,
+            size: None,
+            progress,
+        };
         let result = match step {
-            Step::Stage(step) => work.stage(*step).await,
-            Step::Publish(step) => work.publish(*step).await,
-            Step::Republish(_) | Step::Expand(_) => Ok(Outcome::AlreadyThere),
-            Step::Unpublish { id, .. } => work.unpublish(&id).await,
-            Step::Unstage { .. } => work.unstage().await,
+            Step::Stage(step) => work.stage(&step).await,
+            Step::Publish(step) => work.publish(&step).await,
+            Step::Republish(step) => work.republish(&step).await,
+            Step::Expand(step) => work.expand(&step).await,
+            Step::Unpublish { id, force, .. } => work.unpublish(&id, force).await,
+            Step::Unstage { force, .. } => work.unstage(force).await,
         };
         let record = (work.stored && !work.record.is_spent()).then_some(work.record);
         Ended { record, result, not_a_mount_point: work.not_a_mount_point }
@@ -123,146 +137,6 @@ impl Executor {
 // === impl Work ===
 
 impl Work<'_> {
-    async fn stage(&mut self, step: StageStep) -> Result<Outcome, Failure> {
-        let call = self.call()?;
-        guard::before_staging(self.executor, &self.record, &step.arguments).await?;
-        self.intend_staging(&step).await?;
-        fault::reached("stage:intent");
-        let site = self.site();
-        let sent = volumes::of(&self.record.volume).stage(&site, &call, &step.arguments, &step.secrets).await;
-        fault::reached("stage:call");
-        let mounted = match sent {
-            Ok(()) => guard::found(self.executor, &step.arguments.staging_path).await,
-            Err(failure) => Err(failure),
-        };
-        let mount = match mounted {
-            Ok(mount) => mount,
-            Err(failure) => {
-                return self.settle(failure, set_staging).await;
-            }
-        };
-        self.not_a_mount_point = mount == RecordedMount::NotAMountPoint;
-        self.update(Durability::Written, |record, boot| {
-            set_staging(record, (CallState::Done { mount }, boot.clone()));
-            // Their turn has come, and this write spares each of them one of its own.
-            for publication in record.publications.values_mut() {
-                if publication.state == CallState::Planned {
-                    publication.state = CallState::Intended { settled: false };
-                }
-            }
-        })
-        .await?;
-        fault::reached("stage:outcome");
-        Ok(Outcome::Changed)
-    }
-
-    /// Writes the staging's intent, and with it those of the publications that will follow: one synced record.
-    async fn intend_staging(&mut self, step: &StageStep) -> Result<(), Failure> {
-        self.intend(|record, boot| {
-            let arguments = step.arguments.clone();
-            let state = CallState::Intended { settled: false };
-            record.staging = Some(StagingRecord { boot: boot.clone(), state, arguments });
-            for (id, plan) in &step.planned {
-                if !record.publications.contains_key(id) {
-                    let planned = PublicationRecord::new(plan, boot.clone(), CallState::Planned);
-                    record.publications.insert(id.clone(), Box::new(planned));
-                }
-            }
-        })
-        .await
-    }
-
-    async fn publish(&mut self, step: PublishStep) -> Result<Outcome, Failure> {
-        let call = self.call()?;
-        let id = &step.id;
-        guard::before_publication(self.executor, &self.record, id).await?;
-        self.intend(|record, boot| {
-            let state = CallState::Intended { settled: false };
-            let intended = PublicationRecord::new(&step.plan, boot.clone(), state);
-            record.publications.insert(id.clone(), Box::new(intended));
-        })
-        .await?;
-        fault::reached("publish:intent");
-        let site = self.site();
-        let arguments = step.plan.arguments.as_ref();
-        let sent = volumes::of(&self.record.volume).publish(&site, &call, id, arguments, &step.secrets).await;
-        fault::reached("publish:call");
-        let mounted = match (sent, arguments) {
-            (Ok(()), Some(arguments)) => guard::found(self.executor, &arguments.target_path).await,
-            (Ok(()), None) => Ok(RecordedMount::NotAMountPoint),
-            (Err(failure), _) => Err(failure),
-        };
-        let mount = match mounted {
-            Ok(mount) => mount,
-            Err(failure) => {
-                return self.settle(failure, |record, state| set_publication(record, id, state)).await;
-            }
-        };
-        self.not_a_mount_point = arguments.is_some() && mount == RecordedMount::NotAMountPoint;
-        self.update(Durability::Written, |record, boot| {
-            set_publication(record, id, (CallState::Done { mount }, boot.clone()));
-        })
-        .await?;
-        fault::reached("publish:outcome");
-        Ok(Outcome::Changed)
-    }
-
-    async fn unpublish(&mut self, id: &PublicationId) -> Result<Outcome, Failure> {
-        let Some(publication) = self.record.publications.get(id) else { return Ok(Outcome::AlreadyThere) };
-        if publication.state == CallState::Planned && publication.boot == self.executor.boot {
-            self.update(Durability::Written, |record, _| drop(record.publications.remove(id))).await?;
-            return Ok(Outcome::AlreadyThere);
-        }
-        let call = self.call()?;
-        let recorded = guard::before_unpublication(self.executor, publication, id).await?;
-        let arguments = publication.arguments.clone();
-        self.update(Durability::Written, |record, boot| {
-            set_publication(record, id, (CallState::Undoing, boot.clone()));
-        })
-        .await?;
-        fault::reached("unpublish:intent");
-        let site = self.site();
-        let volume = volumes::of(&self.record.volume);
-        let answer = volume.unpublish(&site, &call, id, arguments.as_ref()).await?;
-        fault::reached("unpublish:call");
-        if let Some(arguments) = &arguments {
-            guard::after_undo(self.executor, &arguments.target_path, recorded.as_ref(), answer).await?;
-        }
-        volume.clean_publication(&site, id).await?;
-        self.update(Durability::Written, |record, _| drop(record.publications.remove(id))).await?;
-        fault::reached("unpublish:outcome");
-        Ok(Outcome::Changed)
-    }
-
-    async fn unstage(&mut self) -> Result<Outcome, Failure> {
-        let Some(staging) = &self.record.staging else { return Ok(Outcome::AlreadyThere) };
-        if !self.record.publications.is_empty() {
-            // The plan never asks for it (design rule 4); a second lock on the same door.
-            return Err(Failure::not_done(
-                "still-published",
-                "the volume is still published to a pod",
-                "wait",
-            ));
-        }
-        let call = self.call()?;
-        let recorded = guard::before_unstaging(self.executor, staging).await?;
-        let arguments = staging.arguments.clone();
-        self.update(Durability::Written, |record, boot| {
-            set_staging(record, (CallState::Undoing, boot.clone()));
-        })
-        .await?;
-        fault::reached("unstage:intent");
-        let site = self.site();
-        let volume = volumes::of(&self.record.volume);
-        let answer = volume.unstage(&site, &call, &arguments).await?;
-        fault::reached("unstage:call");
-        guard::after_undo(self.executor, &arguments.staging_path, recorded.as_ref(), answer).await?;
-        volume.clean_staging(&site, &arguments).await?;
-        self.update(Durability::Written, |record, _| record.staging = None).await?;
-        fault::reached("unstage:outcome");
-        Ok(Outcome::Changed)
-    }
-
     fn call(&self) -> Result<Call, Failure> {
         let driver = self.executor.driver(&self.record.volume)?;
         Ok(Call { volume: self.record.volume.clone(), driver })

@@ -129,6 +129,8 @@ pub struct Directory {
 pub struct Removal {
     /// Our own known files, and the temporary names `create` gives them; a directory of this name is an error.
     pub files: Vec<RootPath>,
+    /// Regular files that go if they are empty, and symlinks: what a driver made and may have left.
+    pub empty_files: Vec<RootPath>,
     /// Directories that must go; one that is not empty is `NotEmpty`.
     pub directories: Vec<RootPath>,
     /// Directories that go if they are empty by then.

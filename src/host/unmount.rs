@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use super::mount_table::Reader;
 use super::path::Root;
 use super::{HostError, raw, users};
-use crate::model::{MountIdentity, MountTable, MountsAt, RootPath};
+use crate::model::{MountIdentity, MountTable, MountsAt, RootPath, has_server};
 
 /// How long an unmount may take: it writes back what the file system has not written yet.
 pub(super) const LIMIT: Duration = Duration::from_secs(120);
@@ -110,28 +110,7 @@ fn judge(table: &MountTable, path: &Path, expected: &MountIdentity) -> Result<Fo
 
 /// Returns whether each mount of this type gets a device number of its own: FUSE and network file systems.
 pub(super) fn new_device_each_time(fs_type: &str) -> bool {
-    let family = fs_type.split('.').next().unwrap_or(fs_type);
-    matches!(
-        family,
-        "fuse"
-            | "fuseblk"
-            | "nfs"
-            | "nfs4"
-            | "cifs"
-            | "smb3"
-            | "ceph"
-            | "9p"
-            | "virtiofs"
-            | "afs"
-            | "lustre"
-            | "gpfs"
-            | "beegfs"
-            | "glusterfs"
-            | "ocfs2"
-            | "gfs2"
-            | "orangefs"
-            | "pvfs2"
-    )
+    has_server(fs_type) || matches!(fs_type, "ocfs2" | "gfs2")
 }
 
 /// Runs the one system call in a child and returns its errno.

@@ -96,6 +96,22 @@ pub enum EventKind {
         /// Where.
         path: PathBuf,
     },
+    /// The file system of a volume does not answer any more; it is mounted anew when its driver is there.
+    Died {
+        /// The volume.
+        key: VolumeKey,
+        /// Where.
+        path: PathBuf,
+        /// What the kernel says.
+        reason: String,
+    },
+    /// What somebody else made is volumed's now.
+    Adopted {
+        /// The volume.
+        key: VolumeKey,
+        /// Where.
+        path: PathBuf,
+    },
     /// A driver registered, came back, or was replaced by a newer instance.
     DriverReady {
         /// Who.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     DriverName, DriverState, ExpansionRecord, MountIdentity, PodUid, PublicationId, PublishArguments,
-    RecordedVolume, SpecName, StageArguments, VolumeKey,
+    RecordedVolume, SpecName, StageArguments, VolumeKey, VolumeMode,
 };
 
 /// Everything that is or may be there.
@@ -21,12 +21,17 @@ pub struct Actual {
     pub foreign: Vec<Foreign>,
     /// Whose records stand at a place: what is wanted there under another key waits until it is gone.
     pub places: BTreeMap<PublicationId, BTreeSet<VolumeKey>>,
+    /// The volumes of each driver that are on this node, or are about to be: what max_volumes_per_node counts.
+    pub on_node: BTreeMap<DriverName, BTreeSet<VolumeKey>>,
 }
 
 impl Actual {
     /// Replaces what is known of one volume and keeps `places` in step.
     pub fn set(&mut self, key: &VolumeKey, have: Option<Have>) {
         if let Some(old) = self.volumes.remove(key) {
+            if let RecordedVolume::Csi { driver, .. } = &old.volume {
+                self.release(driver, key);
+            }
             for id in old.publications.keys() {
                 if let Some(keys) = self.places.get_mut(id) {
                     keys.remove(key);
@@ -37,10 +42,30 @@ impl Actual {
             }
         }
         if let Some(have) = have {
+            if let RecordedVolume::Csi { driver, .. } = &have.volume {
+                self.reserve(driver, key);
+            }
             for id in have.publications.keys() {
                 self.places.entry(id.clone()).or_default().insert(key.clone());
             }
             self.volumes.insert(key.clone(), have);
+        }
+    }
+}
+
+impl Actual {
+    /// Counts a volume as being on this node: its first step begins.
+    pub fn reserve(&mut self, driver: &DriverName, key: &VolumeKey) {
+        self.on_node.entry(driver.clone()).or_default().insert(key.clone());
+    }
+
+    /// Counts it no longer: nothing was recorded of it, or nothing is left.
+    pub fn release(&mut self, driver: &DriverName, key: &VolumeKey) {
+        if let Some(here) = self.on_node.get_mut(driver) {
+            here.remove(key);
+            if here.is_empty() {
+                self.on_node.remove(driver);
+            }
         }
     }
 }
@@ -87,6 +112,8 @@ pub struct HaveStaging {
     pub obstacle: Option<Obstacle>,
     /// The driver answered OK and left no mount.
     pub not_a_mount_point: bool,
+    /// The file system there does not answer any more (a FUSE server that died): to be undone and done again.
+    pub dead: bool,
 }
 
 /// A publication.
@@ -113,6 +140,8 @@ pub struct HavePublication {
 pub enum Obstacle {
     /// Another mount covers the recorded one.
     Covered {
+        /// What was recorded.
+        recorded: Option<MountIdentity>,
         /// The mount on top.
         by: MountIdentity,
     },
@@ -133,7 +162,10 @@ pub enum Obstacle {
 impl std::fmt::Display for Obstacle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Covered { by } => write!(f, "another mount lies on top: {by}"),
+            Self::Covered { recorded: Some(recorded), by } => {
+                write!(f, "another mount lies on top: {by}; recorded was {recorded}")
+            }
+            Self::Covered { recorded: None, by } => write!(f, "several mounts lie there; on top is {by}"),
             Self::Replaced { recorded: Some(recorded), found } => {
                 write!(f, "another mount is there: {found}; recorded was {recorded}")
             }
@@ -152,8 +184,20 @@ pub struct Foreign {
     pub path: PathBuf,
     /// The volume, when `vol_data.json` says which.
     pub key: Option<VolumeKey>,
+    /// What it is, when `vol_data.json` says that.
+    #[serde(skip)]
+    pub volume: Option<RecordedVolume>,
+    /// File system or block.
+    #[serde(skip)]
+    pub volume_mode: VolumeMode,
+    /// The staging or target path that its driver was told.
+    #[serde(skip)]
+    pub target: PathBuf,
     /// The pod and name it is published to; `None` for a staging.
     pub publication: Option<(PodUid, String, SpecName)>,
-    /// Whether something is mounted there.
+    /// Whether something is mounted at or below it.
     pub mounted: bool,
+    /// What is mounted at `target`, if it is alone there.
+    #[serde(skip)]
+    pub mount: Option<MountIdentity>,
 }

@@ -10,6 +10,7 @@ mod have;
 mod ids;
 mod layout;
 mod mount;
+mod operator;
 mod reading;
 mod record;
 mod secret;
@@ -27,7 +28,8 @@ pub use event::{Event, EventKind, Events};
 pub use have::{Actual, Foreign, Have, HavePublication, HaveStaging, Obstacle, Presence};
 pub use ids::{DriverName, InvalidName, ObjectRef, Plugin, PodUid, PublicationId, SpecName, VolumeKey};
 pub use layout::{Layout, RootPath, VOL_DATA};
-pub use mount::{Mount, MountIdentity, MountTable, MountsAt};
+pub use mount::{Mount, MountIdentity, MountTable, MountsAt, has_server};
+pub use operator::{Handover, Scope};
 pub use reading::{Birth, DirectoryIdentity, DirectoryState, ManifestSource, Problem, ReadingState};
 pub use record::{
     BootId, CallState, ExpansionRecord, ExpansionState, PublicationRecord, RecordedMount, RecordedVolume,
@@ -39,8 +41,8 @@ pub use status::{
     VolumeStatus,
 };
 pub use step::{
-    Blocked, BlockedCause, Effect, ExpandStep, Failure, Growth, Outcome, PublicationPlan, PublishStep, Retry,
-    StageStep, Step, StepKind,
+    Adoption, Blocked, BlockedCause, Effect, ExpandStep, Failure, Growth, Outcome, PublicationPlan,
+    PublishStep, Retry, StageStep, Step, StepKind,
 };
 pub use vol_data::{VolData, go_json};
 pub use want::{

@@ -67,6 +67,30 @@ impl std::fmt::Display for MountIdentity {
     }
 }
 
+/// Returns whether file systems of this type have a server that can die under them: FUSE and network file systems.
+pub fn has_server(fs_type: &str) -> bool {
+    let family = fs_type.split('.').next().unwrap_or(fs_type);
+    matches!(
+        family,
+        "fuse"
+            | "fuseblk"
+            | "nfs"
+            | "nfs4"
+            | "cifs"
+            | "smb3"
+            | "ceph"
+            | "9p"
+            | "virtiofs"
+            | "afs"
+            | "lustre"
+            | "gpfs"
+            | "beegfs"
+            | "glusterfs"
+            | "orangefs"
+            | "pvfs2"
+    )
+}
+
 /// All mounts of the daemon's namespace at one moment, found by path.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MountTable {

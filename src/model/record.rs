@@ -173,6 +173,9 @@ pub struct PublicationRecord {
     /// `volumectl release`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub adopted: bool,
+    /// The operator gave it up (`volumectl release`): what is kept though nobody wants it is taken down.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub released: bool,
 }
 
 impl PublicationRecord {
@@ -188,6 +191,7 @@ impl PublicationRecord {
             arguments: plan.arguments.clone(),
             approved: false,
             adopted: false,
+            released: false,
         }
     }
 }

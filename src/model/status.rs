@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::{
     Blocked, DriverName, DriverState, Event, Foreign, Hold, ManifestSource, Millis, ObjectRef, PodIdentity,
-    PodUid, Presence, Problem, PublicationId, ReadingState, VolumeKey,
+    PodUid, Presence, Problem, PublicationId, ReadingState, Scope, VolumeKey,
 };
 
 /// Everything shown, kept up to date by reconcile.
@@ -30,6 +30,8 @@ pub struct Status {
     pub foreign: Vec<Foreign>,
     /// Set while the mass-delete brake holds something.
     pub brake: Option<BrakeStatus>,
+    /// What the operator paused.
+    pub paused: Vec<Scope>,
 }
 
 /// A pod and its volumes.
@@ -139,6 +141,8 @@ pub struct InProgress {
     pub step: &'static str,
     /// For publish and unpublish.
     pub publication: Option<PublicationId>,
+    /// How far it got, in words, where it says so.
+    pub detail: Option<String>,
     /// ms since the epoch.
     pub since: Millis,
 }

@@ -27,11 +27,15 @@ pub enum Step {
         key: VolumeKey,
         /// Where.
         id: PublicationId,
+        /// Even if a process has it: the operator said so.
+        force: bool,
     },
     /// NodeUnstageVolume, or only its directory.
     Unstage {
         /// The volume.
         key: VolumeKey,
+        /// Even if somebody has it: the operator said so.
+        force: bool,
     },
 }
 
@@ -71,8 +75,17 @@ pub struct PublishStep {
     pub ownership: Option<Ownership>,
     /// What it is to grow to before the pod gets it, if this node does not know it to be that large.
     pub growth: Option<Growth>,
-    /// A kubelet's mount of this very publication, which is taken over by publishing it again (design 4).
-    pub adopt: Option<MountIdentity>,
+    /// It is to be repeated while the pod lives (requiresRepublish).
+    pub repeats: bool,
+    /// What lies there is a kubelet's, of this very publication, and is taken over by publishing it again (design 4).
+    pub adopt: Option<Adoption>,
+}
+
+/// A kubelet's publication that is taken over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adoption {
+    /// Its mount; `None` where nothing is mounted (an emptyDir, or a driver that mounts nothing).
+    pub mount: Option<MountIdentity>,
 }
 
 /// What a volume is to grow to.
@@ -119,7 +132,7 @@ impl Step {
             Self::Stage(step) => &step.key,
             Self::Publish(step) | Self::Republish(step) => &step.key,
             Self::Expand(step) => &step.key,
-            Self::Unpublish { key, .. } | Self::Unstage { key } => key,
+            Self::Unpublish { key, .. } | Self::Unstage { key, .. } => key,
         }
     }
 
@@ -201,6 +214,8 @@ pub enum Effect {
 pub enum Retry {
     /// 500 ms doubling to 2 min, with jitter.
     Backoff,
+    /// 500 ms doubling to 10 s: what is waited for ends without a sign (a process that has the volume).
+    Soon,
     /// 2 min from the first time on: the driver said the call itself is wrong (INVALID_ARGUMENT; csi.md 10, 30).
     Slow,
     /// When the cause changes: a manifest, the driver, the mount table, or `volumectl retry`.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::{DriverName, Lifecycle, PublicationId};
+use super::{DriverName, Lifecycle, PublicationId, SpecName};
 
 /// The content of one `vol_data.json`: a flat object of strings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,17 @@ impl VolData {
             ("nodeName", node),
             ("attachmentID", &attachment_id(handle, driver, node)),
             ("volumeLifecycleMode", lifecycle.name()),
+        ])
+    }
+
+    /// Returns what lies in a block volume's `data` directory.
+    pub fn block(spec: &SpecName, driver: &DriverName, handle: &str, node: &str) -> Self {
+        Self::of([
+            ("specVolID", spec.as_str()),
+            ("volumeHandle", handle),
+            ("driverName", driver.as_str()),
+            ("nodeName", node),
+            ("attachmentID", &attachment_id(handle, driver, node)),
         ])
     }
 

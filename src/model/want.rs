@@ -238,6 +238,8 @@ pub enum HoldCode {
     Brake,
     /// An emptyDir that its pod no longer lists is kept until the pod goes.
     EmptyDirKept,
+    /// Taken over by the operator without a manifest: kept until it is released.
+    Adopted,
     /// The PV or claim behind a volume that is up was edited to mean another volume: used at the next bring-up.
     PendingEdit,
 }
@@ -254,6 +256,7 @@ impl HoldCode {
             Self::ReadingIncomplete => "reading-incomplete",
             Self::Brake => "brake",
             Self::EmptyDirKept => "empty-dir-kept",
+            Self::Adopted => "adopted",
             Self::PendingEdit => "pending-edit",
         }
     }

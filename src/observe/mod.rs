@@ -7,14 +7,14 @@
 mod tests;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::host::{FoundVolume, Host, HostError};
 use crate::model::{
     BootId, CallState, DriverName, Foreign, Have, HavePublication, HaveStaging, Layout, Lifecycle,
     MountTable, MountsAt, Obstacle, Plugin, Presence, Problem, PublicationId, PublicationRecord,
-    RecordedMount, RecordedVolume, StagingRecord, VolData, VolumeKey, VolumeRecord,
+    RecordedMount, RecordedVolume, StagingRecord, VolData, VolumeKey, VolumeMode, VolumeRecord,
 };
 use crate::record::{Store, StoreError};
 
@@ -57,17 +57,28 @@ pub async fn at_start(host: &dyn Host, store: &dyn Store, layout: &Layout) -> Re
     Ok(Found { records, damaged: loaded.damaged, foreign, mounts })
 }
 
+/// What volumes are looked at with.
+#[derive(Debug, Clone, Copy)]
+pub struct Site<'a> {
+    /// What is mounted.
+    pub mounts: &'a MountTable,
+    /// Mount points whose file system does not answer any more.
+    pub dead: &'a BTreeMap<PathBuf, String>,
+    /// This boot.
+    pub boot: &'a BootId,
+    /// The paths.
+    pub layout: &'a Layout,
+}
+
 /// Looks at one volume.
-pub fn volume(record: &VolumeRecord, mounts: &MountTable, boot: &BootId, layout: &Layout) -> Have {
+pub fn volume(record: &VolumeRecord, site: Site<'_>) -> Have {
     Have {
         volume: record.volume.clone(),
-        staging: record.staging.as_ref().map(|staging| self::staging(staging, mounts, boot)),
+        staging: record.staging.as_ref().map(|staging| self::staging(staging, site)),
         publications: record
             .publications
             .iter()
-            .map(|(id, publication)| {
-                (id.clone(), Box::new(self::publication(id, publication, mounts, boot, layout)))
-            })
+            .map(|(id, publication)| (id.clone(), Box::new(self::publication(id, publication, site))))
             .collect(),
         size: record.size,
         expansion: record.expansion.clone(),
@@ -97,16 +108,23 @@ pub fn foreign(
         let mounted = mounts.below(&path).next().is_some() || !matches!(mounts.at(&path), MountsAt::None);
         // Empty directories are what a kubelet leaves of a driver without staging; nobody has anything there.
         if !ours && (mounted || !found.empty) {
-            let key = found.vol_data.as_ref().and_then(|data| key_of(data, found));
-            foreign.push(Foreign { path, key, publication: found.publication.clone(), mounted });
+            let target = path.join(if found.publication.is_some() { "mount" } else { "globalmount" });
+            let mount = match mounts.at(&target) {
+                MountsAt::One(mount) => Some(mount.identity()),
+                MountsAt::None | MountsAt::Stacked(_) => None,
+            };
+            let (key, volume) = volume_of(found).unzip();
+            let volume_mode = VolumeMode::Filesystem;
+            let publication = found.publication.clone();
+            foreign.push(Foreign { path, key, volume, volume_mode, target, publication, mounted, mount });
         }
     }
     foreign
 }
 
-fn staging(record: &StagingRecord, mounts: &MountTable, boot: &BootId) -> HaveStaging {
+fn staging(record: &StagingRecord, site: Site<'_>) -> HaveStaging {
     let path = &record.arguments.staging_path;
-    let look = look(&record.state, record.boot == *boot, path, mounts);
+    let look = look(&record.state, record.boot == *site.boot, path, site);
     HaveStaging {
         presence: look.presence,
         arguments: record.arguments.clone(),
@@ -115,29 +133,31 @@ fn staging(record: &StagingRecord, mounts: &MountTable, boot: &BootId) -> HaveSt
         obstacle: look.obstacle,
         // Without a call there is nothing to be mounted.
         not_a_mount_point: look.not_a_mount_point && record.arguments.kind == crate::model::StagingKind::Call,
+        dead: look.dead,
     }
 }
 
-fn publication(
-    id: &PublicationId,
-    record: &PublicationRecord,
-    mounts: &MountTable,
-    boot: &BootId,
-    layout: &Layout,
-) -> HavePublication {
+fn publication(id: &PublicationId, record: &PublicationRecord, site: Site<'_>) -> HavePublication {
     let target = match &record.arguments {
         Some(arguments) => arguments.target_path.clone(),
-        None => layout.absolute(&layout.target(id)),
+        None => site.layout.absolute(&site.layout.target(id)),
     };
-    let look = look(&record.state, record.boot == *boot, &target, mounts);
+    let look = look(&record.state, record.boot == *site.boot, &target, site);
+    let is_block = record.arguments.as_ref().is_some_and(|a| a.capability.volume_mode == VolumeMode::Block);
+    // A block device is there for the pod when it is bound on its map too (kubelet.md 1.11).
+    let unmapped = is_block
+        && matches!(site.mounts.at(&site.layout.absolute(&site.layout.block_map(id))), MountsAt::None);
     HavePublication {
-        presence: look.presence,
+        presence: match look.presence {
+            Presence::Yes if unmapped => Presence::Uncertain,
+            presence => presence,
+        },
         arguments: record.arguments.clone(),
         frozen: look.frozen,
         undoing: record.state == CallState::Undoing,
         obstacle: look.obstacle,
         not_a_mount_point: look.not_a_mount_point && record.arguments.is_some(),
-        dead: false,
+        dead: look.dead,
     }
 }
 
@@ -146,12 +166,20 @@ struct Look {
     frozen: bool,
     obstacle: Option<Obstacle>,
     not_a_mount_point: bool,
+    dead: bool,
 }
 
 /// Compares what a record says of a path with what is mounted there.
-fn look(state: &CallState, this_boot: bool, path: &Path, mounts: &MountTable) -> Look {
+fn look(state: &CallState, this_boot: bool, path: &Path, site: Site<'_>) -> Look {
+    let mounts = site.mounts;
     if *state == CallState::Planned && this_boot {
-        return Look { presence: Presence::No, frozen: false, obstacle: None, not_a_mount_point: false };
+        return Look {
+            presence: Presence::No,
+            frozen: false,
+            obstacle: None,
+            not_a_mount_point: false,
+            dead: false,
+        };
     }
     let recorded = match state {
         CallState::Done { mount } => Some(mount),
@@ -162,12 +190,14 @@ fn look(state: &CallState, this_boot: bool, path: &Path, mounts: &MountTable) ->
         (MountsAt::One(mount), Some(RecordedMount::Mount(recorded))) => mount.identity() == *recorded,
         (MountsAt::None | MountsAt::One(_) | MountsAt::Stacked(_), _) => false,
     };
+    let dead = site.dead.contains_key(path) && matches!(mounts.at(path), MountsAt::One(_));
     Look {
         // What another boot recorded says nothing of this one's mounts.
-        presence: if equal && this_boot { Presence::Yes } else { Presence::Uncertain },
+        presence: if equal && this_boot && !dead { Presence::Yes } else { Presence::Uncertain },
         frozen: !matches!(state, CallState::Intended { settled: true }),
         obstacle: obstacle(recorded, this_boot, path, mounts),
         not_a_mount_point: this_boot && matches!(recorded, Some(RecordedMount::NotAMountPoint)),
+        dead,
     }
 }
 
@@ -194,7 +224,13 @@ fn obstacle(
         (MountsAt::One(mount), Some(RecordedMount::NotAMountPoint) | None) => {
             Some(Obstacle::Replaced { recorded: None, found: mount.identity() })
         }
-        (MountsAt::Stacked(stack), _) => stack.last().map(|top| Obstacle::Covered { by: top.identity() }),
+        (MountsAt::Stacked(stack), recorded) => {
+            let recorded = match recorded {
+                Some(RecordedMount::Mount(mount)) => Some(mount.clone()),
+                Some(RecordedMount::NotAMountPoint) | None => None,
+            };
+            stack.last().map(|top| Obstacle::Covered { recorded, by: top.identity() })
+        }
     }
 }
 
@@ -237,10 +273,21 @@ fn place(found: &FoundVolume) -> Option<PublicationId> {
     Some(PublicationId { pod: pod.clone(), plugin: Plugin::from_directory(plugin)?, spec: spec.clone() })
 }
 
-fn key_of(data: &VolData, found: &FoundVolume) -> Option<VolumeKey> {
-    let driver = DriverName::new(data.get("driverName")?).ok()?;
-    match (data.get("volumeLifecycleMode"), place(found)) {
-        (Some(mode), Some(id)) if mode == Lifecycle::Ephemeral.name() => Some(VolumeKey::of_pod(&id)),
-        (_, _) => Some(VolumeKey::csi(&driver, data.get("volumeHandle")?)),
+/// Returns the volume that a directory is of, as far as its place and its `vol_data.json` say.
+fn volume_of(found: &FoundVolume) -> Option<(VolumeKey, RecordedVolume)> {
+    let id = place(found);
+    if let Some(id) = id.as_ref().filter(|id| id.plugin == Plugin::EmptyDir) {
+        // Nothing but its place says whose it is, and nothing else could.
+        return Some((VolumeKey::of_pod(id), RecordedVolume::EmptyDir));
     }
+    let data = found.vol_data.as_ref()?;
+    let driver = DriverName::new(data.get("driverName")?).ok()?;
+    let handle = data.get("volumeHandle")?.to_owned();
+    let (key, lifecycle) = match (data.get("volumeLifecycleMode"), id) {
+        (Some(mode), Some(id)) if mode == Lifecycle::Ephemeral.name() => {
+            (VolumeKey::of_pod(&id), Lifecycle::Ephemeral)
+        }
+        (_, _) => (VolumeKey::csi(&driver, &handle), Lifecycle::Persistent),
+    };
+    Some((key, RecordedVolume::Csi { driver, handle, lifecycle }))
 }

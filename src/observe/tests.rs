@@ -22,6 +22,11 @@ fn id() -> PublicationId {
     PublicationId { pod: PodUid::new("u").unwrap(), plugin: Plugin::Csi, spec: SpecName::new("pv").unwrap() }
 }
 
+fn look_at(record: &VolumeRecord, mounts: &MountTable) -> Have {
+    let (dead, boot, layout) = (BTreeMap::new(), boot("now"), layout());
+    volume(record, Site { mounts, dead: &dead, boot: &boot, layout: &layout })
+}
+
 fn boot(name: &str) -> BootId {
     BootId(name.to_owned())
 }
@@ -83,6 +88,7 @@ fn record(state: CallState, boot: BootId) -> VolumeRecord {
         }),
         approved: false,
         adopted: false,
+        released: false,
     };
     record.publications.insert(id(), Box::new(publication));
     record
@@ -90,7 +96,7 @@ fn record(state: CallState, boot: BootId) -> VolumeRecord {
 
 fn seen(state: CallState, recorded_in: &str, mounts: Vec<Mount>) -> HavePublication {
     let record = record(state, boot(recorded_in));
-    volume(&record, &MountTable::new(mounts), &boot("now"), &layout()).publications[&id()].as_ref().clone()
+    look_at(&record, &MountTable::new(mounts)).publications[&id()].as_ref().clone()
 }
 
 #[test]
@@ -183,7 +189,7 @@ fn a_vol_data_that_says_another_volume_puts_the_record_in_doubt() {
     let doubt = |data: VolData| {
         let mut records = BTreeMap::from([(key.clone(), record.clone())]);
         doubt_disputed(&mut records, &[found("pods/u/volumes/kubernetes.io~csi/pv", Some(data))], &layout());
-        let have = volume(&records[&key], &MountTable::default(), &boot("now"), &layout());
+        let have = look_at(&records[&key], &MountTable::default());
         have.publications[&id()].presence
     };
     let ours = VolData::publication(&id(), &driver(), "h", "n", Lifecycle::Persistent);

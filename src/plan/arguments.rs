@@ -1,22 +1,26 @@
 //! What will be sent: the calls' arguments from the wish and what the driver can do, as a kubelet sends them (csi.md 2.10).
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use crate::model::{
-    AccessMode, Attach, BlockedCause, Capability, CsiWant, DriverInfo, Layout, Lifecycle, PublicationId,
-    PublicationPlan, PublishArguments, StageArguments, StagingKind, Wanted, WantedVolume,
+    AccessMode, Attach, BlockedCause, Capability, CsiWant, DriverInfo, ExpandArguments, Layout, Lifecycle,
+    PublicationId, PublicationPlan, PublishArguments, StageArguments, StagingKind, VolumeMode, Wanted,
+    WantedVolume,
 };
 
-type Refused = (BlockedCause, String);
+pub(super) type Refused = (BlockedCause, String);
 
-/// The capability of a driver that sets the volume's group itself (csi.md 2.10, fsGroup).
-const MOUNT_GROUP: &str = "node/VOLUME_MOUNT_GROUP";
-
-/// Returns the arguments of NodeStageVolume.
-pub(super) fn stage(layout: &Layout, csi: &CsiWant, info: &DriverInfo) -> Result<StageArguments, Refused> {
+/// Returns the arguments of NodeStageVolume. `id`: any publication of the volume; it says the PV's name.
+pub(super) fn stage(
+    layout: &Layout,
+    id: &PublicationId,
+    csi: &CsiWant,
+    info: &DriverInfo,
+) -> Result<StageArguments, Refused> {
     Ok(StageArguments {
         kind: if info.stage_unstage { StagingKind::Call } else { StagingKind::DirectoryOnly },
-        staging_path: layout.absolute(&layout.csi_staging(&csi.driver, &csi.handle)),
+        staging_path: staging_path(layout, id, csi),
         publish_context: publish_context(csi, info)?,
         capability: capability(csi, info)?,
         volume_context: csi.volume_context.clone(),
@@ -65,10 +69,16 @@ fn publish(
         ]);
     }
     let by_call = staged.map_or(info.stage_unstage, |kind| kind == StagingKind::Call);
-    let staged = by_call && csi.lifecycle == Lifecycle::Persistent;
+    // A kubelet names the staging path of a block volume even to drivers without staging (csi.md 2.10).
+    let named = by_call || csi.volume_mode == VolumeMode::Block;
+    let target = match csi.volume_mode {
+        VolumeMode::Filesystem => layout.csi_target(id),
+        VolumeMode::Block => layout.block_target(id),
+    };
     Ok(PublishArguments {
-        target_path: layout.absolute(&layout.csi_target(id)),
-        staging_path: staged.then(|| layout.absolute(&layout.csi_staging(&csi.driver, &csi.handle))),
+        target_path: layout.absolute(&target),
+        staging_path: (named && csi.lifecycle == Lifecycle::Persistent)
+            .then(|| staging_path(layout, id, csi)),
         publish_context: publish_context(csi, info)?,
         capability: capability(csi, info)?,
         read_only: csi.read_only,
@@ -76,17 +86,31 @@ fn publish(
     })
 }
 
+/// Returns the arguments of NodeExpandVolume for a volume that is published as `shown` says. The group is no part of it.
+pub(super) fn expand(
+    layout: &Layout,
+    id: &PublicationId,
+    csi: &CsiWant,
+    shown: &PublishArguments,
+    required_bytes: u64,
+) -> ExpandArguments {
+    let staging_path = match csi.volume_mode {
+        // Known, so named, whether the driver stages or not (csi.md 6.4).
+        VolumeMode::Filesystem => Some(staging_path(layout, id, csi)),
+        VolumeMode::Block => shown.staging_path.clone(),
+    };
+    let capability = Capability { mount_group: String::new(), ..shown.capability.clone() };
+    ExpandArguments { volume_path: shown.target_path.clone(), staging_path, required_bytes, capability }
+}
+
+fn staging_path(layout: &Layout, id: &PublicationId, csi: &CsiWant) -> PathBuf {
+    layout.absolute(&match csi.volume_mode {
+        VolumeMode::Filesystem => layout.csi_staging(&csi.driver, &csi.handle),
+        VolumeMode::Block => layout.block_staging(&id.spec),
+    })
+}
+
 fn capability(csi: &CsiWant, info: &DriverInfo) -> Result<Capability, Refused> {
-    if csi.fs_group.is_some() && info.capabilities.iter().any(|c| c == MOUNT_GROUP) {
-        // Only the driver's answer tells, so `desired` cannot hold it.
-        return Err((
-            BlockedCause::new(
-                "not-supported",
-                format!("driver {} takes the pod's fsGroup, which is not supported yet", csi.driver),
-            ),
-            "remove spec.securityContext.fsGroup from the pod".to_owned(),
-        ));
-    }
     let access_mode = AccessMode::from_kubernetes(&csi.access_mode, info.single_node_multi_writer)
         .ok_or_else(|| {
             (
@@ -97,12 +121,25 @@ fn capability(csi: &CsiWant, info: &DriverInfo) -> Result<Capability, Refused> {
                 "use ReadWriteOnce, ReadWriteOncePod, ReadOnlyMany or ReadWriteMany".to_owned(),
             )
         })?;
-    Ok(Capability {
-        volume_mode: csi.volume_mode,
-        mount_group: String::new(),
-        fs_type: csi.fs_type.clone(),
-        mount_flags: csi.mount_flags.clone(),
-        access_mode,
+    let mount_group = match csi.fs_group.filter(|_| info.volume_mount_group) {
+        Some(group) => group.ownership.group.to_string(),
+        None => String::new(),
+    };
+    Ok(match csi.volume_mode {
+        VolumeMode::Filesystem => Capability {
+            volume_mode: VolumeMode::Filesystem,
+            mount_group,
+            fs_type: csi.fs_type.clone(),
+            mount_flags: csi.mount_flags.clone(),
+            access_mode,
+        },
+        VolumeMode::Block => Capability {
+            volume_mode: VolumeMode::Block,
+            mount_group: String::new(),
+            fs_type: String::new(),
+            mount_flags: Vec::new(),
+            access_mode,
+        },
     })
 }
 

@@ -4,19 +4,24 @@
 //! is or may be shown the volume, and moves nothing that is held.
 
 mod arguments;
+mod chooser;
+mod down;
+mod keep;
 mod retry;
 #[cfg(test)]
 mod tests;
+mod up;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::path::PathBuf;
 
+use chooser::Chooser;
 pub use retry::{Due, Now, Retries, RetryState};
 
 use crate::model::{
-    Actual, Blocked, BlockedCause, Connection, CsiWant, Desired, DriverInfo, DriverName, Have,
-    HavePublication, HaveStaging, Hold, Layout, Lifecycle, Presence, PublicationId, PublishStep,
-    RecordedVolume, StageStep, StagingKind, Step, StepKind, VolumeKey, Want, Wanted, WantedVolume,
+    Actual, Blocked, BlockedCause, Connection, CsiWant, Desired, DriverInfo, DriverName, Foreign, Have,
+    HavePublication, HaveStaging, Layout, PodUid, PublicationId, PublishArguments, RecordedVolume,
+    StagingKind, Step, StepKind, VolumeKey, Want, Wanted, WantedVolume,
 };
 
 /// What the decision is made from.
@@ -28,6 +33,17 @@ pub struct World<'a> {
     pub actual: &'a Actual,
     /// The paths.
     pub layout: &'a Layout,
+    /// What the operator said of this volume.
+    pub orders: Orders,
+}
+
+/// What the operator said of a volume.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Orders {
+    /// Nothing is begun (`volumectl pause`).
+    pub paused: bool,
+    /// It is taken down although somebody has it (`volumectl release --force`).
+    pub force: bool,
 }
 
 /// What is decided about one volume.
@@ -50,7 +66,25 @@ pub fn decide(world: World<'_>, key: &VolumeKey, retries: &Retries, now: Now) ->
     view.take_away(&mut chooser);
     view.bring_up(&mut chooser);
     view.let_go(&mut chooser);
-    chooser.decision
+    let mut decision = chooser.decision;
+    if world.orders.paused
+        && let Some(step) = decision.step.take()
+    {
+        decision.blocked.push(paused(&step.kind(), now));
+    }
+    decision
+}
+
+fn paused(kind: &StepKind, now: Now) -> Blocked {
+    Blocked {
+        step: kind.name().to_owned(),
+        publication: kind.publication().cloned(),
+        cause: BlockedCause::new("paused", "paused by the operator"),
+        since: now.wall,
+        attempts: 0,
+        next_try: None,
+        remedy: "volumectl resume".to_owned(),
+    }
 }
 
 /// One volume's part of the world.
@@ -61,12 +95,8 @@ struct View<'a> {
     have: Option<&'a Have>,
 }
 
-/// Collects candidates in order of preference: the first whose retry is due becomes the step, the others' reasons are kept.
-struct Chooser<'a> {
-    retries: &'a Retries,
-    now: Now,
-    decision: Decision,
-}
+const FOREIGN_REMEDY: &str =
+    "take it down with volumectl release or the tool that made it, or wait until its volume is released";
 
 // === impl View ===
 
@@ -100,242 +130,6 @@ impl<'a> View<'a> {
         })
     }
 
-    /// Unpublishes what is absent, and what must be undone before it is done again.
-    fn take_away(&self, chooser: &mut Chooser<'_>) {
-        let unstage = self.staging_to_undo();
-        for (id, have) in self.published() {
-            let undo = match self.wants.get(id) {
-                None => false,
-                Some(Want::Held(hold)) => {
-                    chooser.hold(id, hold);
-                    false
-                }
-                Some(Want::Absent) => true,
-                Some(Want::Wanted(wanted)) => {
-                    have.undoing
-                        || (have.presence != Presence::Yes && unstage)
-                        || (have.presence == Presence::Uncertain
-                            && (self.is_another(wanted) || (have.frozen && self.differs(id, have, wanted))))
-                }
-            };
-            if undo {
-                self.unpublish(id, have, chooser);
-            }
-        }
-    }
-
-    fn unpublish(&self, id: &PublicationId, have: &HavePublication, chooser: &mut Chooser<'_>) {
-        let kind = StepKind::Unpublish(id.clone());
-        if let Some(obstacle) = &have.obstacle {
-            let path = self.world.layout.absolute(&self.world.layout.target(id));
-            let cause = BlockedCause::new("obstacle", format!("{}: {obstacle}", path.display()));
-            return chooser.block(&kind, cause, OBSTACLE_REMEDY);
-        }
-        // What was only planned needs no driver to be forgotten.
-        if have.presence != Presence::No
-            && let Err(cause) = self.recorded_driver_ready()
-        {
-            return chooser.block(&kind, cause.0, &cause.1);
-        }
-        chooser.offer(Step::Unpublish { key: self.key.clone(), id: id.clone() });
-    }
-
-    /// Stages and publishes what is wanted.
-    fn bring_up(&self, chooser: &mut Chooser<'_>) {
-        if self.wanted().next().is_none() {
-            return;
-        }
-        let staged = match self.wanted_csi() {
-            Some(csi) if csi.lifecycle == Lifecycle::Persistent => self.stage(csi, chooser),
-            Some(_) | None => true,
-        };
-        for (id, wanted) in self.wanted() {
-            self.publish(id, wanted, staged, chooser);
-        }
-    }
-
-    /// Offers the stage step if it is needed; returns whether the volume is staged.
-    fn stage(&self, csi: &CsiWant, chooser: &mut Chooser<'_>) -> bool {
-        let have = self.staging();
-        if have.is_some_and(|have| have.presence == Presence::Yes) {
-            return true;
-        }
-        let kind = StepKind::Stage;
-        let info = match self.driver(&csi.driver) {
-            Ok(info) => info,
-            Err((cause, remedy)) => {
-                chooser.block(&kind, cause, &remedy);
-                return false;
-            }
-        };
-        if let Some(have) = have {
-            if let Some(obstacle) = &have.obstacle {
-                let path = have.arguments.staging_path.display();
-                chooser.block(
-                    &kind,
-                    BlockedCause::new("obstacle", format!("{path}: {obstacle}")),
-                    OBSTACLE_REMEDY,
-                );
-                return false;
-            }
-            if self.staging_to_undo() {
-                // `let_go` unstages once nothing is published any more.
-                return false;
-            }
-        } else if let Some(foreign) = self.foreign_staging(csi) {
-            chooser.block(&kind, foreign, FOREIGN_REMEDY);
-            return false;
-        }
-        let arguments = match have {
-            Some(have) if have.frozen => have.arguments.clone(),
-            Some(_) | None => match arguments::stage(self.world.layout, csi, info) {
-                Ok(arguments) => arguments,
-                Err((cause, remedy)) => {
-                    chooser.block(&StepKind::Attach, cause, &remedy);
-                    return false;
-                }
-            },
-        };
-        let planned = self
-            .wanted()
-            .filter(|(id, _)| self.have.is_none_or(|have| !have.publications.contains_key(*id)))
-            .filter(|(id, _)| self.free_place(id).is_ok())
-            .filter_map(|(id, wanted)| {
-                let plan =
-                    arguments::publication(self.world.layout, id, wanted, Some(info), self.staging_kind())
-                        .ok()?;
-                Some((id.clone(), plan))
-            })
-            .collect();
-        chooser.offer(Step::Stage(Box::new(StageStep {
-            key: self.key.clone(),
-            volume: recorded(csi),
-            arguments,
-            secrets: Arc::clone(&csi.stage_secrets),
-            planned,
-            adopt: None,
-        })));
-        false
-    }
-
-    fn publish(&self, id: &PublicationId, wanted: &Wanted, staged: bool, chooser: &mut Chooser<'_>) {
-        let kind = StepKind::Publish(id.clone());
-        let have = self.have.and_then(|have| have.publications.get(id));
-        if let Some(have) = have {
-            if have.presence == Presence::Yes {
-                if self.differs(id, have, wanted) {
-                    chooser.decision.pending_change =
-                        Some(format!("{} was edited; used at the next bring-up", id.spec));
-                }
-                return;
-            }
-            if have.undoing {
-                return;
-            }
-        }
-        let (csi, secrets) = match &wanted.volume {
-            WantedVolume::HostPath { .. } => return,
-            WantedVolume::EmptyDir { .. } => (None, Arc::default()),
-            WantedVolume::Csi(csi) => (Some(csi), Arc::clone(&csi.publish_secrets)),
-        };
-        if !staged {
-            return;
-        }
-        let info = match csi.map(|csi| self.driver(&csi.driver)).transpose() {
-            Ok(info) => info,
-            Err((cause, remedy)) => return chooser.block(&kind, cause, &remedy),
-        };
-        if let Err(cause) = self.free_place(id) {
-            return chooser.block(&kind, cause, FOREIGN_REMEDY);
-        }
-        if let Some(obstacle) = have.and_then(|have| have.obstacle.as_ref()) {
-            let path = self.world.layout.absolute(&self.world.layout.target(id));
-            let cause = BlockedCause::new("obstacle", format!("{}: {obstacle}", path.display()));
-            return chooser.block(&kind, cause, OBSTACLE_REMEDY);
-        }
-        let mut plan = match arguments::publication(self.world.layout, id, wanted, info, self.staging_kind())
-        {
-            Ok(plan) => plan,
-            Err((cause, remedy)) => return chooser.block(&StepKind::Attach, cause, &remedy),
-        };
-        if have.is_some() && self.is_another(wanted) {
-            // `take_away` gives the other driver's volume back first.
-            return;
-        }
-        if let Some(have) = have.filter(|have| have.frozen) {
-            if self.differs(id, have, wanted) {
-                // `take_away` undoes it first.
-                return;
-            }
-            plan.arguments.clone_from(&have.arguments);
-        }
-        let volume = match csi {
-            Some(csi) => recorded(csi),
-            None => RecordedVolume::EmptyDir,
-        };
-        chooser.offer(Step::Publish(Box::new(PublishStep {
-            key: self.key.clone(),
-            volume,
-            id: id.clone(),
-            plan,
-            secrets,
-            tokens: None,
-            ownership: None,
-            growth: None,
-            adopt: None,
-        })));
-    }
-
-    /// Unstages when nothing is or may be published and nothing wants it, or when the staging has to be redone.
-    fn let_go(&self, chooser: &mut Chooser<'_>) {
-        let Some(staging) = self.staging() else { return };
-        let held = self.wants.values().any(|want| matches!(want, Want::Held(_)));
-        if held || self.published().next().is_some() {
-            return;
-        }
-        if self.wanted().next().is_some() && !self.staging_to_undo() {
-            return;
-        }
-        let kind = StepKind::Unstage;
-        if let Some(foreign) = self.world.actual.foreign.iter().find(|foreign| self.is_shown_by(foreign)) {
-            let cause = BlockedCause::new(
-                "foreign-publication",
-                format!(
-                    "{} is a publication of this volume that volumed did not make",
-                    foreign.path.display()
-                ),
-            );
-            return chooser.block(&kind, cause, FOREIGN_REMEDY);
-        }
-        if let Some(obstacle) = &staging.obstacle {
-            let path = staging.arguments.staging_path.display();
-            let cause = BlockedCause::new("obstacle", format!("{path}: {obstacle}"));
-            return chooser.block(&kind, cause, OBSTACLE_REMEDY);
-        }
-        if let Err((cause, remedy)) = self.recorded_driver_ready() {
-            return chooser.block(&kind, cause, &remedy);
-        }
-        chooser.offer(Step::Unstage { key: self.key.clone() });
-    }
-
-    /// Whether the staging has to be undone although it is wanted: an undo was begun, or the staging is in doubt and the
-    /// manifests now say something else. What is verifiably shown to somebody keeps it: then what was recorded is done again.
-    fn staging_to_undo(&self) -> bool {
-        let Some(staging) = self.staging() else { return false };
-        if self.published().any(|(_, have)| have.presence == Presence::Yes) {
-            return false;
-        }
-        if staging.undoing {
-            return true;
-        }
-        let Some(csi) = self.wanted_csi() else { return false };
-        if staging.presence != Presence::Uncertain || !staging.frozen {
-            return false;
-        }
-        let Ok(info) = self.driver(&csi.driver) else { return false };
-        arguments::stage(self.world.layout, csi, info).is_ok_and(|new| new != staging.arguments)
-    }
-
     /// Whether what is wanted now would be sent differently from what is recorded. A missing attachment or driver is no
     /// difference: what is recorded stands.
     fn differs(&self, id: &PublicationId, have: &HavePublication, wanted: &Wanted) -> bool {
@@ -365,43 +159,28 @@ impl<'a> View<'a> {
         self.staging().map(|staging| staging.arguments.kind)
     }
 
-    /// Refuses a place where another volume's record or a foreign publication stands.
-    fn free_place(&self, id: &PublicationId) -> Result<(), BlockedCause> {
-        let other =
-            self.world.actual.places.get(id).and_then(|keys| keys.iter().find(|key| *key != self.key));
-        if let Some(other) = other {
-            return Err(BlockedCause::new(
-                "place-taken",
-                format!("{id} is not yet released by volume {other}"),
-            ));
-        }
-        let foreign = self.world.actual.foreign.iter().find(|foreign| {
-            foreign.publication.as_ref().is_some_and(|(pod, plugin, spec)| {
-                *pod == id.pod && plugin == id.plugin.directory() && *spec == id.spec
-            })
-        });
-        match foreign {
-            None => Ok(()),
-            Some(foreign) => Err(BlockedCause::new(
-                "foreign",
-                format!("{} was made by somebody else", foreign.path.display()),
-            )),
+    /// Returns the path at which a publication is or would be shown by its driver.
+    fn target(&self, id: &PublicationId, arguments: Option<&PublishArguments>) -> PathBuf {
+        match arguments {
+            Some(arguments) => arguments.target_path.clone(),
+            None => self.world.layout.absolute(&self.world.layout.target(id)),
         }
     }
 
-    fn foreign_staging(&self, csi: &CsiWant) -> Option<BlockedCause> {
-        let path = self.world.layout.absolute(&self.world.layout.csi_volume(&csi.driver, &csi.handle));
-        let foreign = self
-            .world
-            .actual
-            .foreign
-            .iter()
-            .find(|foreign| foreign.publication.is_none() && foreign.path == path)?;
-        Some(BlockedCause::new("foreign", format!("{} was made by somebody else", foreign.path.display())))
+    /// Returns what others publish of this volume.
+    fn foreign_publications(&self) -> impl Iterator<Item = &'a Foreign> {
+        let key = self.key;
+        let foreign = self.world.actual.foreign.iter();
+        foreign.filter(move |foreign| foreign.publication.is_some() && foreign.key.as_ref() == Some(key))
     }
 
-    fn is_shown_by(&self, foreign: &crate::model::Foreign) -> bool {
-        foreign.publication.is_some() && foreign.key.as_ref() == Some(self.key)
+    /// Names a pod as well as it is known.
+    fn pod_name(&self, pod: &PodUid) -> String {
+        let wanted = self.wanted().find(|(id, _)| id.pod == *pod);
+        wanted.map_or_else(
+            || pod.to_string(),
+            |(_, wanted)| format!("{}/{}", wanted.pod.namespace, wanted.pod.name),
+        )
     }
 
     fn recorded_driver_ready(&self) -> Result<(), (BlockedCause, String)> {
@@ -439,55 +218,6 @@ impl<'a> View<'a> {
     }
 }
 
-const OBSTACLE_REMEDY: &str = "find out who mounted there and unmount it; volumed goes on by itself";
-const FOREIGN_REMEDY: &str = "take it down with the tool that made it, or wait until its volume is released";
-
 fn recorded(csi: &CsiWant) -> RecordedVolume {
     RecordedVolume::Csi { driver: csi.driver.clone(), handle: csi.handle.clone(), lifecycle: csi.lifecycle }
-}
-
-// === impl Chooser ===
-
-impl Chooser<'_> {
-    fn offer(&mut self, step: Step) {
-        let kind = step.kind();
-        match self.retries.get(&kind) {
-            Some(state) if !state.is_due(self.now) => {
-                if let Due::At(at) = state.due {
-                    self.decision.again_at = Some(self.decision.again_at.map_or(at, |other| other.min(at)));
-                }
-                self.decision.blocked.push(state.blocked(&kind, self.now));
-            }
-            Some(_) | None if self.decision.step.is_none() => self.decision.step = Some(step),
-            Some(_) | None => {}
-        }
-    }
-
-    fn block(&mut self, kind: &StepKind, cause: BlockedCause, remedy: &str) {
-        let publication = kind.publication().cloned();
-        let blocked = Blocked {
-            step: kind.name().to_owned(),
-            publication,
-            cause,
-            since: self.now.wall,
-            attempts: 0,
-            next_try: None,
-            remedy: remedy.to_owned(),
-        };
-        if !self.decision.blocked.contains(&blocked) {
-            self.decision.blocked.push(blocked);
-        }
-    }
-
-    fn hold(&mut self, id: &PublicationId, hold: &Hold) {
-        self.decision.blocked.push(Blocked {
-            step: "resolve".to_owned(),
-            publication: Some(id.clone()),
-            cause: BlockedCause::new(hold.code.as_str(), hold.detail.clone()),
-            since: self.now.wall,
-            attempts: 0,
-            next_try: None,
-            remedy: hold.remedy.clone(),
-        });
-    }
 }

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{Blocked, BlockedCause, Failure, Millis, Retry, StepKind};
+use crate::model::{Blocked, BlockedCause, Failure, Millis, PublicationId, Retry, StepKind};
 
-/// The failed steps of one volume.
+/// The failed steps of one volume, and when its publications are to be repeated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Retries(BTreeMap<StepKind, RetryState>);
+pub struct Retries {
+    failed: BTreeMap<StepKind, RetryState>,
+    republish: BTreeMap<PublicationId, u64>,
+}
 
 /// This moment, by two clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +46,11 @@ pub enum Due {
 
 /// The first pause, ms (kubelet.md 1.1).
 const FIRST_MS: u64 = 500;
+/// The longest pause of what ends without a sign, ms.
+const SOON_MS: u64 = 10_000;
+/// Between two publications of one volume for a driver that wants that (CSIDriver.requiresRepublish): a kubelet does it with
+/// each sync of the pod, about once a minute.
+const REPUBLISH_MS: u64 = 60_000;
 /// The longest pause, ms.
 const LONGEST_MS: u64 = 120_000;
 
@@ -51,41 +59,57 @@ const LONGEST_MS: u64 = 120_000;
 impl Retries {
     /// Returns what is remembered of a step.
     pub fn get(&self, kind: &StepKind) -> Option<&RetryState> {
-        self.0.get(kind)
+        self.failed.get(kind)
     }
 
     /// Remembers that a step failed. `random` spreads the pause by up to a tenth, so that volumes that failed together
     /// do not come back together.
     pub fn failed(&mut self, kind: &StepKind, failure: &Failure, now: Now, random: u64) -> RetryState {
-        let attempts = self.0.get(kind).map_or(0, |old| old.attempts).saturating_add(1);
-        let since = self.0.get(kind).map_or(now.wall, |old| old.since);
+        let attempts = self.failed.get(kind).map_or(0, |old| old.attempts).saturating_add(1);
+        let since = self.failed.get(kind).map_or(now.wall, |old| old.since);
         let pause = match failure.retry {
             Retry::Backoff => FIRST_MS.saturating_mul(1 << (attempts - 1).min(16)).min(LONGEST_MS),
+            Retry::Soon => FIRST_MS.saturating_mul(1 << (attempts - 1).min(16)).min(SOON_MS),
             Retry::Slow | Retry::WhenChanged => LONGEST_MS,
         };
         let due = match failure.retry {
             Retry::WhenChanged => Due::WhenChanged,
-            Retry::Backoff | Retry::Slow => Due::At(now.mono + pause + random % (pause / 10 + 1)),
+            Retry::Backoff | Retry::Soon | Retry::Slow => {
+                Due::At(now.mono + pause + random % (pause / 10 + 1))
+            }
         };
         let (cause, remedy) = (failure.cause.clone(), failure.remedy.clone());
         let state = RetryState { attempts, due, cause, remedy, since };
-        self.0.insert(kind.clone(), state.clone());
+        self.failed.insert(kind.clone(), state.clone());
         state
     }
 
     /// Forgets a step that succeeded.
     pub fn succeeded(&mut self, kind: &StepKind) {
-        self.0.remove(kind);
+        self.failed.remove(kind);
+        if let StepKind::Unpublish(id) = kind {
+            self.republish.remove(id);
+        }
     }
 
-    /// Forgets everything, since the cause changed; returns how many steps that was.
+    /// Remembers that a publication was made which is to be repeated after a while (requiresRepublish).
+    pub fn published(&mut self, id: &PublicationId, now: Now, random: u64) {
+        self.republish.insert(id.clone(), now.mono + REPUBLISH_MS + random % (REPUBLISH_MS / 10));
+    }
+
+    /// Returns when a publication is to be repeated, ms of `Now::mono`; `None`: it was not yet published by this process.
+    pub fn republish_at(&self, id: &PublicationId) -> Option<u64> {
+        self.republish.get(id).copied()
+    }
+
+    /// Forgets every failure, since the cause changed; returns how many steps that was.
     pub fn reset(&mut self) -> usize {
-        std::mem::take(&mut self.0).len()
+        std::mem::take(&mut self.failed).len()
     }
 
-    /// Returns whether nothing failed.
+    /// Returns whether nothing is remembered.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.failed.is_empty() && self.republish.is_empty()
     }
 }
 

@@ -1,13 +1,14 @@
 //! Properties of the plan: from every start, taking the steps it names reaches every goal, and no step on the way breaks a rule.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Attach, DriverInfo, DriverOrigin, DriverState, Foreign, Hold, HoldCode, Plugin, PodIdentity, PodUid,
-    SpecName, WantVolume,
+    Attach, DriverInfo, DriverOrigin, DriverState, Foreign, Hold, HoldCode, Lifecycle, Plugin, PodIdentity,
+    PodUid, Presence, SpecName, VolumeMode, WantVolume,
 };
 
 const VOLUMES: usize = 3;
@@ -118,7 +119,7 @@ fn wanted(volume: usize, pod: usize, edited: bool) -> Wanted {
             republish: false,
             tokens: None,
             size: None,
-            volume_mode: crate::model::VolumeMode::Filesystem,
+            volume_mode: VolumeMode::Filesystem,
             expand_secrets: Arc::default(),
             pod_info: None,
             attach: Attach::NotRequired,
@@ -168,11 +169,13 @@ fn world(case: &Case) -> (Desired, Actual) {
             Start::Nothing | Start::Planned => None,
             recorded => Some(HaveStaging {
                 presence: presence(recorded),
-                arguments: arguments::stage(&layout(), csi(&old), &info(case.stages)).unwrap(),
+                arguments: arguments::stage(&layout(), &id(volume, 0), csi(&old), &info(case.stages))
+                    .unwrap(),
                 frozen: recorded != (Start::Doubt { frozen: false }),
                 undoing: recorded == Start::Undoing,
                 obstacle: None,
                 not_a_mount_point: false,
+                dead: false,
             }),
         };
         let mut have = Have {
@@ -289,6 +292,7 @@ fn apply(step: Step, actual: &mut Actual, fails: bool) {
                 undoing: false,
                 obstacle: None,
                 not_a_mount_point: false,
+                dead: false,
             });
             for (id, plan) in step.planned {
                 let planned = Box::new(publication(Presence::No, plan.arguments, false));
@@ -347,7 +351,7 @@ fn settle(desired: &Desired, actual: &mut Actual, failures: &[bool]) {
     loop {
         let mut idle = true;
         for volume in 0..VOLUMES {
-            let world = World { desired, actual, layout: &layout };
+            let world = World { desired, actual, layout: &layout, orders: Orders::default() };
             let Some(step) = decide(world, &key(volume), &Retries::default(), NOW).step else { continue };
             check(&step, desired, actual);
             let fails = failures.get(taken).copied().unwrap_or(false);
@@ -424,7 +428,12 @@ fn simple(wish: Wish, publication: Start, staging: Start) -> Case {
 
 fn decision(desired: &Desired, actual: &Actual) -> Decision {
     let layout = layout();
-    decide(World { desired, actual, layout: &layout }, &key(0), &Retries::default(), NOW)
+    decide(
+        World { desired, actual, layout: &layout, orders: Orders::default() },
+        &key(0),
+        &Retries::default(),
+        NOW,
+    )
 }
 
 #[test]
@@ -439,7 +448,11 @@ fn a_foreign_publication_holds_the_staging() {
             "kubernetes.io~csi".to_owned(),
             SpecName::new("pv").unwrap(),
         )),
+        volume: None,
+        volume_mode: VolumeMode::Filesystem,
+        target: "/root/pods/x/volumes/kubernetes.io~csi/pv/mount".into(),
         mounted: true,
+        mount: None,
     });
     let decision = decision(&desired, &actual);
     assert_eq!(decision.step, None);
@@ -527,7 +540,7 @@ fn a_failed_step_waits_for_its_time_and_says_so() {
     let mut retries = Retries::default();
     retries.failed(&StepKind::Stage, &failure, NOW, 0);
     let layout = layout();
-    let world = World { desired: &desired, actual: &actual, layout: &layout };
+    let world = World { desired: &desired, actual: &actual, layout: &layout, orders: Orders::default() };
     let early = decide(world, &key(0), &retries, Now { mono: 499, wall: 499 });
     assert_eq!((early.step, early.again_at), (None, Some(500)));
     assert_eq!(early.blocked[0].next_try, Some(500));

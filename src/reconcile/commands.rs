@@ -15,6 +15,10 @@ impl Loop {
             Command::Ping { reply } => drop(reply.send(())),
             Command::Retry { object, reply } => drop(reply.send(self.retry(object.as_ref()))),
             Command::Approve { reply } => drop(reply.send(self.approve().await)),
+            Command::Pause { scope, reply } => drop(reply.send(self.pause(scope).await)),
+            Command::Resume { scope, reply } => drop(reply.send(self.resume(&scope).await)),
+            Command::Adopt { what, reply } => drop(reply.send(self.adopt(&what).await)),
+            Command::Release { what, force, reply } => drop(reply.send(self.release(&what, force).await)),
         }
     }
 

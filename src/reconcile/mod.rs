@@ -2,6 +2,9 @@
 //! hang, because every step runs in a task of its own with a deadline.
 
 mod commands;
+mod drift;
+mod handover;
+mod operator;
 mod pass;
 mod show;
 mod steps;
@@ -16,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::csi::DriverSet;
 use crate::host::Host;
 use crate::manifest::Manifests;
-use crate::model::{Ambient, Events, Layout, ObjectRef, Status};
+use crate::model::{Ambient, Events, Handover, Layout, ObjectRef, Scope, Status};
 use crate::observe::ObserveError;
 use crate::record::Store;
 use pass::Loop;
@@ -98,6 +101,37 @@ pub enum Command {
         /// How many publications were approved, once that is on disk.
         reply: oneshot::Sender<Result<usize, String>>,
     },
+    /// Begin nothing more for these volumes, neither up nor down nor repairs, until `Resume`.
+    Pause {
+        /// Which.
+        scope: Scope,
+        /// Once it is on disk.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Take back a `Pause`.
+    Resume {
+        /// Which; as it was paused.
+        scope: Scope,
+        /// How many were taken back, once that is on disk.
+        reply: oneshot::Sender<Result<usize, String>>,
+    },
+    /// Make a volume that somebody else left volumed's own; it stays as it is.
+    Adopt {
+        /// Which.
+        what: Handover,
+        /// What was adopted, in words.
+        reply: oneshot::Sender<Result<Vec<String>, String>>,
+    },
+    /// Take down what nobody wants and volumed keeps: a kept emptyDir, an adopted or a foreign volume. With `force`, do not
+    /// wait for who has a volume that is going.
+    Release {
+        /// Which.
+        what: Handover,
+        /// Not only what is kept: what is in use too.
+        force: bool,
+        /// What will be taken down, in words.
+        reply: oneshot::Sender<Result<Vec<String>, String>>,
+    },
     /// Say that the loop moves: the watchdog asks.
     Ping {
         /// Answered by the next turn of the loop.
@@ -130,7 +164,7 @@ pub async fn run(
             // Every arm is cancel-safe: watch and mpsc keep what was not received, join_next keeps the tasks, the host keeps
             // the change, and the sleep is computed anew.
             () = inputs.shutdown.cancelled() => break,
-            Some(ended) = turn.step_ended() => turn.take_ended(ended),
+            happening = turn.happened() => turn.take(happening),
             Some(command) = inputs.commands.recv() => turn.command(command).await,
             Ok(()) = inputs.manifests.changed() => {}
             Ok(()) = inputs.drivers.changed() => {}

@@ -1,24 +1,26 @@
 //! One pass: take what has gathered, and decide about the volumes that it touches.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::operator::Operator;
 use super::show::Looked;
-use super::steps::Running;
+use super::steps::{Running, Told};
 use super::{Inputs, Parts, SAFETY_PERIOD};
 use crate::csi::DriverSet;
 use crate::desired::{self, Absences, Recorded, Resolved};
 use crate::execute::{Ended, Executor};
+use crate::host::Progress;
 use crate::manifest::Manifests;
 use crate::model::{
-    Actual, BootId, Connection, Desired, DriverName, DriverState, Event, EventKind, Layout, MountTable,
-    Presence, Problem, PublicationId, RecordedVolume, Status, VolumeKey, VolumeRecord,
+    Actual, BootId, Connection, Desired, DriverName, DriverState, Event, EventKind, MountTable, Presence,
+    Problem, PublicationId, RecordedVolume, Status, VolumeKey, VolumeRecord,
 };
 use crate::observe::{self, ObserveError};
 use crate::plan::{self, Decision, Now, Retries, World};
@@ -32,7 +34,14 @@ pub(super) struct Loop {
     pub(super) boot: BootId,
     manifests: Arc<Manifests>,
     drivers: Arc<DriverSet>,
-    mounts: Arc<MountTable>,
+    pub(super) mounts: Arc<MountTable>,
+    /// Mount points whose file system does not answer any more, and why.
+    pub(super) dead: BTreeMap<PathBuf, String>,
+    pub(super) round: JoinSet<Option<BTreeMap<PathBuf, String>>>,
+    /// When to ask the file systems again that can die, ms.
+    pub(super) round_at: Option<u64>,
+    pub(super) operator: Operator,
+    pub(super) progress: (mpsc::UnboundedSender<Told>, mpsc::UnboundedReceiver<Told>),
     pub(super) resolved: Resolved,
     pub(super) absences: Absences,
     pub(super) desired: Desired,
@@ -92,6 +101,7 @@ impl Loop {
         let noted_brake: Vec<(VolumeKey, PublicationId)> =
             noted.and_then(|note| serde_json::from_value(note).ok()).unwrap_or_default();
         absences.remember_braked(noted_brake.iter().cloned());
+        let operator = Operator::read(&*parts.store).await?;
         let mut start = Self {
             noted_brake,
             status,
@@ -100,6 +110,11 @@ impl Loop {
             manifests: Arc::default(),
             drivers: Arc::default(),
             mounts: found.mounts,
+            dead: BTreeMap::new(),
+            round: JoinSet::new(),
+            round_at: None,
+            operator,
+            progress: mpsc::unbounded_channel(),
             resolved: Resolved::default(),
             absences,
             desired: Desired::default(),
@@ -119,6 +134,8 @@ impl Loop {
             parts,
         };
         start.observe_all();
+        start.round_soon();
+        start.show_paused();
         start.tell(EventKind::Reconstructed { records: start.records.len(), rebooted });
         for foreign in &start.actual.foreign {
             start.tell(EventKind::ForeignFound { path: foreign.path.clone() });
@@ -184,7 +201,9 @@ impl Loop {
     fn decide(&mut self, key: &VolumeKey, now: Now) -> Decision {
         static NONE: std::sync::OnceLock<Retries> = std::sync::OnceLock::new();
         let none = NONE.get_or_init(Retries::default);
-        let world = World { desired: &self.desired, actual: &self.actual, layout: &self.parts.layout };
+        let orders = self.orders(key);
+        let world =
+            World { desired: &self.desired, actual: &self.actual, layout: &self.parts.layout, orders };
         let mut decision = plan::decide(world, key, self.retries.get(key).unwrap_or(none), now);
         match decision.again_at {
             Some(at) => self.alarms.insert(key.clone(), at),
@@ -216,14 +235,16 @@ impl Loop {
                 self.actual.drivers.get(driver).is_some_and(|state| state.connection == Connection::Ready)
             });
             // The cause has changed: what failed with the old instance is tried with the new one at once.
-            if driver_ready {
-                self.retries.remove(&key);
+            if driver_ready && let Some(retries) = self.retries.get_mut(&key) {
+                retries.reset();
             }
             self.touched.insert(key);
         }
+        // With a driver its file systems may have died, or it is back to mount them anew.
+        self.round_soon();
     }
 
-    fn volumes_of(&self, drivers: &BTreeSet<DriverName>) -> Vec<VolumeKey> {
+    pub(super) fn volumes_of(&self, drivers: &BTreeSet<DriverName>) -> Vec<VolumeKey> {
         let mut keys: BTreeSet<&VolumeKey> = self.records.keys().collect();
         keys.extend(self.desired.volumes.keys());
         keys.into_iter()
@@ -237,84 +258,6 @@ impl Loop {
             return Some(driver);
         }
         self.desired.volumes.get(key)?.publications.values().find_map(super::show::wanted_driver)
-    }
-
-    async fn take_mounts(&mut self) {
-        match self.parts.host.mounts().await {
-            Ok(mounts) if Arc::ptr_eq(&mounts, &self.mounts) => {}
-            Ok(mounts) => {
-                let old = std::mem::replace(&mut self.mounts, mounts);
-                self.observe_changed(&old);
-            }
-            // The old table stands; execute looks for itself before it calls anybody.
-            Err(_unreadable) => self.due.mounts = true,
-        }
-    }
-
-    async fn take_foreign(&mut self) {
-        let Ok(on_disk) = self.parts.host.volumes_on_disk().await else { return };
-        // A step under way makes directories before its record reaches this loop.
-        if self.busy.is_empty() {
-            let foreign = observe::foreign(&on_disk, &self.records, &self.mounts, &self.parts.layout);
-            if foreign != self.actual.foreign {
-                self.actual.foreign = foreign;
-                self.touched.extend(self.desired.volumes.keys().chain(self.records.keys()).cloned());
-            }
-        }
-    }
-
-    /// Looks again at the volumes whose paths mounts came to or went from: with each mount looking at all would be the
-    /// square of them.
-    fn observe_changed(&mut self, old: &MountTable) {
-        let mounts = Arc::clone(&self.mounts);
-        let changed = mounts.changes_since(old);
-        let layout = &self.parts.layout;
-        let concerned = |record: &VolumeRecord| changed.iter().any(|p| is_concerned(record, layout, p));
-        let keys: Vec<VolumeKey> =
-            self.records.iter().filter(|(_, record)| concerned(record)).map(|(key, _)| key.clone()).collect();
-        for key in keys {
-            if !self.busy.contains_key(&key) {
-                self.observe(&key);
-            }
-        }
-    }
-
-    fn observe_all(&mut self) {
-        let keys: Vec<VolumeKey> = self.records.keys().cloned().collect();
-        for key in keys {
-            if !self.busy.contains_key(&key) {
-                self.observe(&key);
-            }
-        }
-    }
-
-    /// Looks at one volume again and touches it if something is different.
-    pub(super) fn observe(&mut self, key: &VolumeKey) {
-        let have = self
-            .records
-            .get(key)
-            .map(|record| observe::volume(record, &self.mounts, &self.boot, &self.parts.layout));
-        let old = self.actual.volumes.get(key);
-        if have.as_ref() == old {
-            return;
-        }
-        if let (Some(old), Some(new)) = (old, &have) {
-            for (id, publication) in &new.publications {
-                let was = old.publications.get(id).map(|publication| publication.presence);
-                if was == Some(Presence::Yes)
-                    && publication.presence == Presence::Uncertain
-                    && !publication.undoing
-                {
-                    let path = publication.arguments.as_ref().map(|arguments| arguments.target_path.clone());
-                    self.tell_of(
-                        key,
-                        EventKind::Vanished { key: key.clone(), path: path.unwrap_or_default() },
-                    );
-                }
-            }
-        }
-        self.actual.set(key, have);
-        self.touched.insert(key.clone());
     }
 
     /// Decides about absence, and touches every volume that is wished otherwise than before.
@@ -339,7 +282,9 @@ impl Loop {
             if old.volumes.get(key) != self.desired.volumes.get(key) {
                 self.touched.insert(key.clone());
                 // The cause has changed.
-                self.retries.remove(key);
+                if let Some(retries) = self.retries.get_mut(key) {
+                    retries.reset();
+                }
             }
         }
         self.show_brake(settled.brake);
@@ -383,6 +328,9 @@ impl Loop {
             self.confirm_at = None;
             (self.parts.reread.0)();
         }
+        if self.round_at.is_some_and(|at| at <= now) {
+            self.begin_round();
+        }
         if Instant::now() >= self.safety_at {
             self.safety_at = Instant::now() + SAFETY_PERIOD;
             self.due.safety = true;
@@ -391,9 +339,29 @@ impl Loop {
 
     /// Returns when the clock alone makes a pass.
     pub(super) fn next_due(&self) -> Instant {
-        let soonest = self.alarms.values().chain(&self.settle_again_at).chain(&self.confirm_at).min();
+        let soonest = self
+            .alarms
+            .values()
+            .chain(&self.settle_again_at)
+            .chain(&self.confirm_at)
+            .chain(&self.round_at)
+            .min();
         let soonest = soonest.map(|ms| self.parts.started + Duration::from_millis(*ms));
         soonest.map_or(self.safety_at, |at| at.min(self.safety_at))
+    }
+
+    /// Shows how far a step got.
+    pub(super) fn take_progress(&mut self, (key, detail): Told) {
+        if let Some(running) = self.busy.get_mut(&key) {
+            running.shown.detail = Some(detail);
+            self.touched.insert(key);
+        }
+    }
+
+    pub(super) fn progress_of(&self, key: &VolumeKey) -> Progress {
+        let (key, told) = (key.clone(), self.progress.0.clone());
+        // The loop that would hear it is gone: so is who would look.
+        Progress::new(move |detail| drop(told.send((key.clone(), detail))))
     }
 
     pub(super) fn now(&self) -> Now {
@@ -429,16 +397,6 @@ fn contested(desired: &Desired) -> BTreeMap<PublicationId, BTreeSet<VolumeKey>> 
         }
     }
     contested
-}
-
-/// Whether a mount at this point can change what is seen of a volume.
-fn is_concerned(record: &VolumeRecord, layout: &Layout, point: &Path) -> bool {
-    let staged = record.staging.as_ref().is_some_and(|s| point.starts_with(&s.arguments.staging_path));
-    staged
-        || record.publications.iter().any(|(id, publication)| match &publication.arguments {
-            Some(arguments) => point.starts_with(&arguments.target_path),
-            None => point.starts_with(layout.absolute(&layout.publication(id))),
-        })
 }
 
 pub(super) fn driver_of(record: &VolumeRecord) -> Option<&DriverName> {

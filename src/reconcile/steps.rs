@@ -1,6 +1,7 @@
 //! Steps: begun in tasks of their own, and taken into the truth when they end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::task::JoinError;
@@ -9,8 +10,8 @@ use tokio::time::Instant;
 use super::pass::{Loop, driver_of, millis};
 use crate::execute::Ended;
 use crate::model::{
-    CallState, EventKind, InProgress, Outcome, PublicationId, PublicationPlan, PublicationRecord, Step,
-    StepKind, VolumeKey,
+    CallState, EventKind, InProgress, Outcome, PublicationId, PublicationPlan, PublicationRecord,
+    RecordedVolume, Step, StepKind, VolumeKey,
 };
 use crate::plan::{Due, Now};
 
@@ -24,7 +25,23 @@ pub(super) struct Running {
     pub(super) intends: BTreeMap<PublicationId, Box<PublicationRecord>>,
     /// Approved by the operator meanwhile; goes into the record when the step has ended.
     pub(super) approve: BTreeSet<PublicationId>,
+    /// The publication is to be repeated after a while.
+    pub(super) repeats: bool,
 }
+
+/// What the loop's own tasks tell it.
+#[derive(Debug)]
+pub(super) enum Happening {
+    /// A step ended.
+    StepEnded(StepResult),
+    /// A step says how far it got.
+    StepTold(Told),
+    /// The file systems that can die were asked.
+    RoundEnded(Result<Option<BTreeMap<PathBuf, String>>, JoinError>),
+}
+
+/// How far a volume's step got, in words.
+pub(super) type Told = (VolumeKey, String);
 
 /// A step that ended, or the panic that ended it.
 pub(super) type StepResult = Result<(VolumeKey, Ended), JoinError>;
@@ -33,14 +50,36 @@ impl Loop {
     pub(super) fn begin(&mut self, step: Step, now: Now) {
         let key = step.key().clone();
         let kind = step.kind();
-        let shown =
-            InProgress { step: kind.name(), publication: kind.publication().cloned(), since: now.wall };
+        let shown = InProgress {
+            step: kind.name(),
+            publication: kind.publication().cloned(),
+            detail: None,
+            since: now.wall,
+        };
         let intends = self.intended(&step);
-        let running = Running { kind, shown, begun: Instant::now(), intends, approve: BTreeSet::new() };
+        let repeats = match &step {
+            Step::Publish(step) | Step::Republish(step) => step.repeats,
+            Step::Stage(_) | Step::Expand(_) | Step::Unpublish { .. } | Step::Unstage { .. } => false,
+        };
+        let running =
+            Running { kind, shown, begun: Instant::now(), intends, approve: BTreeSet::new(), repeats };
+        match &step {
+            Step::Stage(step) => self.count(&key, &step.volume),
+            Step::Publish(step) => self.count(&key, &step.volume),
+            Step::Republish(_) | Step::Expand(_) | Step::Unpublish { .. } | Step::Unstage { .. } => {}
+        }
         self.busy.insert(key.clone(), running);
         let record = self.records.get(&key).cloned();
         let executor = Arc::clone(&self.executor);
-        self.steps.spawn(async move { (key, executor.run(step, record).await) });
+        let progress = self.progress_of(&key);
+        self.steps.spawn(async move { (key, executor.run(step, record, progress).await) });
+    }
+
+    /// Counts a volume as being on this node, so that no other takes its room meanwhile.
+    fn count(&mut self, key: &VolumeKey, volume: &RecordedVolume) {
+        if let RecordedVolume::Csi { driver, .. } = volume {
+            self.actual.reserve(driver, key);
+        }
     }
 
     fn intended(&self, step: &Step) -> BTreeMap<PublicationId, Box<PublicationRecord>> {
@@ -61,9 +100,24 @@ impl Loop {
             .collect()
     }
 
-    /// Waits for a step to end; pending while none is under way. Cancel-safe.
-    pub(super) async fn step_ended(&mut self) -> Option<StepResult> {
-        self.steps.join_next().await
+    /// Waits for a task of the loop's own: a step, or a round over file systems. Cancel-safe: what has ended stays in its set.
+    pub(super) async fn happened(&mut self) -> Happening {
+        tokio::select! {
+            biased;
+            Some(ended) = self.steps.join_next() => Happening::StepEnded(ended),
+            Some(told) = self.progress.1.recv() => Happening::StepTold(told),
+            Some(found) = self.round.join_next() => Happening::RoundEnded(found),
+            // The loop holds a sender itself, so `recv` never ends.
+        }
+    }
+
+    /// Takes what happened.
+    pub(super) fn take(&mut self, happening: Happening) {
+        match happening {
+            Happening::StepEnded(ended) => self.take_ended(ended),
+            Happening::StepTold(told) => self.take_progress(told),
+            Happening::RoundEnded(found) => self.take_round(found),
+        }
     }
 
     /// Takes a step's outcome into the truth.
@@ -83,7 +137,12 @@ impl Loop {
         self.tell_ended(&key, &running, &ended, now);
         let retries = self.retries.entry(key.clone()).or_default();
         match &ended.result {
-            Ok(Outcome::Changed | Outcome::AlreadyThere) => retries.succeeded(&running.kind),
+            Ok(Outcome::Changed | Outcome::AlreadyThere) => {
+                retries.succeeded(&running.kind);
+                if let (true, Some(id)) = (running.repeats, running.kind.publication()) {
+                    retries.published(id, now, self.parts.ambient.random());
+                }
+            }
             Err(failure) => {
                 retries.failed(&running.kind, failure, now, self.parts.ambient.random());
             }
@@ -100,9 +159,13 @@ impl Loop {
                 self.due.settle |= approved || self.is_undecided(&key);
             }
             None => {
+                self.make_room(&key);
                 self.records.remove(&key);
+                self.operator.forced.remove(&key);
             }
         }
+        self.doubt_death(&key);
+        self.forget_foreign(&key);
         self.observe(&key);
         self.touch_waiting(&key, &running.kind);
         self.touched.insert(key);
@@ -162,6 +225,17 @@ impl Loop {
                 .keys()
                 .any(|id| wants.is_none_or(|wants| !wants.publications.contains_key(id)))
         })
+    }
+
+    /// Counts a volume no longer that has left the node, and touches those that its driver had no room for.
+    fn make_room(&mut self, key: &VolumeKey) {
+        let Some(driver) = self.driver_of(key).cloned() else { return };
+        self.actual.release(&driver, key);
+        let limit = self.actual.drivers.get(&driver).map_or(0, |state| state.info.max_volumes);
+        if limit > 0 {
+            let waiting = self.volumes_of(&BTreeSet::from([driver]));
+            self.touched.extend(waiting);
+        }
     }
 
     /// Touches the volumes that wait for a place that another one has given back.

@@ -42,6 +42,7 @@ fn full() -> VolumeRecord {
             }),
             approved: true,
             adopted: false,
+            released: false,
         };
         (id, Box::new(record))
     };

@@ -21,6 +21,8 @@ mod id {
     pub(super) const BRAKE_APPLIED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c0a";
     pub(super) const FOREIGN_FOUND: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c0b";
     pub(super) const RECONSTRUCTED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c0c";
+    pub(super) const DIED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c0d";
+    pub(super) const ADOPTED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c0e";
 }
 
 /// Writes an event to the journal.
@@ -74,6 +76,7 @@ pub fn tell(event: &Event) {
                 | HoldCode::ReadingIncomplete
                 | HoldCode::Brake
                 | HoldCode::EmptyDirKept
+                | HoldCode::Adopted
                 | HoldCode::PendingEdit => info!(
                     message_id = id::HELD, %pod, pod_uid, volume_name = %volume, code, remedy = %hold.remedy,
                     "{volume} of {pod} is held: {}", hold.detail
@@ -83,6 +86,15 @@ pub fn tell(event: &Event) {
         EventKind::Vanished { key, path } => warn!(
             message_id = id::VANISHED, volume = %key, path = %path.display(),
             "the mount of {key} at {} vanished; it is made again", path.display()
+        ),
+        EventKind::Died { key, path, reason } => warn!(
+            message_id = id::DIED, volume = %key, path = %path.display(),
+            "the file system of {key} at {} does not answer any more ({reason}); it is mounted anew when its driver is there",
+            path.display()
+        ),
+        EventKind::Adopted { key, path } => info!(
+            message_id = id::ADOPTED, volume = %key, path = %path.display(),
+            "{} is volumed's now: {key}", path.display()
         ),
         EventKind::DriverReady { driver, endpoint } => info!(
             message_id = id::DRIVER_READY, csi_driver = %driver, endpoint = %endpoint.display(),

@@ -1,9 +1,11 @@
 //! emptyDir on disk: a directory of mode 0777 and the kubelet's `ready` marker (kubelet.md 4.2).
 
-use super::{Answer, Call, Site, VolumeType, host_failure, pod_directories};
+use super::{Answer, Call, ExpandError, Place, Site, VolumeType, host_failure, own, pod_directories};
 use crate::BoxFuture;
-use crate::host::{Directory, Removal, Tree};
-use crate::model::{Effect, Failure, PublicationId, PublishArguments, RootPath, SecretMap, StageArguments};
+use crate::host::{Directory, Progress, Removal, Tree};
+use crate::model::{
+    Effect, ExpandArguments, Failure, PublishStep, RootPath, SecretMap, StageArguments, StageStep,
+};
 
 /// The type.
 #[derive(Debug)]
@@ -16,8 +18,7 @@ impl VolumeType for EmptyDir {
         &'a self,
         _site: &'a Site,
         _call: &'a Call,
-        _arguments: &'a StageArguments,
-        _secrets: &'a SecretMap,
+        _step: &'a StageStep,
     ) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async { Ok(()) })
     }
@@ -26,11 +27,10 @@ impl VolumeType for EmptyDir {
         &'a self,
         site: &'a Site,
         _call: &'a Call,
-        id: &'a PublicationId,
-        _arguments: Option<&'a PublishArguments>,
-        _secrets: &'a SecretMap,
+        step: &'a PublishStep,
     ) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
+            let id = &step.id;
             let volume = site.layout.publication(id);
             let marker = site.layout.empty_dir_marker(&id.pod, &id.spec);
             let mut directories = Vec::new();
@@ -43,15 +43,38 @@ impl VolumeType for EmptyDir {
         })
     }
 
+    fn finish_publication<'a>(
+        &'a self,
+        site: &'a Site,
+        step: &'a PublishStep,
+        progress: &'a Progress,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            match step.ownership {
+                Some(ownership) => own(site, site.layout.publication(&step.id), ownership, progress).await,
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn expand<'a>(
+        &'a self,
+        _call: &'a Call,
+        _arguments: &'a ExpandArguments,
+        _secrets: &'a SecretMap,
+    ) -> BoxFuture<'a, Result<(), ExpandError>> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn unpublish<'a>(
         &'a self,
         site: &'a Site,
         _call: &'a Call,
-        id: &'a PublicationId,
-        _arguments: Option<&'a PublishArguments>,
+        place: Place<'a>,
+        _forced: bool,
     ) -> BoxFuture<'a, Result<Answer, Failure>> {
         Box::pin(async move {
-            let volume = site.layout.publication(id);
+            let volume = site.layout.publication(place.id);
             site.host
                 .remove_empty_dir(volume)
                 .await
@@ -63,15 +86,21 @@ impl VolumeType for EmptyDir {
     fn clean_publication<'a>(
         &'a self,
         site: &'a Site,
-        id: &'a PublicationId,
+        place: Place<'a>,
     ) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
+            let id = place.id;
             let marker = site.layout.empty_dir_marker(&id.pod, &id.spec);
             // <name> -> kubernetes.io~empty-dir -> plugins; the pod's own directory comes with the volume's.
             let mut if_empty: Vec<RootPath> =
                 std::iter::successors(marker.parent(), RootPath::parent).take(2).collect();
             if_empty.extend(pod_directories(&site.layout.publication(id)));
-            let removal = Removal { files: vec![marker.join(READY)], directories: vec![marker], if_empty };
+            let removal = Removal {
+                files: vec![marker.join(READY)],
+                directories: vec![marker],
+                if_empty,
+                ..Removal::default()
+            };
             site.host.remove(removal).await.map_err(|error| host_failure(&error, Effect::MayBeDone))
         })
     }

@@ -11,10 +11,10 @@ use tokio::sync::Semaphore;
 use crate::BoxFuture;
 use crate::csi::Driver;
 use crate::error::Chain;
-use crate::host::{Host, HostError};
+use crate::host::{Host, HostError, Progress};
 use crate::model::{
-    BlockedCause, Effect, Failure, Layout, PublicationId, PublishArguments, RecordedVolume, Retry, RootPath,
-    SecretMap, StageArguments,
+    BlockedCause, Effect, ExpandArguments, ExpansionState, Failure, Layout, Ownership, PublicationId,
+    PublishArguments, PublishStep, RecordedVolume, Retry, RootPath, SecretMap, StageArguments, StageStep,
 };
 
 /// Where a volume type works.
@@ -62,34 +62,47 @@ pub trait VolumeType: Send + Sync + Debug {
         &'a self,
         site: &'a Site,
         call: &'a Call,
-        arguments: &'a StageArguments,
-        secrets: &'a SecretMap,
+        step: &'a StageStep,
     ) -> BoxFuture<'a, Result<(), Failure>>;
 
-    /// Shows it to a pod.
+    /// Shows it to a pod, or shows it again.
     fn publish<'a>(
         &'a self,
         site: &'a Site,
         call: &'a Call,
-        id: &'a PublicationId,
-        arguments: Option<&'a PublishArguments>,
-        secrets: &'a SecretMap,
+        step: &'a PublishStep,
     ) -> BoxFuture<'a, Result<(), Failure>>;
 
-    /// Takes it from a pod.
+    /// Does what the pod needs besides, once the volume is seen at its path: ownership, the device's place.
+    fn finish_publication<'a>(
+        &'a self,
+        site: &'a Site,
+        step: &'a PublishStep,
+        progress: &'a Progress,
+    ) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Makes it larger; an error is the driver's.
+    fn expand<'a>(
+        &'a self,
+        call: &'a Call,
+        arguments: &'a ExpandArguments,
+        secrets: &'a SecretMap,
+    ) -> BoxFuture<'a, Result<(), ExpandError>>;
+
+    /// Takes it from a pod. `forced`: even if a process has it.
     fn unpublish<'a>(
         &'a self,
         site: &'a Site,
         call: &'a Call,
-        id: &'a PublicationId,
-        arguments: Option<&'a PublishArguments>,
+        place: Place<'a>,
+        forced: bool,
     ) -> BoxFuture<'a, Result<Answer, Failure>>;
 
     /// Removes our own files and empty directories of a publication, now that nothing is mounted there.
     fn clean_publication<'a>(
         &'a self,
         site: &'a Site,
-        id: &'a PublicationId,
+        place: Place<'a>,
     ) -> BoxFuture<'a, Result<(), Failure>>;
 
     /// Takes it from the node.
@@ -108,6 +121,24 @@ pub trait VolumeType: Send + Sync + Debug {
     ) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
+/// A recorded publication.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// Whose.
+    pub id: &'a PublicationId,
+    /// What was sent; `None` for types without calls.
+    pub arguments: Option<&'a PublishArguments>,
+}
+
+/// Why a volume did not grow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpandError {
+    /// How the growth stands now.
+    pub state: ExpansionState,
+    /// The failure of the step.
+    pub failure: Failure,
+}
+
 /// Returns the type of a volume.
 pub fn of(volume: &RecordedVolume) -> &'static dyn VolumeType {
     match volume {
@@ -122,13 +153,33 @@ fn pod_directories(publication: &RootPath) -> Vec<RootPath> {
     std::iter::successors(publication.parent(), RootPath::parent).take(3).collect()
 }
 
+/// Gives a volume's files to the pod's group.
+async fn own(site: &Site, path: RootPath, ownership: Ownership, progress: &Progress) -> Result<(), Failure> {
+    let done = site.host.set_ownership(path, ownership, progress.clone()).await;
+    done.map_err(|error| host_failure(&error, Effect::MayBeDone))
+}
+
 /// Returns the failure of a step that the host refused.
 pub fn host_failure(error: &HostError, effect: Effect) -> Failure {
+    let (code, retry, remedy) = match error {
+        HostError::Busy { .. } => ("in-use", Retry::Soon, IN_USE_REMEDY),
+        HostError::Io { .. }
+        | HostError::NotEmpty { .. }
+        | HostError::WrongKind { .. }
+        | HostError::WrongMount { .. }
+        | HostError::Deadline { .. } => {
+            ("host", Retry::Backoff, "mend what the message names; volumed tries again by itself")
+        }
+    };
     Failure {
         effect,
         settled: false,
-        retry: Retry::Backoff,
-        cause: BlockedCause::new("host", Chain(error).to_string()),
-        remedy: "mend what the message names; volumed tries again by itself".to_owned(),
+        retry,
+        cause: BlockedCause::new(code, Chain(error).to_string()),
+        remedy: remedy.to_owned(),
     }
 }
+
+/// What is told of a volume that somebody still has.
+pub const IN_USE_REMEDY: &str =
+    "stop who has it; volumed goes on by itself, or at once after volumectl release --force";

@@ -1,0 +1,74 @@
+//! Unpublish and unstage.
+
+use super::{Work, fault, guard, set_publication, set_staging};
+use crate::model::{CallState, Failure, Outcome, PublicationId};
+use crate::record::Durability;
+use crate::volumes::{self, Place};
+
+impl Work<'_> {
+    pub(super) async fn unpublish(&mut self, id: &PublicationId, force: bool) -> Result<Outcome, Failure> {
+        let Some(publication) = self.record.publications.get(id) else { return Ok(Outcome::AlreadyThere) };
+        if publication.state == CallState::Planned && publication.boot == self.executor.boot {
+            self.update(Durability::Written, |record, _| drop(record.publications.remove(id))).await?;
+            return Ok(Outcome::AlreadyThere);
+        }
+        let call = self.call()?;
+        let recorded = guard::before_unpublication(self.executor, publication).await?;
+        let arguments = publication.arguments.clone();
+        self.update(Durability::Written, |record, boot| {
+            set_publication(record, id, (CallState::Undoing, boot.clone()));
+        })
+        .await?;
+        fault::reached("unpublish:intent");
+        let site = self.site();
+        let volume = volumes::of(&self.record.volume);
+        let place = Place { id, arguments: arguments.as_ref() };
+        let answer = volume.unpublish(&site, &call, place, force).await?;
+        fault::reached("unpublish:call");
+        if let Some(arguments) = &arguments {
+            guard::after_undo(self.executor, &arguments.target_path, recorded.as_ref(), answer).await?;
+        }
+        volume.clean_publication(&site, place).await?;
+        self.update(Durability::Written, |record, _| drop(record.publications.remove(id))).await?;
+        fault::reached("unpublish:outcome");
+        Ok(Outcome::Changed)
+    }
+
+    pub(super) async fn unstage(&mut self, force: bool) -> Result<Outcome, Failure> {
+        let Some(staging) = &self.record.staging else { return Ok(Outcome::AlreadyThere) };
+        if !self.record.publications.is_empty() {
+            // The plan never asks for it (design rule 4); a second lock on the same door.
+            return Err(Failure::not_done(
+                "still-published",
+                "the volume is still published to a pod",
+                "wait",
+            ));
+        }
+        let call = self.call()?;
+        let recorded = guard::before_unstaging(self.executor, staging).await?;
+        if !force {
+            guard::nobody_has(self.executor, staging, call.driver.as_ref()).await?;
+        }
+        let arguments = staging.arguments.clone();
+        self.update(Durability::Written, |record, boot| {
+            set_staging(record, (CallState::Undoing, boot.clone()));
+        })
+        .await?;
+        fault::reached("unstage:intent");
+        let site = self.site();
+        let volume = volumes::of(&self.record.volume);
+        let answer = volume.unstage(&site, &call, &arguments).await?;
+        fault::reached("unstage:call");
+        guard::after_undo(self.executor, &arguments.staging_path, recorded.as_ref(), answer).await?;
+        volume.clean_staging(&site, &arguments).await?;
+        self.update(Durability::Written, |record, _| {
+            record.staging = None;
+            // What stands in the way of growing is gone with it; the size is remembered apart.
+            record.expansion = None;
+            record.size = None;
+        })
+        .await?;
+        fault::reached("unstage:outcome");
+        Ok(Outcome::Changed)
+    }
+}

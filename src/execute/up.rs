@@ -1,0 +1,151 @@
+//! Stage, publish, and publish again.
+
+use super::{Work, fault, guard, set_publication, set_staging};
+use crate::model::{
+    BlockedCause, CallState, Effect, Failure, Outcome, PublicationRecord, PublishStep, RecordedMount, Retry,
+    StageStep, StagingRecord,
+};
+use crate::record::Durability;
+use crate::volumes;
+
+impl Work<'_> {
+    pub(super) async fn stage(&mut self, step: &StageStep) -> Result<Outcome, Failure> {
+        let call = self.call()?;
+        guard::before_staging(self.executor, &self.record, step).await?;
+        self.intend_staging(step).await?;
+        fault::reached("stage:intent");
+        let site = self.site();
+        let sent = volumes::of(&self.record.volume).stage(&site, &call, step).await;
+        fault::reached("stage:call");
+        let mounted = match sent {
+            Ok(()) => guard::found(self.executor, &step.arguments.staging_path).await,
+            Err(failure) => Err(failure),
+        };
+        let mount = match mounted {
+            Ok(mount) => mount,
+            Err(failure) => return self.settle(failure, set_staging).await,
+        };
+        self.not_a_mount_point = mount == RecordedMount::NotAMountPoint;
+        self.update(Durability::Written, |record, boot| {
+            set_staging(record, (CallState::Done { mount }, boot.clone()));
+            // Their turn has come, and this write spares each of them one of its own.
+            for publication in record.publications.values_mut() {
+                if publication.state == CallState::Planned {
+                    publication.state = CallState::Intended { settled: false };
+                }
+            }
+        })
+        .await?;
+        fault::reached("stage:outcome");
+        Ok(Outcome::Changed)
+    }
+
+    /// Writes the staging's intent, and with it those of the publications that will follow: one synced record.
+    async fn intend_staging(&mut self, step: &StageStep) -> Result<(), Failure> {
+        self.intend(|record, boot| {
+            let arguments = step.arguments.clone();
+            let state = CallState::Intended { settled: false };
+            record.staging = Some(StagingRecord { boot: boot.clone(), state, arguments });
+            for (id, plan) in &step.planned {
+                if !record.publications.contains_key(id) {
+                    let planned = PublicationRecord::new(plan, boot.clone(), CallState::Planned);
+                    record.publications.insert(id.clone(), Box::new(planned));
+                }
+            }
+        })
+        .await
+    }
+
+    pub(super) async fn publish(&mut self, step: &PublishStep) -> Result<Outcome, Failure> {
+        let call = self.call()?;
+        let id = &step.id;
+        guard::before_publication(self.executor, &self.record, step).await?;
+        self.intend(|record, boot| {
+            let state = CallState::Intended { settled: false };
+            let intended = PublicationRecord::new(&step.plan, boot.clone(), state);
+            record.publications.insert(id.clone(), Box::new(intended));
+        })
+        .await?;
+        fault::reached("publish:intent");
+        let site = self.site();
+        let volume = volumes::of(&self.record.volume);
+        let arguments = step.plan.arguments.as_ref();
+        let sent = volume.publish(&site, &call, step).await;
+        fault::reached("publish:call");
+        let mounted = match (sent, arguments) {
+            (Ok(()), Some(arguments)) => guard::found(self.executor, &arguments.target_path).await,
+            (Ok(()), None) => Ok(RecordedMount::NotAMountPoint),
+            (Err(failure), _) => Err(failure),
+        };
+        let finished = match mounted {
+            Ok(mount) => self.finish(step, mount).await,
+            Err(failure) => Err(failure),
+        };
+        let mount = match finished {
+            Ok(mount) => mount,
+            Err(failure) => {
+                return self.settle(failure, |record, state| set_publication(record, id, state)).await;
+            }
+        };
+        self.not_a_mount_point = arguments.is_some() && mount == RecordedMount::NotAMountPoint;
+        let size = self.size;
+        self.update(Durability::Written, |record, boot| {
+            set_publication(record, id, (CallState::Done { mount }, boot.clone()));
+            record.size = size.or(record.size);
+        })
+        .await?;
+        fault::reached("publish:outcome");
+        Ok(Outcome::Changed)
+    }
+
+    /// Does what the pod needs besides the driver's call: ownership, the device's place, and the size.
+    async fn finish(&mut self, step: &PublishStep, mount: RecordedMount) -> Result<RecordedMount, Failure> {
+        let site = self.site();
+        volumes::of(&self.record.volume).finish_publication(&site, step, &self.progress).await?;
+        fault::reached("publish:finish");
+        if let Some(growth) = &step.growth {
+            self.grow_at_bring_up(growth).await?;
+        }
+        Ok(mount)
+    }
+
+    /// Calls NodePublish for what is published. Whatever comes of it, the record still says what is there: a mount that the
+    /// driver exchanged is seen by the mount table and doubted like any other that changed (csi.md 10, 31).
+    pub(super) async fn republish(&mut self, step: &PublishStep) -> Result<Outcome, Failure> {
+        let (Some(arguments), Some(recorded)) =
+            (&step.plan.arguments, self.record.publications.get(&step.id).map(|p| p.state.clone()))
+        else {
+            return Ok(Outcome::AlreadyThere);
+        };
+        let call = self.call()?;
+        guard::before_publication(self.executor, &self.record, step).await?;
+        let site = self.site();
+        volumes::of(&self.record.volume).publish(&site, &call, step).await?;
+        fault::reached("republish:call");
+        let mount = guard::found(self.executor, &arguments.target_path).await?;
+        match (&recorded, &mount) {
+            (CallState::Done { mount: old }, new) if old == new => Ok(Outcome::AlreadyThere),
+            // Drivers may put a new mount in the place of the old one; nothing else may.
+            (CallState::Done { .. }, RecordedMount::Mount(_)) => {
+                self.update(Durability::Written, |record, boot| {
+                    set_publication(record, &step.id, (CallState::Done { mount }, boot.clone()));
+                })
+                .await?;
+                Ok(Outcome::Changed)
+            }
+            (_, _) => Err(Failure {
+                effect: Effect::MayBeDone,
+                settled: true,
+                retry: Retry::Backoff,
+                cause: BlockedCause::new(
+                    "vanished",
+                    format!(
+                        "after NodePublishVolume nothing is mounted at {}",
+                        arguments.target_path.display()
+                    ),
+                ),
+                remedy: "look at the driver's log".to_owned(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What is taken away: publications that are absent or have to be redone, and the staging after the last of them.
+
+use super::chooser::Chooser;
+use super::{FOREIGN_REMEDY, View};
+use crate::model::{BlockedCause, HavePublication, Presence, PublicationId, Step, StepKind, Want};
+
+impl View<'_> {
+    /// Unpublishes what is absent, and what must be undone before it is done again.
+    pub(super) fn take_away(&self, chooser: &mut Chooser<'_>) {
+        let unstage = self.staging_to_undo();
+        for (id, have) in self.published() {
+            let undo = match self.wants.get(id) {
+                None => false,
+                Some(Want::Held(hold)) => {
+                    chooser.hold(id, hold);
+                    false
+                }
+                Some(Want::Absent) => true,
+                Some(Want::Wanted(wanted)) => {
+                    let again = self.is_another(wanted)
+                        || have.dead
+                        || (have.frozen && self.differs(id, have, wanted));
+                    have.undoing
+                        || (have.presence != Presence::Yes && unstage)
+                        || (have.presence == Presence::Uncertain && again)
+                }
+            };
+            if undo {
+                self.unpublish(id, have, chooser);
+            }
+        }
+    }
+
+    fn unpublish(&self, id: &PublicationId, have: &HavePublication, chooser: &mut Chooser<'_>) {
+        let kind = StepKind::Unpublish(id.clone());
+        if let Some(obstacle) = &have.obstacle {
+            return chooser.obstructed(&kind, &self.target(id, have.arguments.as_ref()), obstacle);
+        }
+        // What was only planned needs no driver to be forgotten.
+        if have.presence != Presence::No
+            && let Err((cause, remedy)) = self.recorded_driver_ready()
+        {
+            return chooser.block(&kind, cause, &remedy);
+        }
+        let force = self.world.orders.force;
+        chooser.offer(Step::Unpublish { key: self.key.clone(), id: id.clone(), force });
+    }
+
+    /// Unstages when nothing is or may be published and nothing wants it, or when the staging has to be redone.
+    pub(super) fn let_go(&self, chooser: &mut Chooser<'_>) {
+        let Some(staging) = self.staging() else { return };
+        let held = self.wants.values().any(|want| matches!(want, Want::Held(_)));
+        if held || self.published().next().is_some() {
+            return;
+        }
+        if self.wanted().next().is_some() && !self.staging_to_undo() {
+            return;
+        }
+        let kind = StepKind::Unstage;
+        if let Some(foreign) = self.foreign_publications().next() {
+            let cause = BlockedCause::new(
+                "foreign-publication",
+                format!(
+                    "{} is a publication of this volume that volumed did not make",
+                    foreign.path.display()
+                ),
+            );
+            return chooser.block(&kind, cause, FOREIGN_REMEDY);
+        }
+        if let Some(obstacle) = &staging.obstacle {
+            return chooser.obstructed(&kind, &staging.arguments.staging_path, obstacle);
+        }
+        if let Err((cause, remedy)) = self.recorded_driver_ready() {
+            return chooser.block(&kind, cause, &remedy);
+        }
+        chooser.offer(Step::Unstage { key: self.key.clone(), force: self.world.orders.force });
+    }
+
+    /// Whether the staging has to be undone although it is wanted: an undo was begun, its file system died, or the staging is
+    /// in doubt and the manifests now say something else. What is verifiably shown to somebody keeps it: then what was
+    /// recorded is done again.
+    pub(super) fn staging_to_undo(&self) -> bool {
+        let Some(staging) = self.staging() else { return false };
+        if self.published().any(|(_, have)| have.presence == Presence::Yes) {
+            return false;
+        }
+        if staging.undoing || staging.dead {
+            return true;
+        }
+        let Some(csi) = self.wanted_csi() else { return false };
+        if staging.presence != Presence::Uncertain || !staging.frozen {
+            return false;
+        }
+        let Ok(info) = self.driver(&csi.driver) else { return false };
+        let Some(new) = self.stage_arguments(csi, info) else { return false };
+        new.is_ok_and(|new| new != staging.arguments)
+    }
+}

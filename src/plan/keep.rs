@@ -1,0 +1,89 @@
+//! What is up: published again where the driver wants that, and grown.
+
+use std::sync::Arc;
+
+use super::chooser::Chooser;
+use super::{View, arguments};
+use crate::model::{
+    BlockedCause, CsiWant, DriverInfo, ExpandStep, ExpansionState, HavePublication, PublicationId, Step,
+    StepKind, Wanted, WantedVolume,
+};
+
+impl View<'_> {
+    /// Looks after what is up: says what an edit waits for, and publishes again where the driver wants that.
+    pub(super) fn keep(
+        &self,
+        id: &PublicationId,
+        have: &HavePublication,
+        wanted: &Wanted,
+        chooser: &mut Chooser<'_>,
+    ) {
+        if self.differs(id, have, wanted) {
+            chooser.decision.pending_change =
+                Some(format!("{} was edited; used at the next bring-up", id.spec));
+        }
+        let WantedVolume::Csi(csi) = &wanted.volume else { return };
+        // A driver that is away is no trouble of a volume that is up.
+        let Ok(info) = self.driver(&csi.driver) else { return };
+        if csi.republish {
+            self.republish(id, have, wanted, info, chooser);
+        }
+        self.grow(id, csi, have, info, chooser);
+    }
+
+    fn republish(
+        &self,
+        id: &PublicationId,
+        have: &HavePublication,
+        wanted: &Wanted,
+        info: &DriverInfo,
+        chooser: &mut Chooser<'_>,
+    ) {
+        match chooser.retries.republish_at(id) {
+            Some(at) if at > chooser.now.mono => return chooser.again_at(at),
+            Some(_) | None => {}
+        }
+        let Ok(mut plan) = self.publication(id, wanted, Some(info)) else { return };
+        // As it is shown; an edit waits for the next bring-up.
+        plan.arguments.clone_from(&have.arguments);
+        let mut step = self.publish_step(id, wanted, plan, Some(info), None);
+        (step.ownership, step.growth) = (None, None);
+        chooser.offer(Step::Republish(Box::new(step)));
+    }
+
+    /// Grows a volume that is up, once for all its pods on this node.
+    fn grow(
+        &self,
+        id: &PublicationId,
+        csi: &CsiWant,
+        have: &HavePublication,
+        info: &DriverInfo,
+        chooser: &mut Chooser<'_>,
+    ) {
+        let Some(volume) = self.have else { return };
+        let (Some(size), Some(arguments)) = (volume.size, &have.arguments) else { return };
+        let may = !csi.read_only && !csi.source_read_only && info.expand_volume;
+        let Some(wanted) = csi.size.filter(|wanted| may && wanted.capacity > size) else { return };
+        let expansion = volume.expansion.as_deref();
+        if expansion.is_some_and(|expansion| expansion.state == ExpansionState::InUse) {
+            let cause = BlockedCause::new(
+                "FAILED_PRECONDITION",
+                format!(
+                    "driver {} does not expand the volume to {} bytes while it is in use",
+                    csi.driver, wanted.capacity
+                ),
+            );
+            return chooser.block(
+                &StepKind::Expand,
+                cause,
+                "remove the pods that use the volume: it grows when it comes up again",
+            );
+        }
+        if chooser.decision.step.as_ref().is_some_and(|step| step.kind() == StepKind::Expand) {
+            return;
+        }
+        let arguments = arguments::expand(self.world.layout, id, csi, arguments, wanted.capacity);
+        let secrets = Arc::clone(&csi.expand_secrets);
+        chooser.offer(Step::Expand(Box::new(ExpandStep { key: self.key.clone(), arguments, secrets })));
+    }
+}

@@ -1,0 +1,321 @@
+//! What is brought up: the staging, then each publication.
+
+use std::sync::Arc;
+
+use super::chooser::Chooser;
+use super::{FOREIGN_REMEDY, View, arguments, recorded};
+use crate::model::{
+    Adoption, BlockedCause, CsiWant, DriverInfo, FsGroup, Growth, Lifecycle, MountIdentity, Ownership,
+    Presence, PublicationId, PublicationPlan, PublishStep, RecordedVolume, StageArguments, StageStep, Step,
+    StepKind, VolumeMode, Wanted, WantedVolume,
+};
+
+impl View<'_> {
+    /// Stages and publishes what is wanted.
+    pub(super) fn bring_up(&self, chooser: &mut Chooser<'_>) {
+        if self.wanted().next().is_none() {
+            return;
+        }
+        let staged = match self.wanted_csi() {
+            Some(csi) if csi.lifecycle == Lifecycle::Persistent => self.stage(csi, chooser),
+            Some(_) | None => true,
+        };
+        for (id, wanted) in self.wanted() {
+            self.publish(id, wanted, staged, chooser);
+        }
+    }
+
+    /// Offers the stage step if it is needed; returns whether the volume is staged.
+    fn stage(&self, csi: &CsiWant, chooser: &mut Chooser<'_>) -> bool {
+        let have = self.staging();
+        if have.is_some_and(|have| have.presence == Presence::Yes) {
+            return true;
+        }
+        let kind = StepKind::Stage;
+        let info = match self.driver(&csi.driver) {
+            Ok(info) => info,
+            Err((cause, remedy)) => {
+                chooser.block(&kind, cause, &remedy);
+                return false;
+            }
+        };
+        let Some(new) = self.stage_arguments(csi, info) else { return false };
+        let mut adopt = None;
+        if let Some(have) = have {
+            if let Some(obstacle) = &have.obstacle {
+                chooser.obstructed(&kind, &have.arguments.staging_path, obstacle);
+                return false;
+            }
+            if self.staging_to_undo() {
+                // `let_go` unstages once nothing is published any more.
+                return false;
+            }
+        } else {
+            if let Err((cause, remedy)) = self.room(csi, info) {
+                chooser.block(&kind, cause, &remedy);
+                return false;
+            }
+            match self.foreign_staging(new.as_ref().ok()) {
+                Ok(mount) => adopt = mount,
+                Err(cause) => {
+                    chooser.block(&kind, cause, FOREIGN_REMEDY);
+                    return false;
+                }
+            }
+        }
+        let arguments = match (have, new) {
+            (Some(have), _) if have.frozen => have.arguments.clone(),
+            (_, Ok(arguments)) => arguments,
+            (_, Err((cause, remedy))) => {
+                chooser.block(&StepKind::Attach, cause, &remedy);
+                return false;
+            }
+        };
+        let planned = self
+            .wanted()
+            .filter(|(id, _)| self.have.is_none_or(|have| !have.publications.contains_key(*id)))
+            .filter(|(id, wanted)| self.free_place(id) == Ok(None) && self.only_pod(id, wanted).is_ok())
+            .filter_map(|(id, wanted)| Some((id.clone(), self.publication(id, wanted, Some(info)).ok()?)))
+            .collect();
+        chooser.offer(Step::Stage(Box::new(StageStep {
+            key: self.key.clone(),
+            volume: recorded(csi),
+            arguments,
+            secrets: Arc::clone(&csi.stage_secrets),
+            planned,
+            adopt,
+        })));
+        false
+    }
+
+    /// Returns what staging would send now, or why it cannot be said; `None` when no publication says where.
+    pub(super) fn stage_arguments(
+        &self,
+        csi: &CsiWant,
+        info: &DriverInfo,
+    ) -> Option<Result<StageArguments, arguments::Refused>> {
+        let (id, _) = self.wanted().next()?;
+        Some(arguments::stage(self.world.layout, id, csi, info))
+    }
+
+    pub(super) fn publication(
+        &self,
+        id: &PublicationId,
+        wanted: &Wanted,
+        info: Option<&DriverInfo>,
+    ) -> Result<PublicationPlan, arguments::Refused> {
+        arguments::publication(self.world.layout, id, wanted, info, self.staging_kind())
+    }
+
+    fn publish(&self, id: &PublicationId, wanted: &Wanted, staged: bool, chooser: &mut Chooser<'_>) {
+        let kind = StepKind::Publish(id.clone());
+        let have = self.have.and_then(|have| have.publications.get(id));
+        if let Some(have) = have {
+            if have.presence == Presence::Yes {
+                return self.keep(id, have, wanted, chooser);
+            }
+            if have.undoing || have.dead {
+                return;
+            }
+        }
+        let csi = match &wanted.volume {
+            WantedVolume::HostPath { .. } => return,
+            WantedVolume::EmptyDir { .. } => None,
+            WantedVolume::Csi(csi) => Some(csi),
+        };
+        if !staged {
+            return;
+        }
+        let info = match csi.map(|csi| self.driver(&csi.driver)).transpose() {
+            Ok(info) => info,
+            Err((cause, remedy)) => return chooser.block(&kind, cause, &remedy),
+        };
+        let adopt = match self.free_place(id) {
+            Ok(adopt) => adopt,
+            Err(cause) => return chooser.block(&kind, cause, FOREIGN_REMEDY),
+        };
+        if let Err((cause, remedy)) = self.only_pod(id, wanted) {
+            return chooser.block(&kind, cause, &remedy);
+        }
+        if let (Some(csi), Some(info), None) = (csi, info, self.have)
+            && let Err((cause, remedy)) = self.room(csi, info)
+        {
+            return chooser.block(&kind, cause, &remedy);
+        }
+        if let Some(have) = have
+            && let Some(obstacle) = &have.obstacle
+        {
+            return chooser.obstructed(&kind, &self.target(id, have.arguments.as_ref()), obstacle);
+        }
+        let mut plan = match self.publication(id, wanted, info) {
+            Ok(plan) => plan,
+            Err((cause, remedy)) => return chooser.block(&StepKind::Attach, cause, &remedy),
+        };
+        if have.is_some() && self.is_another(wanted) {
+            // `take_away` gives the other driver's volume back first.
+            return;
+        }
+        if let Some(have) = have.filter(|have| have.frozen) {
+            if self.differs(id, have, wanted) {
+                // `take_away` undoes it first.
+                return;
+            }
+            plan.arguments.clone_from(&have.arguments);
+        }
+        chooser.offer(Step::Publish(Box::new(self.publish_step(id, wanted, plan, info, adopt))));
+    }
+
+    /// Puts a publish step together from what is to be sent.
+    pub(super) fn publish_step(
+        &self,
+        id: &PublicationId,
+        wanted: &Wanted,
+        plan: PublicationPlan,
+        info: Option<&DriverInfo>,
+        adopt: Option<Adoption>,
+    ) -> PublishStep {
+        let (volume, secrets, tokens, ownership) = match &wanted.volume {
+            WantedVolume::Csi(csi) => {
+                let ownership = csi.fs_group.and_then(|group| ours_to_own(group, info));
+                (recorded(csi), Arc::clone(&csi.publish_secrets), csi.tokens.clone(), ownership)
+            }
+            WantedVolume::EmptyDir { ownership } => {
+                (RecordedVolume::EmptyDir, Arc::default(), None, *ownership)
+            }
+            WantedVolume::HostPath { .. } => (RecordedVolume::EmptyDir, Arc::default(), None, None),
+        };
+        let repeats = matches!(&wanted.volume, WantedVolume::Csi(csi) if csi.republish);
+        let growth = match &wanted.volume {
+            WantedVolume::Csi(csi) => self.growth(id, csi, &plan, info),
+            WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+        };
+        PublishStep {
+            key: self.key.clone(),
+            volume,
+            id: id.clone(),
+            plan,
+            secrets,
+            tokens,
+            ownership,
+            growth,
+            repeats,
+            adopt,
+        }
+    }
+
+    /// Returns what the volume is to grow to, where it may grow and its driver can.
+    pub(super) fn growth(
+        &self,
+        id: &PublicationId,
+        csi: &CsiWant,
+        plan: &PublicationPlan,
+        info: Option<&DriverInfo>,
+    ) -> Option<Growth> {
+        let size = csi.size.filter(|_| !csi.read_only && !csi.source_read_only)?;
+        info.filter(|info| info.expand_volume)?;
+        let arguments =
+            arguments::expand(self.world.layout, id, csi, plan.arguments.as_ref()?, size.capacity);
+        Some(Growth { size, arguments, secrets: Arc::clone(&csi.expand_secrets) })
+    }
+
+    /// Refuses a volume that its driver has no room for on this node: max_volumes_per_node counts volumes, not pods.
+    fn room(&self, csi: &CsiWant, info: &DriverInfo) -> Result<(), arguments::Refused> {
+        let here = self.world.actual.on_node.get(&csi.driver);
+        let count = here.map_or(0, std::collections::BTreeSet::len);
+        let has_place = here.is_some_and(|here| here.contains(self.key));
+        match usize::try_from(info.max_volumes) {
+            Ok(limit) if limit > 0 && count >= limit && !has_place => Err((
+                BlockedCause::new(
+                    "max-volumes",
+                    format!("driver {} takes {limit} volumes on this node, and {count} are here", csi.driver),
+                ),
+                "remove a pod that uses another of its volumes; volumed goes on by itself".to_owned(),
+            )),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Refuses a second pod of a ReadWriteOncePod volume (csi.md 10, 24).
+    fn only_pod(&self, id: &PublicationId, wanted: &Wanted) -> Result<(), arguments::Refused> {
+        let WantedVolume::Csi(CsiWant { single_pod: true, .. }) = &wanted.volume else { return Ok(()) };
+        let mut others = self.published().map(|(other, _)| other).filter(|other| other.pod != id.pod);
+        let mut foreign =
+            self.foreign_publications().filter_map(|foreign| Some(&foreign.publication.as_ref()?.0));
+        let has_it = self.published().any(|(other, _)| other == id);
+        let other = match (others.next(), foreign.find(|pod| **pod != id.pod)) {
+            (Some(other), _) => Some(&other.pod),
+            (None, Some(pod)) => Some(pod),
+            // Of several that want it and have nothing yet, the first by name gets it.
+            (None, None) if has_it => None,
+            (None, None) => self.wanted().map(|(first, _)| &first.pod).next().filter(|pod| **pod != id.pod),
+        };
+        let Some(pod) = other else { return Ok(()) };
+        Err((
+            BlockedCause::new(
+                "read-write-once-pod",
+                format!(
+                    "the volume uses the ReadWriteOncePod access mode and pod {} has it",
+                    self.pod_name(pod)
+                ),
+            ),
+            "remove the other pod, or give the PersistentVolume another access mode".to_owned(),
+        ))
+    }
+
+    /// Returns the kubelet's mount of this volume that staging takes over; refuses a staging path that is somebody else's, and
+    /// a volume that somebody staged elsewhere (csi.md 10, 2).
+    fn foreign_staging(&self, new: Option<&StageArguments>) -> Result<Option<MountIdentity>, BlockedCause> {
+        let ours = new.and_then(|new| new.staging_path.parent());
+        let block = new.is_some_and(|new| new.capability.volume_mode == VolumeMode::Block);
+        let ours = if block { new.map(|new| new.staging_path.as_path()) } else { ours };
+        for foreign in self.world.actual.foreign.iter().filter(|foreign| foreign.publication.is_none()) {
+            let same_volume = foreign.key.as_ref() == Some(self.key);
+            let same_place = Some(foreign.path.as_path()) == ours;
+            match (same_volume, same_place) {
+                (true, true) => return Ok(foreign.mount.clone()),
+                (false, false) => {}
+                (true, false) | (false, true) => {
+                    return Err(BlockedCause::new(
+                        "foreign",
+                        format!("{} was made by somebody else", foreign.path.display()),
+                    ));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Refuses a place where another volume's record or a foreign publication stands. What a kubelet published there of this
+    /// very volume is taken over.
+    fn free_place(&self, id: &PublicationId) -> Result<Option<Adoption>, BlockedCause> {
+        let other =
+            self.world.actual.places.get(id).and_then(|keys| keys.iter().find(|key| *key != self.key));
+        if let Some(other) = other {
+            return Err(BlockedCause::new(
+                "place-taken",
+                format!("{id} is not yet released by volume {other}"),
+            ));
+        }
+        let foreign = self.world.actual.foreign.iter().find(|foreign| {
+            foreign.publication.as_ref().is_some_and(|(pod, plugin, spec)| {
+                *pod == id.pod && plugin == id.plugin.directory() && *spec == id.spec
+            })
+        });
+        match foreign {
+            None => Ok(None),
+            Some(foreign) if foreign.key.as_ref() == Some(self.key) => {
+                Ok(Some(Adoption { mount: foreign.mount.clone() }))
+            }
+            Some(foreign) => Err(BlockedCause::new(
+                "foreign",
+                format!("{} was made by somebody else", foreign.path.display()),
+            )),
+        }
+    }
+}
+
+/// Returns the ownership that volumed sets itself: none where the driver takes the group (csi.md 2.10).
+fn ours_to_own(group: FsGroup, info: Option<&DriverInfo>) -> Option<Ownership> {
+    let delegated = info.is_some_and(|info| info.volume_mount_group);
+    (group.change && !delegated).then_some(group.ownership)
+}

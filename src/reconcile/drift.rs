@@ -1,0 +1,192 @@
+//! What is there, looked at again: mounts that came and went, file systems that died, volumes that others made.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::task::JoinError;
+
+use super::pass::Loop;
+use crate::model::{
+    EventKind, Layout, MountTable, MountsAt, Presence, VolumeKey, VolumeMode, VolumeRecord, has_server,
+};
+use crate::observe::{self, Site};
+
+/// Between two rounds over the file systems that can die, ms: a server's death makes no mount event (design 4).
+const ROUND_MS: u64 = 30_000;
+
+impl Loop {
+    pub(super) async fn take_mounts(&mut self) {
+        match self.parts.host.mounts().await {
+            Ok(mounts) if Arc::ptr_eq(&mounts, &self.mounts) => {}
+            Ok(mounts) => {
+                let old = std::mem::replace(&mut self.mounts, mounts);
+                self.observe_changed(&old);
+            }
+            // The old table stands; execute looks for itself before it calls anybody.
+            Err(_unreadable) => self.due.mounts = true,
+        }
+    }
+
+    pub(super) async fn take_foreign(&mut self) {
+        let Ok(on_disk) = self.parts.host.volumes_on_disk().await else { return };
+        // A step under way makes directories before its record reaches this loop.
+        if self.busy.is_empty() {
+            let foreign = observe::foreign(&on_disk, &self.records, &self.mounts, &self.parts.layout);
+            if foreign != self.actual.foreign {
+                self.actual.foreign = foreign;
+                self.touched.extend(self.desired.volumes.keys().chain(self.records.keys()).cloned());
+            }
+        }
+    }
+
+    /// Looks again at the volumes whose paths mounts came to or went from: with each mount looking at all would be the
+    /// square of them.
+    fn observe_changed(&mut self, old: &MountTable) {
+        let mounts = Arc::clone(&self.mounts);
+        let changed = mounts.changes_since(old);
+        // What is mounted there now was not asked yet.
+        self.dead.retain(|path, _| !changed.contains(&path.as_path()));
+        let layout = &self.parts.layout;
+        let concerned = |record: &VolumeRecord| changed.iter().any(|p| is_concerned(record, layout, p));
+        let keys: Vec<VolumeKey> =
+            self.records.iter().filter(|(_, record)| concerned(record)).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            if !self.busy.contains_key(&key) {
+                self.observe(&key);
+            }
+        }
+    }
+
+    pub(super) fn observe_all(&mut self) {
+        let keys: Vec<VolumeKey> = self.records.keys().cloned().collect();
+        for key in keys {
+            if !self.busy.contains_key(&key) {
+                self.observe(&key);
+            }
+        }
+    }
+
+    /// Looks at one volume again and touches it if something is different.
+    pub(super) fn observe(&mut self, key: &VolumeKey) {
+        let have = self.records.get(key).map(|record| {
+            let (mounts, dead) = (&*self.mounts, &self.dead);
+            observe::volume(record, Site { mounts, dead, boot: &self.boot, layout: &self.parts.layout })
+        });
+        let old = self.actual.volumes.get(key);
+        if have.as_ref() == old {
+            return;
+        }
+        if let (Some(old), Some(new)) = (old, &have) {
+            for (id, publication) in &new.publications {
+                let was = old.publications.get(id).map(|publication| publication.presence);
+                if was == Some(Presence::Yes)
+                    && publication.presence == Presence::Uncertain
+                    && !publication.undoing
+                {
+                    let path = publication.arguments.as_ref().map(|arguments| arguments.target_path.clone());
+                    let (key, path) = (key.clone(), path.unwrap_or_default());
+                    let died = self.dead.get(&path).filter(|_| publication.dead).cloned();
+                    let event = match died {
+                        Some(reason) => EventKind::Died { key: key.clone(), path, reason },
+                        None => EventKind::Vanished { key: key.clone(), path },
+                    };
+                    self.tell_of(&key, event);
+                }
+            }
+        }
+        self.actual.set(key, have);
+        self.touched.insert(key.clone());
+    }
+
+    /// Asks the file systems that can die at the next turn.
+    pub(super) fn round_soon(&mut self) {
+        self.round_at = Some(self.now().mono);
+    }
+
+    /// Asks the file systems of volumes that can die, in a task of its own. Without any there is no round, and no wake-up.
+    pub(super) fn begin_round(&mut self) {
+        self.round_at = None;
+        if !self.round.is_empty() {
+            return;
+        }
+        let points: Vec<PathBuf> = self
+            .records
+            .values()
+            .flat_map(|record| paths(record, &self.parts.layout))
+            .filter(|path| match self.mounts.at(path) {
+                MountsAt::One(mount) => has_server(&mount.fs_type),
+                MountsAt::None | MountsAt::Stacked(_) => false,
+            })
+            .collect();
+        if points.is_empty() {
+            return;
+        }
+        let host = Arc::clone(&self.parts.host);
+        self.round.spawn(async move { host.dead_mounts(points).await.ok() });
+    }
+
+    /// Takes a round's findings. One that could not be made leaves what is known.
+    pub(super) fn take_round(&mut self, found: Result<Option<BTreeMap<PathBuf, String>>, JoinError>) {
+        self.round_at = Some(self.now().mono + ROUND_MS);
+        let dead = match found {
+            Ok(Some(dead)) => dead,
+            Ok(None) => return,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_cancelled) => return,
+            },
+        };
+        let old = std::mem::replace(&mut self.dead, dead);
+        if old != self.dead {
+            self.observe_all();
+        }
+    }
+
+    /// Forgets what was found dead of a volume that a step has just worked on, and asks again.
+    pub(super) fn doubt_death(&mut self, key: &VolumeKey) {
+        let Some(record) = self.records.get(key) else { return };
+        let paths: Vec<PathBuf> = paths(record, &self.parts.layout).collect();
+        let mounted = |path: &PathBuf| match self.mounts.at(path) {
+            MountsAt::One(mount) => has_server(&mount.fs_type),
+            MountsAt::None | MountsAt::Stacked(_) => false,
+        };
+        let asks = self.round_at.is_none() && paths.iter().any(mounted);
+        self.dead.retain(|path, _| !paths.contains(path));
+        if asks {
+            self.round_at = Some(self.now().mono + ROUND_MS);
+        }
+    }
+
+    /// Forgets that a place was somebody else's once a record of ours says that it is not.
+    pub(super) fn forget_foreign(&mut self, key: &VolumeKey) {
+        if self.actual.foreign.is_empty() {
+            return;
+        }
+        let Some(record) = self.records.get(key) else { return };
+        let ours: Vec<PathBuf> = paths(record, &self.parts.layout).collect();
+        self.actual.foreign.retain(|foreign| !ours.contains(&foreign.target));
+    }
+}
+
+/// Returns where a volume is or may be shown.
+fn paths<'a>(record: &'a VolumeRecord, layout: &'a Layout) -> impl Iterator<Item = PathBuf> + 'a {
+    let staging = record.staging.iter().map(|staging| staging.arguments.staging_path.clone());
+    staging.chain(record.publications.iter().map(|(id, publication)| match &publication.arguments {
+        Some(arguments) => arguments.target_path.clone(),
+        None => layout.absolute(&layout.target(id)),
+    }))
+}
+
+/// Whether a mount at this point can change what is seen of a volume.
+fn is_concerned(record: &VolumeRecord, layout: &Layout, point: &Path) -> bool {
+    let staged = record.staging.as_ref().is_some_and(|s| point.starts_with(&s.arguments.staging_path));
+    staged
+        || record.publications.iter().any(|(id, publication)| match &publication.arguments {
+            Some(arguments) if arguments.capability.volume_mode == VolumeMode::Block => {
+                point == arguments.target_path || point == layout.absolute(&layout.block_map(id))
+            }
+            Some(arguments) => point.starts_with(&arguments.target_path),
+            None => point.starts_with(layout.absolute(&layout.publication(id))),
+        })
+}
