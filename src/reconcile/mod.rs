@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::csi::DriverSet;
+use crate::desired::TokenFiles;
 use crate::host::Host;
 use crate::manifest::Manifests;
 use crate::model::{Ambient, Events, Layout, ObjectRef, Status};
@@ -32,6 +33,8 @@ pub struct Parts {
     pub layout: Layout,
     /// This node's name, for `vol_data.json` and attachments.
     pub node: String,
+    /// The files with service-account tokens that the configuration names.
+    pub tokens: TokenFiles,
     /// Clock and chance.
     pub ambient: Arc<Ambient>,
     /// tokio time from which all ms of `ReadingState` and of retries count.
