@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use volumed::csi::{DriverEntry, DriverSet};
+use volumed::desired::TokenFiles;
 use volumed::manifest::Manifests;
 use volumed::model::{
     Ambient, Connection, DriverInfo, DriverName, DriverOrigin, DriverState, Events, Layout, Plugin, Presence,
@@ -78,6 +79,7 @@ impl Daemon {
             store: Arc::new(SimStore::new(world.clone())),
             layout: Layout::new(ROOT),
             node: "node".to_owned(),
+            tokens: TokenFiles::default(),
             ambient: Arc::new(Ambient::new(world.below(u64::MAX), move || {
                 i64::try_from(started.elapsed().as_millis()).unwrap_or(0)
             })),

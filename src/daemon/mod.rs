@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 use crate::config::{Config, ConfigError, Flags};
 use crate::control::peer::Policy;
 use crate::control::server::Server;
+use crate::desired::TokenFiles;
 use crate::error::Chain;
 use crate::host::{self, Host as _};
 use crate::model::{Ambient, Events, Layout, Millis, Status};
@@ -199,6 +200,7 @@ impl House {
             store: Arc::clone(&store),
             layout,
             node: node.clone(),
+            tokens: token_files(config),
             ambient: Arc::clone(&ambient),
             started,
             events,
@@ -312,6 +314,15 @@ fn driver_settings(config: &Config, layout: &Layout) -> csi::Settings {
         deadline: config.rpc_timeout,
         drivers: drivers.collect(),
     }
+}
+
+fn token_files(config: &Config) -> TokenFiles {
+    let mut files = TokenFiles::default();
+    for token in &config.tokens {
+        let account = &token.service_account;
+        files.insert(&account.namespace, &account.name, &token.audience, &token.file);
+    }
+    files
 }
 
 fn policy(config: &Config) -> Result<Policy, StartError> {

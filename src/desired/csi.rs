@@ -2,43 +2,47 @@
 
 use std::fmt::Write as _;
 
-use k8s_openapi::api::core::v1::{CSIVolumeSource, PersistentVolume, PersistentVolumeSpec};
+use k8s_openapi::api::core::v1::{
+    CSIPersistentVolumeSource, CSIVolumeSource, PersistentVolume, PersistentVolumeClaim,
+};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec};
 use sha2::{Digest, Sha256};
 
-use super::hold;
-use super::index::{Index, SAME_HANDLE_REMEDY, same_handle};
+use super::index::{Index, Name, SAME_HANDLE_REMEDY, same_handle};
+use super::modes::{self, Access};
 use super::pod::{Place, PodView, Usage};
-use super::{secrets, source};
+use super::{group, hold, secrets, size, source, tokens};
 use crate::model::{
     Attach, CsiWant, DriverName, Hold, Lifecycle, Plugin, PodInfo, VolumeKey, VolumeMode, WantedVolume,
 };
 
-/// What a PV or an inline source asks of its driver's CSIDriver.
-struct Asked<'a> {
-    driver: &'a DriverName,
-    lifecycle: Lifecycle,
-    fs_type: &'a str,
-    access_modes: &'a [String],
-    read_only: bool,
+/// A PV and the claim that is bound to it, as a pod uses them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bound<'a> {
+    /// The PV's name.
+    pub(super) name: &'a str,
+    pub(super) volume: &'a PersistentVolume,
+    pub(super) claim: (Name<'a>, &'a PersistentVolumeClaim),
+    /// The pod's.
+    pub(super) read_only: bool,
 }
 
 /// Returns the volume behind a PV.
 ///
 /// # Errors
-/// The hold, when it is not a file system of a CSI driver, or something that it needs is missing, broken or not supported.
+/// The hold, when it is not a CSI driver's, or something that it needs is missing, broken or not supported.
 pub(super) fn persistent(
     index: &Index<'_>,
     pod: &PodView<'_>,
     usage: &Usage,
-    (name, volume): (&str, &PersistentVolume),
-    read_only: bool,
+    bound: &Bound<'_>,
 ) -> Result<Place, Hold> {
+    let Bound { name, volume, claim, read_only } = *bound;
     let spec = volume
         .spec
         .as_ref()
         .ok_or_else(|| hold::invalid(format!("PersistentVolume {name} has no spec"), "write its spec"))?;
-    volume_mode(name, spec, usage)?;
+    let volume_mode = modes::volume_mode(name, spec, usage)?;
     let Some(csi) = &spec.csi else {
         let what = source::kind_of_persistent(spec).unwrap_or("without a source");
         return Err(hold::not_supported(
@@ -46,6 +50,57 @@ pub(super) fn persistent(
             "use a PersistentVolume with a csi source",
         ));
     };
+    let driver = driver_of(index, name, csi)?;
+    let access = modes::access(name, spec)?;
+    let source_read_only = csi.read_only == Some(true) || access.readers_only;
+    let object = index.driver(&csi.driver)?;
+    let offered = object.map(|o| &o.spec);
+    offers_lifecycle(offered, &driver, Lifecycle::Persistent)?;
+    let secret = |reference, field| secrets::referenced(index, reference, name, field);
+    let mut want = CsiWant {
+        handle: csi.volume_handle.clone(),
+        lifecycle: Lifecycle::Persistent,
+        volume_mode,
+        // A block device has none of the three, whatever the PV says (kubelet.md 5.6).
+        fs_type: String::new(),
+        mount_flags: Vec::new(),
+        fs_group: None,
+        access_mode: access.first.to_owned(),
+        volume_context: csi.volume_attributes.clone().unwrap_or_default(),
+        read_only,
+        source_read_only,
+        single_pod: access.single_pod,
+        republish: republish(offered),
+        // Nor is it handed tokens.
+        tokens: None,
+        size: size::wanted((name, spec), claim, access.many_writers)?,
+        pod_info: pod_info(pod, offered),
+        attach: attach(index, object, &csi.driver, name)?,
+        stage_secrets: secret(csi.node_stage_secret_ref.as_ref(), "nodeStageSecretRef")?,
+        publish_secrets: secret(csi.node_publish_secret_ref.as_ref(), "nodePublishSecretRef")?,
+        expand_secrets: secret(csi.node_expand_secret_ref.as_ref(), "nodeExpandSecretRef")?,
+        driver,
+    };
+    if volume_mode == VolumeMode::Filesystem {
+        let fs_type = csi.fs_type.as_deref().unwrap_or_default();
+        let driver = &want.driver;
+        let target = group::Target { driver, fs_type, access, read_only, source_read_only };
+        want.fs_group = group::of_csi(pod, offered, &target)?;
+        want.tokens = tokens::requested(&index.node.tokens, pod, offered, driver)?;
+        no_context_mount(pod, usage, offered, driver, access)?;
+        want.fs_type = fs_type.to_owned();
+        // As written, order and duplicates too; the annotation of old does not count (kubelet.md 5.2).
+        want.mount_flags = spec.mount_options.clone().unwrap_or_default();
+    }
+    Ok(Place {
+        key: VolumeKey::csi(&want.driver, &csi.volume_handle),
+        id: pod.publication(Plugin::Csi, name)?,
+        volume: WantedVolume::Csi(want),
+    })
+}
+
+/// Returns the driver of a PV that is the only one with its handle.
+fn driver_of(index: &Index<'_>, name: &str, csi: &CSIPersistentVolumeSource) -> Result<DriverName, Hold> {
     let bad = |problem: String| {
         hold::invalid(format!("PersistentVolume {name}: {problem}"), "correct the PersistentVolume")
     };
@@ -59,41 +114,7 @@ pub(super) fn persistent(
             SAME_HANDLE_REMEDY,
         ));
     }
-    let access_modes = spec.access_modes.as_deref().unwrap_or_default();
-    let fs_type = csi.fs_type.as_deref().unwrap_or_default();
-    let lifecycle = Lifecycle::Persistent;
-    let object = index.driver(&csi.driver)?;
-    let asked = Asked { driver: &driver, lifecycle, fs_type, access_modes, read_only };
-    supported(pod, usage, object, &asked)?;
-    let attach = attach(index, object, &csi.driver, name)?;
-    let stage = csi.node_stage_secret_ref.as_ref();
-    let publish = csi.node_publish_secret_ref.as_ref();
-    Ok(Place {
-        key: VolumeKey::csi(&driver, &csi.volume_handle),
-        id: pod.publication(Plugin::Csi, name)?,
-        volume: WantedVolume::Csi(CsiWant {
-            handle: csi.volume_handle.clone(),
-            lifecycle,
-            volume_mode: VolumeMode::Filesystem,
-            fs_type: fs_type.to_owned(),
-            mount_flags: spec.mount_options.clone().unwrap_or_default(),
-            access_mode: access_modes.first().map_or("ReadWriteOnce", String::as_str).to_owned(),
-            volume_context: csi.volume_attributes.clone().unwrap_or_default(),
-            read_only,
-            source_read_only: false,
-            single_pod: false,
-            fs_group: None,
-            republish: false,
-            tokens: None,
-            size: None,
-            pod_info: pod_info(pod, object),
-            attach,
-            stage_secrets: secrets::referenced(index, stage, name, "nodeStageSecretRef")?,
-            publish_secrets: secrets::referenced(index, publish, name, "nodePublishSecretRef")?,
-            expand_secrets: std::sync::Arc::default(),
-            driver,
-        }),
-    })
+    Ok(driver)
 }
 
 /// Returns an inline volume: published only, never staged or attached (kubelet.md 5.4).
@@ -104,18 +125,20 @@ pub(super) fn inline(
     index: &Index<'_>,
     pod: &PodView<'_>,
     name: &str,
-    usage: &Usage,
     csi: &CSIVolumeSource,
 ) -> Result<Place, Hold> {
     let driver = DriverName::new(&csi.driver).map_err(|e| {
         hold::invalid(format!("{}: volume {name}: csi.driver: {e}", pod.identity), "correct the pod")
     })?;
     let object = index.driver(&csi.driver)?;
+    let offered = object.map(|o| &o.spec);
+    offers_lifecycle(offered, &driver, Lifecycle::Ephemeral)?;
     let read_only = csi.read_only.unwrap_or_default();
     let fs_type = csi.fs_type.as_deref().unwrap_or_default();
-    let lifecycle = Lifecycle::Ephemeral;
-    let asked = Asked { driver: &driver, lifecycle, fs_type, access_modes: &[], read_only };
-    supported(pod, usage, object, &asked)?;
+    let access = Access::INLINE;
+    let target = group::Target { driver: &driver, fs_type, access, read_only, source_read_only: false };
+    let fs_group = group::of_csi(pod, offered, &target)?;
+    let tokens = tokens::requested(&index.node.tokens, pod, offered, &driver)?;
     let publish_secrets = match &csi.node_publish_secret_ref {
         None => std::sync::Arc::default(),
         Some(secret) => {
@@ -128,20 +151,20 @@ pub(super) fn inline(
         key: VolumeKey::of_pod(&id),
         volume: WantedVolume::Csi(CsiWant {
             handle: inline_handle(pod.identity.uid.as_str(), name),
-            lifecycle,
+            lifecycle: Lifecycle::Ephemeral,
             volume_mode: VolumeMode::Filesystem,
             fs_type: fs_type.to_owned(),
             mount_flags: Vec::new(),
-            access_mode: "ReadWriteOnce".to_owned(),
+            access_mode: access.first.to_owned(),
             volume_context: csi.volume_attributes.clone().unwrap_or_default(),
             read_only,
             source_read_only: false,
-            single_pod: false,
-            fs_group: None,
-            republish: false,
-            tokens: None,
+            single_pod: access.single_pod,
+            fs_group,
+            republish: republish(offered),
+            tokens,
             size: None,
-            pod_info: pod_info(pod, object),
+            pod_info: pod_info(pod, offered),
             attach: Attach::NotRequired,
             stage_secrets: std::sync::Arc::default(),
             publish_secrets,
@@ -162,112 +185,49 @@ fn inline_handle(pod_uid: &str, volume: &str) -> String {
     handle
 }
 
-/// Compares the PV's mode with how containers use it (kubelet.md 1.5).
-fn volume_mode(name: &str, spec: &PersistentVolumeSpec, usage: &Usage) -> Result<(), Hold> {
-    let mode = spec.volume_mode.as_deref().unwrap_or("Filesystem");
-    let mismatch = |field: &str| {
-        hold::invalid(
-            format!("PersistentVolume {name} has volumeMode {mode}, but is specified in {field}"),
-            "use volumeMounts for Filesystem and volumeDevices for Block",
-        )
-    };
-    match mode {
-        "Filesystem" if usage.device => Err(mismatch("volumeDevices")),
-        "Filesystem" => Ok(()),
-        "Block" if usage.mounted => Err(mismatch("volumeMounts")),
-        "Block" => Err(hold::not_supported(
-            format!("PersistentVolume {name}: volumeMode Block"),
-            "use a PersistentVolume with volumeMode Filesystem",
-        )),
-        other => Err(hold::invalid(
-            format!("PersistentVolume {name}: spec.volumeMode {other:?} is unknown"),
-            "write Filesystem or Block",
-        )),
-    }
-}
-
-/// Holds what the driver does not offer or volumed does not do yet.
-fn supported(
-    pod: &PodView<'_>,
-    usage: &Usage,
-    object: Option<&CSIDriver>,
-    asked: &Asked<'_>,
-) -> Result<(), Hold> {
-    let spec = object.map(|o| &o.spec);
-    offers_lifecycle(spec, asked)?;
-    if spec.is_some_and(|s| s.token_requests.as_ref().is_some_and(|t| !t.is_empty())) {
-        return Err(hold::not_supported(
-            format!("CSIDriver {}: tokenRequests", asked.driver),
-            "remove tokenRequests from the CSIDriver if the driver can do without",
-        ));
-    }
-    if pod.fs_group.is_some() && takes_fs_group(spec, asked) {
-        return Err(pod.fs_group_not_supported());
-    }
-    if takes_context_mount(pod, usage, spec, asked) {
-        return Err(hold::not_supported(
-            format!("CSIDriver {}: seLinuxMount with the labels of {}", asked.driver, pod.identity),
-            "remove seLinuxOptions from the pod or set seLinuxChangePolicy: Recursive",
-        ));
-    }
-    Ok(())
-}
-
 /// Without a CSIDriver a PV works and an inline volume does not (kubelet.md 5.3).
-fn offers_lifecycle(spec: Option<&CSIDriverSpec>, asked: &Asked<'_>) -> Result<(), Hold> {
-    let mode = asked.lifecycle.name();
+fn offers_lifecycle(
+    spec: Option<&CSIDriverSpec>,
+    driver: &DriverName,
+    lifecycle: Lifecycle,
+) -> Result<(), Hold> {
+    let mode = lifecycle.name();
     let modes = spec.map(|s| s.volume_lifecycle_modes.as_deref().unwrap_or_default());
-    let remedy =
-        format!("add {mode} to volumeLifecycleModes of CSIDriver {} if the driver can do it", asked.driver);
-    match (modes, asked.lifecycle) {
+    let remedy = format!("add {mode} to volumeLifecycleModes of CSIDriver {driver} if the driver can do it");
+    match (modes, lifecycle) {
         (None | Some([]), Lifecycle::Persistent) => Ok(()),
         (None, Lifecycle::Ephemeral) => Err(hold::hold(
             crate::model::HoldCode::ObjectMissing,
-            format!(
-                "CSIDriver {}, which must list Ephemeral for an inline volume, is in no manifest",
-                asked.driver
-            ),
-            format!("add a manifest of CSIDriver {} with volumeLifecycleModes [Ephemeral]", asked.driver),
+            format!("CSIDriver {driver}, which must list Ephemeral for an inline volume, is in no manifest"),
+            format!("add a manifest of CSIDriver {driver} with volumeLifecycleModes [Ephemeral]"),
         )),
         (Some(modes), _) if modes.iter().any(|m| m == mode) => Ok(()),
         (Some(_), _) => Err(hold::invalid(
-            format!("CSIDriver {} does not list {mode} in volumeLifecycleModes", asked.driver),
+            format!("CSIDriver {driver} does not list {mode} in volumeLifecycleModes"),
             remedy,
         )),
     }
 }
 
-/// Returns whether a kubelet would change the volume's group (kubelet.md 5.3, 6.1).
-fn takes_fs_group(spec: Option<&CSIDriverSpec>, asked: &Asked<'_>) -> bool {
-    if asked.read_only {
-        return false;
-    }
-    let once = match asked.lifecycle {
-        Lifecycle::Ephemeral => true,
-        Lifecycle::Persistent => {
-            asked.access_modes.iter().any(|m| m == "ReadWriteOnce" || m == "ReadWriteOncePod")
-        }
-    };
-    match spec.and_then(|s| s.fs_group_policy.as_deref()) {
-        Some("None") => false,
-        Some("File") => true,
-        // ReadWriteOnceWithFSType, the default, also where there is no CSIDriver.
-        _ => !asked.fs_type.is_empty() && once,
-    }
-}
-
-/// Returns whether a kubelet 1.36 would mount with `context=` (kubelet.md 6.2: ReadWriteOncePod only).
-fn takes_context_mount(
+/// Holds what a kubelet 1.36 would mount with `context=` (kubelet.md 6.2: ReadWriteOncePod only).
+fn no_context_mount(
     pod: &PodView<'_>,
     usage: &Usage,
     spec: Option<&CSIDriverSpec>,
-    asked: &Asked<'_>,
-) -> bool {
-    let once = !asked.access_modes.is_empty() && asked.access_modes.iter().all(|m| m == "ReadWriteOncePod");
-    spec.is_some_and(|s| s.se_linux_mount == Some(true))
-        && once
+    driver: &DriverName,
+    access: Access<'_>,
+) -> Result<(), Hold> {
+    let takes = spec.is_some_and(|s| s.se_linux_mount == Some(true))
+        && access.single_pod
         && pod.changes_labels_by_mount
-        && usage.labelled
+        && usage.labelled;
+    if takes {
+        return Err(hold::not_supported(
+            format!("CSIDriver {driver}: seLinuxMount with the labels of {}", pod.identity),
+            "remove seLinuxOptions from the pod or set seLinuxChangePolicy: Recursive",
+        ));
+    }
+    Ok(())
 }
 
 /// Decides about attachment from what the manifests say; whether the driver is gated is known later.
@@ -283,7 +243,11 @@ fn attach(index: &Index<'_>, object: Option<&CSIDriver>, driver: &str, volume: &
     Ok(if required == Some(true) { Attach::Missing } else { Attach::MissingIfGated })
 }
 
-fn pod_info(pod: &PodView<'_>, object: Option<&CSIDriver>) -> Option<PodInfo> {
-    let wanted = object.is_some_and(|o| o.spec.pod_info_on_mount == Some(true));
+fn pod_info(pod: &PodView<'_>, spec: Option<&CSIDriverSpec>) -> Option<PodInfo> {
+    let wanted = spec.is_some_and(|s| s.pod_info_on_mount == Some(true));
     wanted.then(|| PodInfo { service_account: pod.service_account.to_owned() })
+}
+
+fn republish(spec: Option<&CSIDriverSpec>) -> bool {
+    spec.is_some_and(|s| s.requires_republish == Some(true))
 }

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVo
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 
 use super::hold;
+use super::node::Node;
 use crate::manifest::{Objects, Sourced};
 use crate::model::{Hold, ObjectRef, Problem, SecretMap};
 
@@ -21,7 +22,7 @@ pub(super) type SecretMemo = BTreeMap<(String, String), Result<Arc<SecretMap>, H
 #[derive(Debug)]
 pub(super) struct Index<'a> {
     pub(super) objects: &'a Objects,
-    node: &'a str,
+    pub(super) node: &'a Node,
     /// PVs by the claim that their claimRef names, sorted by name.
     reserved: BTreeMap<Name<'a>, Vec<&'a str>>,
     /// Claims by the PV that their spec.volumeName names.
@@ -35,7 +36,7 @@ pub(super) struct Index<'a> {
 
 impl<'a> Index<'a> {
     /// Indexes the objects for this node.
-    pub(super) fn new(objects: &'a Objects, node: &'a str) -> Self {
+    pub(super) fn new(objects: &'a Objects, node: &'a Node) -> Self {
         let mut index = Self {
             objects,
             node,
@@ -67,7 +68,7 @@ impl<'a> Index<'a> {
 
     fn add_attachment(&mut self, name: &'a str, attachment: &'a Sourced<VolumeAttachment>) {
         let spec = &attachment.object.spec;
-        if spec.node_name != self.node {
+        if spec.node_name != self.node.name {
             return;
         }
         if let Some(volume) = &spec.source.persistent_volume_name {

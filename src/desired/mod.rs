@@ -6,20 +6,27 @@ mod absence;
 mod brake;
 mod claim;
 mod csi;
+mod group;
 mod hold;
 mod index;
+mod modes;
+mod node;
 mod pod;
 pub mod quantity;
 mod resolve;
 mod secrets;
+mod size;
 mod source;
+mod tokens;
 
 #[cfg(test)]
 mod absence_properties;
 #[cfg(test)]
 mod absence_tests;
 #[cfg(test)]
-mod resolve_tests;
+mod brake_tests;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -29,6 +36,7 @@ use crate::model::{
 };
 
 pub use absence::Absences;
+pub use node::{Node, TokenFiles};
 pub use resolve::resolve;
 
 /// What the manifests of one reading come to, before absence is decided.

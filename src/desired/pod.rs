@@ -21,6 +21,7 @@ pub(super) struct PodView<'a> {
     pub(super) identity: &'a PodIdentity,
     pub(super) spec: &'a PodSpec,
     pub(super) fs_group: Option<i64>,
+    pub(super) fs_group_change_policy: Option<&'a str>,
     pub(super) service_account: &'a str,
     /// `seLinuxChangePolicy` is not Recursive.
     pub(super) changes_labels_by_mount: bool,
@@ -49,6 +50,7 @@ impl<'a> PodView<'a> {
             identity,
             spec,
             fs_group: context.and_then(|c| c.fs_group),
+            fs_group_change_policy: context.and_then(|c| c.fs_group_change_policy.as_deref()),
             service_account: account.unwrap_or("default"),
             changes_labels_by_mount: context.and_then(|c| c.se_linux_change_policy.as_deref())
                 != Some("Recursive"),
@@ -63,14 +65,6 @@ impl<'a> PodView<'a> {
         let spec = SpecName::new(name)
             .map_err(|e| hold::invalid(format!("{}: {e}", self.identity), "use another name"))?;
         Ok(PublicationId { pod: self.identity.uid.clone(), plugin, spec })
-    }
-
-    /// The hold of a volume whose group a kubelet would change.
-    pub(super) fn fs_group_not_supported(&self) -> Hold {
-        hold::not_supported(
-            format!("{}: spec.securityContext.fsGroup", self.identity),
-            "remove fsGroup, or set fsGroupPolicy: None in the CSIDriver",
-        )
     }
 
     /// Returns the volumes that some container uses; the others are ignored everywhere (kubelet.md 1.3).

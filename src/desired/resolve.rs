@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, Pod, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use super::csi::Bound;
 use super::index::Index;
+use super::node::Node;
 use super::pod::{Place, PodView, Usage};
 use super::{Resolved, ResolvedPod, ResolvedVolume, ResolvedWant, claim, csi, hold, quantity, source};
 use crate::manifest::{Manifests, Sourced, Stale};
 use crate::model::{Hold, Link, LinkState, ObjectRef, PodIdentity, PodUid, Wanted};
 
-/// Looks the volumes of every pod up. Pure. `node` is this node's name: attachments to others do not count.
-pub fn resolve(manifests: &Manifests, node: &str) -> Resolved {
+/// Looks the volumes of every pod up. Pure: it reads no file, those that `node` names neither.
+pub fn resolve(manifests: &Manifests, node: &Node) -> Resolved {
     let index = Index::new(&manifests.objects, node);
     let mut problems = manifests.problems.clone();
     problems.extend(index.problems());
@@ -145,7 +147,7 @@ fn unclaimed(
         ));
     }
     if let Some(source) = &volume.csi {
-        csi::inline(index, pod, name, &usage, source)
+        csi::inline(index, pod, name, source)
     } else if let Some(source) = &volume.empty_dir {
         source::empty_dir(pod, name, source)
     } else if let Some(source) = &volume.host_path {
@@ -180,20 +182,26 @@ fn claimed(
         let request = spec.and_then(|s| s.resources.as_ref()?.requests.as_ref()?.get("storage"));
         found.capacity = request.and_then(size);
         found.access_mode = spec.and_then(|s| s.access_modes.as_ref()?.first().cloned());
-        claim::bound(index, name, claim)
+        Ok((claim, claim::bound(index, name, claim)?))
     });
     let (state, detail) = match &bound {
-        Ok((pv, _)) => (LinkState::Good, format!("bound to pv {pv}")),
+        Ok((_, (pv, _))) => (LinkState::Good, format!("bound to pv {pv}")),
         Err(hold) => (LinkState::Failed, hold.detail.clone()),
     };
     found.links.push(Link { step: "claim".to_owned(), state, detail });
-    found.place = bound.and_then(|(pv, object)| {
+    found.place = bound.and_then(|(claim, (pv, object))| {
         let spec = object.spec.as_ref();
         let capacity = spec.and_then(|s| s.capacity.as_ref()?.get("storage")).and_then(size);
         found.capacity = capacity.or(found.capacity);
         let mode = spec.and_then(|s| s.access_modes.as_ref()?.first().cloned());
         found.access_mode = Some(mode.unwrap_or_else(|| "ReadWriteOnce".to_owned()));
-        csi::persistent(index, pod, &usage, (pv, object), source.read_only.unwrap_or_default())
+        let read_only = source.read_only.unwrap_or_default();
+        csi::persistent(
+            index,
+            pod,
+            &usage,
+            &Bound { name: pv, volume: object, claim: (name, claim), read_only },
+        )
     });
     found
 }

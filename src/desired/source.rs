@@ -4,8 +4,8 @@ use std::path::{Component, Path};
 
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource, PersistentVolumeSpec, Volume};
 
-use super::hold;
 use super::pod::{Place, PodView};
+use super::{group, hold};
 use crate::model::{Hold, Plugin, VolumeKey, WantedVolume};
 
 /// Names the fields that are set.
@@ -85,7 +85,7 @@ pub(super) fn kind_of_persistent(spec: &PersistentVolumeSpec) -> Option<&'static
 /// Returns an emptyDir on disk.
 ///
 /// # Errors
-/// The hold, for what is not supported yet.
+/// The hold, for what is not supported yet, and for a group that is none.
 pub(super) fn empty_dir(pod: &PodView<'_>, name: &str, source: &EmptyDirVolumeSource) -> Result<Place, Hold> {
     if let Some(medium) = source.medium.as_deref().filter(|m| !m.is_empty()) {
         return Err(hold::not_supported(
@@ -93,11 +93,9 @@ pub(super) fn empty_dir(pod: &PodView<'_>, name: &str, source: &EmptyDirVolumeSo
             "use an emptyDir without a medium",
         ));
     }
-    if pod.fs_group.is_some() {
-        return Err(pod.fs_group_not_supported());
-    }
+    let ownership = group::of_empty_dir(pod)?;
     let id = pod.publication(Plugin::EmptyDir, name)?;
-    Ok(Place { key: VolumeKey::of_pod(&id), id, volume: WantedVolume::EmptyDir { ownership: None } })
+    Ok(Place { key: VolumeKey::of_pod(&id), id, volume: WantedVolume::EmptyDir { ownership } })
 }
 
 /// Returns a hostPath: used as it is, whoever owns it, so fsGroup does not concern it (kubelet.md 4.1, 4.3).

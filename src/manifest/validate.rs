@@ -245,6 +245,7 @@ pub(super) fn volume(volume: &PersistentVolume, faults: &mut Vec<Fault>) {
     for (name, secret) in [
         ("nodeStageSecretRef", &csi.node_stage_secret_ref),
         ("nodePublishSecretRef", &csi.node_publish_secret_ref),
+        ("nodeExpandSecretRef", &csi.node_expand_secret_ref),
     ] {
         let Some(secret) = secret else { continue };
         let field = format!("spec.csi.{name}");

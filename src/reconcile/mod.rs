@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::csi::DriverSet;
+use crate::desired::TokenFiles;
 use crate::host::Host;
 use crate::manifest::Manifests;
 use crate::model::{Ambient, Events, Handover, Layout, ObjectRef, Scope, Status};
@@ -35,6 +36,8 @@ pub struct Parts {
     pub layout: Layout,
     /// This node's name, for `vol_data.json` and attachments.
     pub node: String,
+    /// The files with service-account tokens that the configuration names.
+    pub tokens: TokenFiles,
     /// Clock and chance.
     pub ambient: Arc<Ambient>,
     /// tokio time from which all ms of `ReadingState` and of retries count.

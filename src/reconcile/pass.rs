@@ -178,7 +178,8 @@ impl Loop {
             self.take_foreign().await;
         }
         if due.manifests {
-            self.resolved = desired::resolve(&self.manifests, &self.parts.node);
+            let node = desired::Node { name: self.parts.node.clone(), tokens: self.parts.tokens.clone() };
+            self.resolved = desired::resolve(&self.manifests, &node);
             self.tell_problems();
         }
         if due.manifests || due.settle {

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use volumed::csi::{DriverEntry, DriverSet};
+use volumed::desired::TokenFiles;
 use volumed::host::Linux;
 use volumed::manifest::{Manifests, Objects, Settings, reader};
 use volumed::model::{
@@ -107,6 +108,7 @@ impl Node {
             store: Arc::new(store),
             layout: Layout::new(&root),
             node: NODE.to_owned(),
+            tokens: TokenFiles::default(),
             ambient: Arc::new(Ambient::new(1, || 0)),
             started: Instant::now(),
             events: Events::new(move |event| {

@@ -15,9 +15,16 @@ fn every_key_is_read() {
         "manifest-dir = [\"/a\", \"/b\"]\nroot-dir = \"/r\"\nstate-dir = \"/s\"\nsocket = \"/c.sock\"\n\
          node-name = \"n1\"\ngroup = \"volumes\"\nremoval-grace = \"500ms\"\nbrake-release-after = \"1h\"\n\
          rpc-timeout = \"30s\"\nlog-level = \"debug\"\n\
-         [drivers.\"nfs.csi.k8s.io\"]\nendpoint = \"unix:///run/nfs.sock\"\ntimeout = \"5m\"\n",
+         [drivers.\"nfs.csi.k8s.io\"]\nendpoint = \"unix:///run/nfs.sock\"\ntimeout = \"5m\"\n\
+         [[tokens]]\nservice-account = \"db/robot\"\naudience = \"vault\"\nfile = \"/run/tokens/vault\"\n\
+         [[tokens]]\nservice-account = \"db/robot\"\naudience = \"\"\nfile = \"/run/tokens/api\"\n",
     );
     let driver = DriverConfig { endpoint: "/run/nfs.sock".into(), timeout: Some(Duration::from_secs(300)) };
+    let token = |audience: &str, file: &str| TokenConfig {
+        service_account: ServiceAccount { namespace: "db".to_owned(), name: "robot".to_owned() },
+        audience: audience.to_owned(),
+        file: file.into(),
+    };
     let expected = Config {
         manifest_dir: vec!["/a".into(), "/b".into()],
         root_dir: "/r".into(),
@@ -30,6 +37,7 @@ fn every_key_is_read() {
         rpc_timeout: Duration::from_secs(30),
         log_level: LogLevel::Debug,
         drivers: [(DriverName::new("nfs.csi.k8s.io").unwrap(), driver)].into(),
+        tokens: vec![token("vault", "/run/tokens/vault"), token("", "/run/tokens/api")],
     };
     assert_eq!(config, Ok(expected));
 }
@@ -89,4 +97,37 @@ fn the_node_is_named_after_the_host_unless_it_is_set() {
     assert_eq!(named.node().unwrap(), "n1");
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     assert_eq!(Config::default().node().unwrap(), host.trim().to_lowercase());
+}
+
+#[test]
+fn a_token_file_belongs_to_one_service_account_and_one_audience() {
+    let entry = |account: &str, audience: &str, file: &str| {
+        format!("[[tokens]]\nservice-account = \"{account}\"\naudience = \"{audience}\"\nfile = \"{file}\"\n")
+    };
+    let first = entry("a/b", "x", "/t");
+    for other in [entry("a/b", "y", "/t"), entry("a/c", "x", "/t"), entry("c/b", "x", "/t")] {
+        assert_eq!(parse(&format!("{first}{other}")).unwrap().tokens.len(), 2);
+    }
+    let error = parse(&format!("{first}{}", entry("a/b", "x", "/u"))).unwrap_err();
+    assert!(error.contains("tokens: service account a/b has two files for audience \"x\""), "{error}");
+    assert!(error.contains("write [[tokens]]"), "{error}");
+}
+
+#[test]
+fn a_wrong_token_entry_is_said_with_its_place_and_the_remedy() {
+    for (text, place, words) in [
+        ("service-account = \"a/b\"", "/etc/v.toml:1:1: tokens[0]: ", "missing field `audience`"),
+        ("service-account = \"robot\"", "/etc/v.toml:2:19: tokens[0].service-account: ", "default/robot"),
+        ("service-account = \"a/b/c\"", "/etc/v.toml:2:19: tokens[0].service-account: ", "default/robot"),
+        ("service-account = \"../b\"", "/etc/v.toml:2:19: tokens[0].service-account: ", "default/robot"),
+        ("service-account = \"A/b\"", "/etc/v.toml:2:19: tokens[0].service-account: ", "default/robot"),
+        ("service-account = \"a/\"", "/etc/v.toml:2:19: tokens[0].service-account: ", "default/robot"),
+        ("audience = 3", "/etc/v.toml:2:12: tokens[0].audience: ", "the CSIDriver asks for"),
+        ("file = \"t\"", "/etc/v.toml:2:8: tokens[0].file: ", "absolute path"),
+        ("path = \"/t\"", "/etc/v.toml:2:1: tokens[0].path: ", "unknown field `path`"),
+    ] {
+        let error = parse(&format!("[[tokens]]\n{text}")).unwrap_err();
+        assert!(error.starts_with(place), "{text:?}: {error}");
+        assert!(error.contains(words), "{text:?}: {error}");
+    }
 }

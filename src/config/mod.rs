@@ -1,14 +1,20 @@
 //! Settings: `/etc/volumed/volumed.toml`, and the flags that beat it. Every key has a default.
 
+mod tokens;
+mod values;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 use crate::model::DriverName;
+use values::{check_node_name, check_path};
+
+pub use tokens::{ServiceAccount, TokenConfig};
 
 /// Where the settings are unless `--config` says otherwise; there it may be missing.
 pub const DEFAULT_FILE: &str = "/etc/volumed/volumed.toml";
@@ -18,35 +24,38 @@ pub const DEFAULT_FILE: &str = "/etc/volumed/volumed.toml";
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Config {
     /// The directories that are watched for manifests.
-    #[serde(deserialize_with = "directories")]
+    #[serde(deserialize_with = "values::directories")]
     pub manifest_dir: Vec<PathBuf>,
     /// The kubelet's root directory, below which everything is mounted.
-    #[serde(deserialize_with = "absolute")]
+    #[serde(deserialize_with = "values::absolute")]
     pub root_dir: PathBuf,
     /// Where the records are.
-    #[serde(deserialize_with = "absolute")]
+    #[serde(deserialize_with = "values::absolute")]
     pub state_dir: PathBuf,
     /// The control socket; unused when systemd passes one.
-    #[serde(deserialize_with = "absolute")]
+    #[serde(deserialize_with = "values::absolute")]
     pub socket: PathBuf,
     /// This node's name; `None`: the host's.
-    #[serde(deserialize_with = "node_name")]
+    #[serde(deserialize_with = "values::node_name")]
     pub node_name: Option<String>,
     /// The group, by name or number, that may use the read-only calls of the control socket.
     pub group: Option<String>,
     /// Between the two complete readings that must both lack a thing before it is taken down.
-    #[serde(deserialize_with = "span")]
+    #[serde(deserialize_with = "values::span")]
     pub removal_grace: Duration,
     /// How long the mass-delete brake holds; `None`: until `volumectl approve`.
-    #[serde(deserialize_with = "maybe_span")]
+    #[serde(deserialize_with = "values::maybe_span")]
     pub brake_release_after: Option<Duration>,
     /// How long a driver may take to answer a call.
-    #[serde(deserialize_with = "positive_span")]
+    #[serde(deserialize_with = "values::positive_span")]
     pub rpc_timeout: Duration,
     /// What is logged.
     pub log_level: LogLevel,
     /// Drivers without a registrar; they beat a registration of the same name.
     pub drivers: BTreeMap<DriverName, DriverConfig>,
+    /// Where the service-account tokens are that drivers ask for.
+    #[serde(deserialize_with = "tokens::without_duplicates")]
+    pub tokens: Vec<TokenConfig>,
 }
 
 /// `[drivers."name"]`
@@ -54,10 +63,10 @@ pub struct Config {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct DriverConfig {
     /// The driver's socket.
-    #[serde(deserialize_with = "endpoint")]
+    #[serde(deserialize_with = "values::endpoint")]
     pub endpoint: PathBuf,
     /// In place of `rpc-timeout`.
-    #[serde(default, deserialize_with = "maybe_positive_span")]
+    #[serde(default, deserialize_with = "values::maybe_positive_span")]
     pub timeout: Option<Duration>,
 }
 
@@ -154,6 +163,7 @@ impl Default for Config {
             rpc_timeout: Duration::from_secs(120),
             log_level: LogLevel::Info,
             drivers: BTreeMap::new(),
+            tokens: Vec::new(),
         }
     }
 }
@@ -234,44 +244,12 @@ impl Config {
     }
 }
 
-/// Takes `500ms`, `1s`, `2m`, `1h 30m`.
-fn duration(text: &str) -> Result<Duration, BadDuration> {
-    let bad = || BadDuration { text: text.chars().take(40).collect() };
-    let span: jiff::SignedDuration = text.trim().parse().map_err(|_error| bad())?;
-    Duration::try_from(span).map_err(|_negative| bad())
-}
-
-/// A text that is no time span.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a time span such as \"500ms\", \"1s\" or \"2m\"")]
-struct BadDuration {
-    text: String,
-}
-
 /// A path on the command line is relative to where the command was given.
 fn from_here(flag: &'static str, path: &Path) -> Result<PathBuf, ConfigError> {
     let problem = |problem: String| ConfigError::Flag { flag, problem };
     let path = std::path::absolute(path).map_err(|error| problem(error.to_string()))?;
     check_path(&path).map_err(problem)?;
     Ok(path)
-}
-
-fn check_path(path: &Path) -> Result<(), String> {
-    if !path.is_absolute() {
-        return Err(format!("{} is not an absolute path", path.display()));
-    }
-    if path.components().any(|part| part == std::path::Component::ParentDir) {
-        return Err(format!("{} has a `..`", path.display()));
-    }
-    Ok(())
-}
-
-fn check_node_name(name: &str) -> Result<(), String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    if name.is_empty() || name.len() > 253 || !name.chars().all(plain) {
-        return Err(format!("{name:?} is not a host name"));
-    }
-    Ok(())
 }
 
 /// Returns what to do about a wrong value.
@@ -288,71 +266,19 @@ fn remedy(key: &str, problem: &str) -> &'static str {
         "removal-grace" | "brake-release-after" | "rpc-timeout" | "timeout" => {
             "give a time span, such as \"500ms\", \"1s\" or \"2m\""
         }
+        "service-account" => "give namespace and name, such as \"default/robot\"",
+        "audience" => "give the audience that the CSIDriver asks for, \"\" for the API server's",
+        "file" => "give the absolute path of the file with the token",
         "log-level" => "give one of error, warn, info, debug, trace",
+        _ if key.starts_with("tokens") => {
+            "write [[tokens]] for each service account and audience, and below it service-account = \"NAMESPACE/NAME\", \
+             audience = \"...\" and file = \"/path\""
+        }
         _ if key.starts_with("drivers") => {
             "write [drivers.\"NAME\"] and below it endpoint = \"/run/csi/x.sock\""
         }
         _ => "see README.md for the keys and their forms",
     }
-}
-
-fn checked<'de, D: Deserializer<'de>>(path: PathBuf) -> Result<PathBuf, D::Error> {
-    check_path(&path).map_err(serde::de::Error::custom)?;
-    Ok(path)
-}
-
-fn absolute<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
-    checked::<D>(PathBuf::deserialize(from)?)
-}
-
-fn directories<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "not a directory or a list of directories")]
-    enum OneOrMore {
-        One(PathBuf),
-        More(Vec<PathBuf>),
-    }
-    let given = match OneOrMore::deserialize(from)? {
-        OneOrMore::One(path) => vec![path],
-        OneOrMore::More(paths) => paths,
-    };
-    if given.is_empty() {
-        return Err(serde::de::Error::custom("the list is empty"));
-    }
-    given.into_iter().map(checked::<D>).collect()
-}
-
-/// Takes a path, or gRPC's `unix:///path`.
-fn endpoint<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
-    let text = String::deserialize(from)?;
-    let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(&text);
-    checked::<D>(PathBuf::from(path))
-}
-
-fn node_name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
-    let name = String::deserialize(from)?;
-    check_node_name(&name).map_err(serde::de::Error::custom)?;
-    Ok(Some(name))
-}
-
-fn span<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    duration(&String::deserialize(from)?).map_err(serde::de::Error::custom)
-}
-
-fn maybe_span<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
-    span(from).map(Some)
-}
-
-fn positive_span<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    let given = span(from)?;
-    if given.is_zero() {
-        return Err(serde::de::Error::custom("is no time at all"));
-    }
-    Ok(given)
-}
-
-fn maybe_positive_span<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
-    positive_span(from).map(Some)
 }
 
 impl fmt::Display for LogLevel {
@@ -368,5 +294,4 @@ impl fmt::Display for LogLevel {
 }
 
 #[cfg(test)]
-#[path = "config_tests.rs"]
 mod tests;

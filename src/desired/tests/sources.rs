@@ -1,0 +1,93 @@
+//! Which volumes count, and what kinds there are.
+
+use crate::model::{HoldCode, Plugin, WantedVolume};
+
+use super::*;
+
+#[test]
+fn only_volumes_that_some_container_uses_count() {
+    let mut pod = pod(&json!([
+        {"name": "init", "emptyDir": {}}, {"name": "plain", "emptyDir": {}},
+        {"name": "debug", "emptyDir": {}}, {"name": "unused", "emptyDir": {}},
+    ]));
+    let using = |name: &str| json!([{"name": format!("c-{name}"), "volumeMounts": [{"name": name, "mountPath": "/x"}]}]);
+    pod["spec"]["containers"] = using("plain");
+    pod["spec"]["initContainers"] = using("init");
+    pod["spec"]["ephemeralContainers"] = using("debug");
+    let names: Vec<String> = World::default().add(pod).pod().volumes.into_keys().collect();
+    assert_eq!(names, ["debug", "init", "plain"]);
+}
+
+#[test]
+fn a_name_that_no_volume_has_is_held_and_stops_no_other() {
+    let mut pod = pod(&json!([{"name": "scratch", "emptyDir": {}}]));
+    pod["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "scratch", "mountPath": "/a"}, {"name": "data", "mountPath": "/b"}]);
+    let world = World::default().add(pod);
+    world.is_held(HoldCode::ObjectInvalid, "spec.volumes does not list");
+    world.wanted_of("scratch");
+}
+
+#[test]
+fn an_empty_dir_on_disk_belongs_to_its_pod() {
+    let (key, id, wanted) = World::with_source(json!({"emptyDir": {}})).wanted_of("data");
+    assert_eq!(wanted.volume, WantedVolume::EmptyDir { ownership: None });
+    assert_eq!(id.plugin, Plugin::EmptyDir);
+    assert_eq!(key.as_str(), format!("kubernetes.io/empty-dir/{UID}-data"));
+    World::with_source(json!({"emptyDir": {"medium": ""}})).wanted_of("data");
+}
+
+#[test]
+fn a_host_path_is_absolute_and_goes_nowhere_else() {
+    let world = World::with_source(json!({"hostPath": {"path": "/srv/data"}}));
+    assert_eq!(world.wanted_of("data").2.volume, WantedVolume::HostPath { path: "/srv/data".into() });
+    for path in ["srv", "/srv/../etc", "..", "", "/srv/\u{0}x"] {
+        World::with_source(json!({"hostPath": {"path": path}}))
+            .is_held(HoldCode::ObjectInvalid, "absolute path");
+    }
+    World::with_source(json!({"hostPath": {"path": "/srv/..data"}})).wanted_of("data");
+}
+
+#[test]
+fn what_is_not_supported_yet_says_so_and_stops_no_other() {
+    for source in [
+        json!({"emptyDir": {"medium": "Memory"}}),
+        json!({"emptyDir": {"medium": "HugePages-2Mi"}}),
+        json!({"hostPath": {"path": "/x", "type": "Directory"}}),
+        json!({"configMap": {"name": "x"}}),
+        json!({"secret": {"secretName": "x"}}),
+        json!({"projected": {"sources": []}}),
+        json!({"downwardAPI": {"items": []}}),
+        json!({"nfs": {"server": "s", "path": "/"}}),
+        json!({"iscsi": {"targetPortal": "p", "iqn": "i", "lun": 0}}),
+        json!({"image": {"reference": "x"}}),
+        json!({"gitRepo": {"repository": "x"}}),
+        json!({"ephemeral": {"volumeClaimTemplate": {"spec": {}}}}),
+    ] {
+        let mut volume = json!({"name": "data"});
+        merge(&mut volume, source);
+        let world = World::default().add(pod(&json!([volume, {"name": "scratch", "emptyDir": {}}])));
+        world.is_held(HoldCode::NotSupported, "is not supported yet");
+        world.wanted_of("scratch");
+    }
+}
+
+#[test]
+fn a_pv_that_is_not_csi_is_not_supported_yet() {
+    for (source, name) in [
+        (json!({"nfs": {"server": "s", "path": "/"}}), "nfs"),
+        (json!({"local": {"path": "/x"}}), "local"),
+        (json!({"hostPath": {"path": "/x"}}), "hostPath"),
+    ] {
+        let mut pv = pv("pv-1", json!({"spec": source}));
+        pv["spec"].as_object_mut().unwrap().remove("csi");
+        World::with_claim().add(pv).is_held(HoldCode::NotSupported, name);
+    }
+}
+
+#[test]
+fn no_source_or_two_sources_is_no_empty_dir() {
+    World::with_source(json!({})).is_held(HoldCode::ObjectInvalid, "names no source");
+    World::with_source(json!({"emptyDir": {}, "hostPath": {"path": "/"}}))
+        .is_held(HoldCode::ObjectInvalid, "several sources");
+}
