@@ -206,9 +206,14 @@ fn call_error(method: &'static str, status: &Status, deadline: Duration, secrets
         let message = clean(&format!("the connection failed: {}", causes.join(": ")), secrets);
         return CallError { method, code: Code::UNAVAILABLE, message, sent: true };
     }
-    // An answer that is too large or no message was an OK: what it did is done, so it must not count as final.
-    let unreadable =
-        ["Error, decoded message length too large", "failed to decode Protobuf message", "protocol error"];
+    // An answer that is too large, cut off or no message was an OK: what it did is done, so it must not count as final.
+    let unreadable = [
+        "Error, decoded message length too large",
+        "failed to decode Protobuf message",
+        "protocol error",
+        "Missing response message",
+        "Unexpected EOF decoding stream",
+    ];
     let code = if unreadable.iter().any(|text| status.message().starts_with(text)) {
         Code::UNAVAILABLE
     } else {
