@@ -1,6 +1,12 @@
 //! The scripted driver itself: its block volumes, the caller's duties that it looks after, and what it can be told to do wrong.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "what a test needs and lacks ends it")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "what a test needs and lacks ends it, and its helpers start processes"
+)]
 
 #[path = "support/mod.rs"]
 mod support;

@@ -21,12 +21,13 @@ use crate::proto::csi::node_client::NodeClient;
 pub struct Client {
     channel: Channel,
     deadline: Duration,
+    pid: Option<u32>,
 }
 
 impl Client {
-    /// Takes a connection and how long each call may take.
-    pub(super) fn new(channel: Channel, deadline: Duration) -> Self {
-        Self { channel, deadline }
+    /// Takes a connection, how long each call may take, and the process at its other end.
+    pub(super) fn new(channel: Channel, deadline: Duration, pid: Option<u32>) -> Self {
+        Self { channel, deadline, pid }
     }
 
     /// `GetPluginInfo`
@@ -45,10 +46,11 @@ impl Client {
             .await
     }
 
-    /// `Probe`
-    pub(super) async fn probe(&self) -> Result<csi::ProbeResponse, CallError> {
-        let ask = |channel, request| async move { IdentityClient::new(channel).probe(request).await };
-        self.call("Probe", csi::ProbeRequest {}, Secrets::default(), ask).await
+    /// `Probe`, which has a deadline of its own.
+    pub(super) async fn probe(&self, deadline: Duration) -> Result<csi::ProbeResponse, CallError> {
+        let mut identity = IdentityClient::new(self.channel.clone());
+        let ask = |request| async move { identity.probe(request).await };
+        call("Probe", deadline, &Secrets::default(), csi::ProbeRequest {}, ask).await
     }
 
     /// `NodeGetInfo`
@@ -158,7 +160,7 @@ impl Driver for Client {
     }
 
     fn pid(&self) -> Option<u32> {
-        None
+        self.pid
     }
 }
 
