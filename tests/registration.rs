@@ -12,6 +12,8 @@
 
 #[path = "registration/plugin.rs"]
 mod plugin;
+#[path = "registration/probes.rs"]
+mod probes;
 #[path = "registration/world.rs"]
 mod world;
 
@@ -21,7 +23,7 @@ use plugin::{Driver, Plugin};
 use volumed::csi::Code;
 use volumed::model::{Connection, DriverOrigin, DriverState, EventKind};
 use volumed::proto::csi;
-use world::{World, is_ready, name};
+use world::{World, is_ready, is_starting, name};
 
 const NAME: &str = "a.example.org";
 
@@ -342,8 +344,8 @@ async fn a_configured_driver_goes_before_a_registration_and_waits_for_its_probe(
     assert!(!error.sent && error.code == Code::UNAVAILABLE);
 
     let own = Driver::serve_saying(world.path("own.sock"), NAME, |answers| answers.ready = Some(false));
-    let waits = |state: &DriverState| matches!(&state.connection, Connection::Disconnected { reason } if reason.contains("not ready"));
-    world.driver(NAME, waits).await;
+    world.driver(NAME, is_starting).await;
+    assert_eq!(own.asked("GetPluginInfo"), 0, "it was asked before it was ready");
     own.say(|answers| answers.ready = None);
     let entry = world.driver(NAME, is_ready).await;
     assert_eq!(entry.state.origin, DriverOrigin::Configured);

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
-use crate::faults::{Action, Faults, Plain, When};
+use crate::faults::{Action, Faults, Plain, Script, When};
 
 /// The header by which `spoil` is told to replace an answer's bytes, and with what.
 pub(crate) const SPOIL: &str = "x-fakecsi-spoil";
@@ -32,16 +32,24 @@ impl Calls {
     }
 
     /// Runs one call: logs it, does what the faults say, and `effect` in between.
-    pub(crate) async fn run<A>(
+    pub(crate) async fn run<A: Default>(
         &self,
         method: &'static str,
         volume: &str,
         request: Value,
         effect: impl FnOnce() -> Result<A, Status>,
-    ) -> Result<tonic::Response<A>, Status>
-    where
-        A: Default,
-    {
+    ) -> Result<tonic::Response<A>, Status> {
+        self.run_scripted(method, volume, request, |_| effect()).await
+    }
+
+    /// As `run`, with what the faults say that the answer is to be.
+    pub(crate) async fn run_scripted<A: Default>(
+        &self,
+        method: &'static str,
+        volume: &str,
+        request: Value,
+        effect: impl FnOnce(&Script) -> Result<A, Status>,
+    ) -> Result<tonic::Response<A>, Status> {
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let whole = request.to_string();
         self.write(&json!({
@@ -65,7 +73,7 @@ impl Calls {
         method: &str,
         volume: &str,
         whole: &str,
-        effect: impl FnOnce() -> Result<A, Status>,
+        effect: impl FnOnce(&Script) -> Result<A, Status>,
     ) -> Result<tonic::Response<A>, Status> {
         let faults = self.faults.of(method, volume).map_err(Status::internal)?;
         let mut effect = Some(effect);
@@ -75,7 +83,7 @@ impl Calls {
             if now == When::After
                 && let Some(effect) = effect.take()
             {
-                answer = effect()?;
+                answer = effect(&Script::new(&faults))?;
             }
             for (_, action) in faults.iter().filter(|(when, _)| *when == now) {
                 match action {
@@ -90,7 +98,14 @@ impl Calls {
                     }
                     Action::Plain(Plain::Oversize) => spoil = Some("oversize"),
                     Action::Plain(Plain::Garbage) => spoil = Some("garbage"),
+                    Action::Plain(Plain::Lost) => spoil = Some("lost"),
                     Action::Plain(Plain::NoMount) => drop(effect.take()),
+                    // `Script` has taken these.
+                    Action::Plain(Plain::ReadyUnset)
+                    | Action::Ready { .. }
+                    | Action::Abnormal { .. }
+                    | Action::Health { .. }
+                    | Action::Usage { .. } => {}
                 }
             }
         }

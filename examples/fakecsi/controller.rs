@@ -10,7 +10,8 @@ pub(crate) use volumed::proto::csi::controller_server::ControllerServer;
 use volumed::proto::csi::controller_service_capability::{Rpc, Type, rpc};
 
 use crate::Options;
-use crate::serve::{Driver, capability, required};
+use crate::node::{capability, required};
+use crate::serve::Driver;
 
 /// Returns whether the driver has a Controller at all.
 pub(crate) fn is_served(options: &Options) -> bool {
@@ -137,6 +138,8 @@ impl Driver {
                 required("volume_id", &request.volume_id)?;
                 // A volume with content stays: a test may look at it.
                 std::fs::remove_dir(self.mounts.directory(&request.volume_id)).ok();
+                std::fs::remove_file(self.mounts.image(&request.volume_id)).ok();
+                self.rules.forget(&request.volume_id);
                 Ok(csi::DeleteVolumeResponse {})
             })
             .await

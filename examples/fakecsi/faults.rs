@@ -6,6 +6,10 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use serde::Deserialize;
+use tokio::time::Instant;
+use volumed::proto::csi;
+use volumed::proto::csi::VolumeHealthErrorType;
+use volumed::proto::csi::volume_health::VolumeHealthEntry;
 
 /// One fault; see the program's documentation.
 #[derive(Debug, Clone, Deserialize)]
@@ -16,6 +20,7 @@ pub(crate) struct Fault {
     nth: Option<u64>,
     from: Option<u64>,
     to: Option<u64>,
+    until_ms: Option<u128>,
     #[serde(default)]
     when: When,
     pub(crate) action: Action,
@@ -46,6 +51,100 @@ pub(crate) enum Action {
     Leak {
         leak: String,
     },
+    Ready {
+        ready: bool,
+    },
+    Abnormal {
+        abnormal: String,
+    },
+    Health {
+        health: Vec<Health>,
+    },
+    Usage {
+        usage: Vec<Usage>,
+    },
+}
+
+/// One entry of a volume's health.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Health {
+    /// `DEGRADED`, ..., or a number.
+    status: String,
+    #[serde(default)]
+    reason: String,
+    #[serde(default)]
+    message: String,
+}
+
+impl Health {
+    pub(crate) fn entry(&self) -> VolumeHealthEntry {
+        let known = VolumeHealthErrorType::from_str_name(&self.status).map(i32::from);
+        VolumeHealthEntry {
+            status: known.or_else(|| self.status.parse().ok()).unwrap_or_default(),
+            reason: self.reason.clone(),
+            message: self.message.clone(),
+        }
+    }
+}
+
+/// One entry of a volume's usage.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Usage {
+    /// `BYTES`, `INODES`, or a number.
+    unit: String,
+    #[serde(default)]
+    total: i64,
+    #[serde(default)]
+    used: i64,
+    #[serde(default)]
+    available: i64,
+}
+
+impl Usage {
+    pub(crate) fn entry(&self) -> csi::VolumeUsage {
+        let known = csi::volume_usage::Unit::from_str_name(&self.unit).map(i32::from);
+        csi::VolumeUsage {
+            unit: known.or_else(|| self.unit.parse().ok()).unwrap_or_default(),
+            total: self.total,
+            used: self.used,
+            available: self.available,
+        }
+    }
+}
+
+/// What a call is told to answer in place of the truth.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Script {
+    /// Probe.
+    pub(crate) ready: Option<bool>,
+    /// Probe says nothing of it.
+    pub(crate) silent: bool,
+    /// The message of an abnormal condition.
+    pub(crate) abnormal: Option<String>,
+    /// NodeGetVolumeHealth.
+    pub(crate) health: Option<Vec<Health>>,
+    /// NodeGetVolumeStats.
+    pub(crate) usage: Option<Vec<Usage>>,
+}
+
+impl Script {
+    /// Takes the answers among a call's faults; of two for one thing the last counts.
+    pub(crate) fn new(faults: &[(When, Action)]) -> Self {
+        let mut script = Self::default();
+        for (_, action) in faults {
+            match action {
+                Action::Ready { ready } => script.ready = Some(*ready),
+                Action::Plain(Plain::ReadyUnset) => script.silent = true,
+                Action::Abnormal { abnormal } => script.abnormal = Some(abnormal.clone()),
+                Action::Health { health } => script.health = Some(health.clone()),
+                Action::Usage { usage } => script.usage = Some(usage.clone()),
+                Action::Plain(_) | Action::Code { .. } | Action::Delay { .. } | Action::Leak { .. } => {}
+            }
+        }
+        script
+    }
 }
 
 /// What happens, without arguments.
@@ -56,19 +155,22 @@ pub(crate) enum Plain {
     Crash,
     Oversize,
     Garbage,
+    Lost,
     NoMount,
+    ReadyUnset,
 }
 
 /// The file, and how often each method was called.
 #[derive(Debug)]
 pub(crate) struct Faults {
     file: Option<PathBuf>,
+    started: Instant,
     counts: Mutex<BTreeMap<(String, Option<String>), u64>>,
 }
 
 impl Faults {
     pub(crate) fn new(file: Option<PathBuf>) -> Self {
-        Self { file, counts: Mutex::default() }
+        Self { file, started: Instant::now(), counts: Mutex::default() }
     }
 
     /// Counts a call and returns its faults in the order of the file.
@@ -86,6 +188,7 @@ impl Faults {
         Ok(faults
             .into_iter()
             .filter(|fault| fault.meets(method, volume, &counts))
+            .filter(|fault| fault.until_ms.is_none_or(|until| self.started.elapsed().as_millis() < until))
             .map(|fault| (fault.when, fault.action))
             .collect())
     }

@@ -1,7 +1,11 @@
 //! fakecsi: a CSI driver that does what it is told, also what a real one will not do on demand.
 //!
-//! It is an ordinary driver: Identity, Node, on request a Controller, real bind mounts from `--state DIR/<volume>`, and it
-//! registers itself below `--registry`. It accepts any volume id and remembers nothing but its directories and its mounts.
+//! It is an ordinary driver: Identity, Node, on request a Controller, real bind mounts from `--state DIR/<volume>`, for block
+//! volumes loop devices over `--state DIR/<volume>.img`, and it registers itself below `--registry`. It accepts any volume id.
+//!
+//! It refuses what breaks the caller's duties (csi.md 10: 2, 4, 11, 12, 13) with FAILED_PRECONDITION and `contract violation
+//! (csi.md 10, N): ...`, and more volumes than `--max-volumes` with RESOURCE_EXHAUSTED, so that a test finds every violation in
+//! the log. `--lenient` lets them pass.
 //!
 //! ```text
 //! fakecsi --endpoint /run/x/csi.sock --state /run/x/state --registry ROOT/plugins_registry --log /run/x/calls --faults /run/x/faults
@@ -26,16 +30,26 @@
 //! * `method`: of the call, or `*`. `volume`: only of this volume.
 //! * `nth`, or `from` and `to` (each may be left out): which calls, counted from 1 since the start of the process, over the
 //!   calls of this method, or of this method and volume if `volume` is given. `*` counts all calls.
+//!   `until_ms`: only while the process is younger than that.
 //! * `when`: `before` (the default) or `after` the effect.
 //! * `action`: `{"code": "UNAVAILABLE", "message": "..."}`, `"hang"`, `{"delay_ms": 500}`, `"crash"` (SIGKILL to itself),
-//!   `"oversize"` (has its effect and answers 8 MiB), `"garbage"` (has its effect and answers what is no message), `"no-mount"`
-//!   (answers OK and does nothing; before only), `{"leak": "text"}` (INTERNAL with the text and the whole request).
+//!   `"oversize"` (has its effect and answers 8 MiB), `"garbage"` (has its effect and answers what is no message), `"lost"` (has
+//!   its effect and its answer is cut off), `"no-mount"` (answers OK and does nothing; before only), `{"leak": "text"}`
+//!   (INTERNAL with the text and the whole request).
+//! * Actions that only change what is answered: of Probe `{"ready": false}` and `"ready-unset"`; of NodeGetVolumeStats
+//!   `{"abnormal": "message"}` and `{"usage": [{"unit": "BYTES", "total": 9, "used": 4, "available": 5}]}`; of NodeGetVolumeHealth
+//!   `{"health": [{"status": "DEGRADED", "reason": "Rebuilding", "message": "..."}]}`. Units and states may be numbers.
 //! * All faults that match are taken in the order of the file; the first that ends the call ends it.
 
+#![expect(clippy::disallowed_methods, reason = "a test's program may start losetup without a deadline")]
+
+mod block;
 mod calls;
 mod controller;
 mod faults;
 mod mounts;
+mod node;
+mod rules;
 mod serve;
 mod spoil;
 
@@ -81,6 +95,30 @@ struct Options {
     /// Has SINGLE_NODE_MULTI_WRITER
     #[arg(long)]
     multi_writer: bool,
+    /// Has VOLUME_MOUNT_GROUP, and gives a volume's directory to the group
+    #[arg(long)]
+    mount_group: bool,
+    /// Has EXPAND_VOLUME
+    #[arg(long)]
+    expand: bool,
+    /// Has no GET_VOLUME_STATS
+    #[arg(long)]
+    no_stats: bool,
+    /// Has VOLUME_CONDITION (1.12)
+    #[arg(long)]
+    condition: bool,
+    /// Has GET_VOLUME_HEALTH (1.13)
+    #[arg(long)]
+    health: bool,
+    /// How block volumes are published
+    #[arg(long, value_enum, default_value = "bind")]
+    block: block::Shown,
+    /// Bytes of a new block volume
+    #[arg(long, default_value_t = 16 << 20)]
+    block_size: u64,
+    /// Takes calls that break the caller's duties
+    #[arg(long)]
+    lenient: bool,
     /// Answers OK without making directories or mounts
     #[arg(long)]
     no_mount: bool,

@@ -7,23 +7,24 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tonic::Status;
 
+use crate::block::{self, Shown};
+
 /// The directories of the volumes.
 #[derive(Debug)]
 pub(crate) struct Mounts {
     pub(crate) state: PathBuf,
     /// Does nothing at all.
     pub(crate) none: bool,
+    /// The size of a block volume that was never grown, in bytes.
+    pub(crate) block_size: u64,
+    /// How block volumes are published.
+    pub(crate) shown: Shown,
 }
 
 impl Mounts {
-    /// Returns a volume's directory; its name is the id with everything unusual as `%XX`.
+    /// Returns a volume's directory.
     pub(crate) fn directory(&self, volume: &str) -> PathBuf {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-        let name: String = volume
-            .bytes()
-            .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-            .collect();
-        self.state.join(name)
+        self.state.join(file_name(volume))
     }
 
     /// Makes a volume's directory.
@@ -75,51 +76,54 @@ impl Mounts {
             return Err(failed("mkdir", target, &error));
         }
         bind(staging.unwrap_or(&directory), target)?;
-        if read_only {
-            let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-            if let Err(error) = mount(None::<&str>, target, None::<&str>, flags, None::<&str>) {
-                unmount(target)?;
-                return Err(failed("remount", target, &error.into()));
-            }
-        }
-        Ok(())
+        if read_only { read_only_from_now(target) } else { Ok(()) }
     }
 
     /// Unmounts and removes the target.
     pub(crate) fn unpublish(&self, target: &Path) -> Result<(), Status> {
-        if self.none {
-            return Ok(());
-        }
-        if mounted(target)?.is_some() {
-            unmount(target)?;
-        }
-        match std::fs::remove_dir(target) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("rmdir", target, &error)),
-            _ => Ok(()),
-        }
+        if self.none { Ok(()) } else { block::clear(target) }
     }
 }
 
-fn bind(source: &Path, target: &Path) -> Result<(), Status> {
+/// Returns a volume's name in the file system: its id with everything unusual as `%XX`.
+pub(crate) fn file_name(volume: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    volume
+        .bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+/// Makes a bind mount read-only, or takes it away.
+pub(crate) fn read_only_from_now(target: &Path) -> Result<(), Status> {
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    if let Err(error) = mount(None::<&str>, target, None::<&str>, flags, None::<&str>) {
+        unmount(target)?;
+        return Err(failed("remount", target, &error.into()));
+    }
+    Ok(())
+}
+
+pub(crate) fn bind(source: &Path, target: &Path) -> Result<(), Status> {
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .map_err(|error| failed("bind", target, &error.into()))
 }
 
-fn unmount(path: &Path) -> Result<(), Status> {
+pub(crate) fn unmount(path: &Path) -> Result<(), Status> {
     umount2(path, MntFlags::UMOUNT_NOFOLLOW).map_err(|error| failed("unmount", path, &error.into()))
 }
 
-fn failed(what: &str, path: &Path, error: &io::Error) -> Status {
+pub(crate) fn failed(what: &str, path: &Path, error: &io::Error) -> Status {
     Status::internal(format!("{what} {}: {error}", path.display()))
 }
 
 /// A mount, as far as it matters here.
-struct Mounted {
-    read_only: bool,
+pub(crate) struct Mounted {
+    pub(crate) read_only: bool,
 }
 
 /// Returns the uppermost mount at exactly this path.
-fn mounted(path: &Path) -> Result<Option<Mounted>, Status> {
+pub(crate) fn mounted(path: &Path) -> Result<Option<Mounted>, Status> {
     let table = std::fs::read("/proc/self/mountinfo")
         .map_err(|error| failed("read", Path::new("/proc/self/mountinfo"), &error))?;
     let mut escaped = Vec::new();

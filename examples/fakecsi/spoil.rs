@@ -37,6 +37,8 @@ where
             let answer = answer.await?;
             let bytes = match answer.headers().get(SPOIL).map(AsRef::<[u8]>::as_ref) {
                 Some(b"garbage") => garbage(),
+                // Neither a message nor a status: what is left of an answer that was cut off.
+                Some(b"lost") => return Ok(answer.map(|_| Body::empty())),
                 Some(_) => oversize(),
                 None => return Ok(answer),
             };

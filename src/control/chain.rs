@@ -113,7 +113,14 @@ fn driver(status: &Status, row: Row<'_>) -> Option<ChainLink> {
     };
     let here = link("driver", "good", format!("{name} at {}", driver.endpoint.display()));
     Some(match &driver.connection {
-        Connection::Ready => ChainLink { since_ms: driver.since, ..here },
+        Connection::Ready => match &driver.unwell {
+            None => ChainLink { since_ms: driver.since, ..here },
+            Some(reason) => ChainLink {
+                detail: format!("{}, not well: {reason}", here.detail),
+                since_ms: driver.since,
+                ..here
+            },
+        },
         Connection::Starting { reason } => ChainLink {
             state: "waiting".to_owned(),
             detail: format!("{name} is starting up: {reason}"),
@@ -196,6 +203,8 @@ pub(super) fn past(event: &Event) -> PastEvent {
             format!("driver {driver} ready at {}", endpoint.display())
         }
         EventKind::DriverGone { driver, reason } => format!("driver {driver} gone: {reason}"),
+        EventKind::DriverUnwell { driver, reason } => format!("driver {driver} not well: {reason}"),
+        EventKind::DriverWell { driver } => format!("driver {driver} well again"),
         EventKind::RegistrationRefused { socket, reason } => {
             format!("registration {} refused: {reason}", socket.display())
         }

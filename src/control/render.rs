@@ -211,7 +211,7 @@ pub fn drivers(answer: &api::ListDriversResponse, style: Style) -> String {
             dash(&driver.node_id),
             format!("{}{max}", driver.volumes),
             driver.in_flight.to_string(),
-            driver.state.clone(),
+            if driver.unwell.is_empty() { driver.state.clone() } else { "unwell".to_owned() },
             since(driver.since_ms, answer.now_ms),
             driver.endpoint.clone(),
         ];
@@ -219,8 +219,14 @@ pub fn drivers(answer: &api::ListDriversResponse, style: Style) -> String {
             let standby = driver.standby.join(",");
             cells.extend([driver.origin.clone(), dash(&standby), dash(&driver.capabilities.join(","))]);
         }
-        cells.push(dash(&driver.reason));
-        (if driver.state == "ready" { "good" } else { "failed" }, cells)
+        let well = driver.unwell.is_empty();
+        cells.push(dash(if well { &driver.reason } else { &driver.unwell }));
+        let mark = match driver.state.as_str() {
+            "ready" if well => "good",
+            "ready" | "starting" => "waiting",
+            _ => "failed",
+        };
+        (mark, cells)
     });
     table(&head, rows, style)
 }

@@ -443,6 +443,7 @@ pub fn drivers(status: &Status, now: Millis) -> api::ListDriversResponse {
             volumes: count(of().filter(|v| is_here(v)).count()),
             in_flight: count(of().filter(|v| v.in_progress.is_some()).count()),
             capabilities: driver.info.capabilities.clone(),
+            unwell: driver.unwell.clone().unwrap_or_default(),
             standby: driver.standby.iter().map(|path| path.display().to_string()).collect(),
         }
     });

@@ -21,12 +21,13 @@ use crate::proto::csi::node_client::NodeClient;
 pub struct Client {
     channel: Channel,
     deadline: Duration,
+    pid: Option<u32>,
 }
 
 impl Client {
-    /// Takes a connection and how long each call may take.
-    pub(super) fn new(channel: Channel, deadline: Duration) -> Self {
-        Self { channel, deadline }
+    /// Takes a connection, how long each call may take, and the process at its other end.
+    pub(super) fn new(channel: Channel, deadline: Duration, pid: Option<u32>) -> Self {
+        Self { channel, deadline, pid }
     }
 
     /// `GetPluginInfo`
@@ -45,10 +46,11 @@ impl Client {
             .await
     }
 
-    /// `Probe`
-    pub(super) async fn probe(&self) -> Result<csi::ProbeResponse, CallError> {
-        let ask = |channel, request| async move { IdentityClient::new(channel).probe(request).await };
-        self.call("Probe", csi::ProbeRequest {}, Secrets::default(), ask).await
+    /// `Probe`, which has a deadline of its own.
+    pub(super) async fn probe(&self, deadline: Duration) -> Result<csi::ProbeResponse, CallError> {
+        let mut identity = IdentityClient::new(self.channel.clone());
+        let ask = |request| async move { identity.probe(request).await };
+        call("Probe", deadline, &Secrets::default(), csi::ProbeRequest {}, ask).await
     }
 
     /// `NodeGetInfo`
@@ -158,7 +160,7 @@ impl Driver for Client {
     }
 
     fn pid(&self) -> Option<u32> {
-        None
+        self.pid
     }
 }
 
@@ -206,9 +208,14 @@ fn call_error(method: &'static str, status: &Status, deadline: Duration, secrets
         let message = clean(&format!("the connection failed: {}", causes.join(": ")), secrets);
         return CallError { method, code: Code::UNAVAILABLE, message, sent: true };
     }
-    // An answer that is too large or no message was an OK: what it did is done, so it must not count as final.
-    let unreadable =
-        ["Error, decoded message length too large", "failed to decode Protobuf message", "protocol error"];
+    // An answer that is too large, cut off or no message was an OK: what it did is done, so it must not count as final.
+    let unreadable = [
+        "Error, decoded message length too large",
+        "failed to decode Protobuf message",
+        "protocol error",
+        "Missing response message",
+        "Unexpected EOF decoding stream",
+    ];
     let code = if unreadable.iter().any(|text| status.message().starts_with(text)) {
         Code::UNAVAILABLE
     } else {

@@ -27,6 +27,8 @@ pub(super) const LONGEST_PATH: usize = 104;
 pub(super) struct Connection {
     /// What is called.
     pub(super) channel: Channel,
+    /// The process that began to listen on the socket, as the kernel knows it: a supervisor's where that made the socket.
+    pub(super) pid: Option<u32>,
     /// Cancelled when the connection is over.
     pub(super) closed: CancellationToken,
     /// The socket it was made to.
@@ -134,6 +136,8 @@ pub(super) async fn dial_once(path: &Path, uid: u32) -> Result<Connection, DialE
     if peer.uid() != 0 && peer.uid() != uid {
         return Err(DialError::Peer { path: at(), user: peer.uid() });
     }
+    // 0: a process of a pid namespace that is not ours.
+    let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
     let closed = CancellationToken::new();
     let stream = Watched { stream, _ended: closed.clone().drop_guard() };
     let connector = Once(Some(TokioIo::new(stream)));
@@ -142,7 +146,7 @@ pub(super) async fn dial_once(path: &Path, uid: u32) -> Result<Connection, DialE
         .connect_with_connector(connector)
         .await
         .map_err(|source| DialError::Handshake { path: at(), source })?;
-    Ok(Connection { channel, closed, socket })
+    Ok(Connection { channel, pid, closed, socket })
 }
 
 /// Checks who owns the socket and who could replace it.

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Client;
 use super::connection::{Connection, DialError, SocketId, dial, dial_once};
 use super::info::{self, InfoError};
+use super::liveness::{self, Life, Probing};
 use super::watch::PathWatch;
 use crate::error::Chain;
 use crate::model::{DriverInfo, DriverName};
@@ -30,6 +31,8 @@ pub(super) struct Endpoint {
     pub(super) uid: u32,
     /// The configuration names it, so nobody else vouches for its name.
     pub(super) configured: bool,
+    /// How often its Probe is called.
+    pub(super) probing: Probing,
 }
 
 /// A driver process that answered.
@@ -37,7 +40,8 @@ pub(super) struct Endpoint {
 pub(super) struct Session {
     pub(super) client: Arc<Client>,
     pub(super) info: DriverInfo,
-    closed: CancellationToken,
+    /// Cancelled when the connection is over.
+    pub(super) closed: CancellationToken,
     socket: SocketId,
 }
 
@@ -53,8 +57,10 @@ pub(super) enum OpenError {
 /// What the task of one driver or registration socket tells the registry.
 #[derive(Debug)]
 pub(super) enum Report {
-    /// A driver process answers.
-    Ready { endpoint: Endpoint, client: Arc<Client>, info: DriverInfo },
+    /// A driver process answers; told again when its life changes.
+    Answers { endpoint: Endpoint, client: Arc<Client>, info: DriverInfo, life: Life },
+    /// It answers, but is not ready to say what it is.
+    Starting { reason: String },
     /// It does not, or not any more.
     Lost { reason: String },
     /// Its registration was refused.
@@ -82,31 +88,35 @@ impl Endpoint {
         self.ask(connection).await
     }
 
-    /// As `open`, for a driver whose listener is not waited for.
-    async fn reopen(&self) -> Result<Session, OpenError> {
+    /// As `open`, for a driver whose listener is not waited for; nobody registers a configured one when it is ready.
+    async fn reopen(&self, report: &Reporter) -> Result<Session, OpenError> {
         let connection = dial_once(&self.path, self.uid).await?;
+        if self.configured {
+            let client = Client::new(connection.channel.clone(), self.deadline, connection.pid);
+            liveness::until_ready(&client, &connection.closed, report).await.map_err(InfoError::from)?;
+        }
         self.ask(connection).await
     }
 
     async fn ask(&self, connection: Connection) -> Result<Session, OpenError> {
-        let client = Client::new(connection.channel, self.deadline);
+        let client = Client::new(connection.channel, self.deadline, connection.pid);
         let info = info::read(&client, &self.name, self.configured).await?;
         Ok(Session { client: Arc::new(client), info, closed: connection.closed, socket: connection.socket })
     }
 
-    /// Reports the driver ready or lost for as long as the task lives, beginning with the session there is, if any.
+    /// Reports how the driver is, or that it is lost, for as long as the task lives, beginning with the session there is, if any.
     pub(super) async fn keep(&self, mut session: Option<Session>, report: &Reporter) {
         // Watched before the first look, so that nothing is missed in between.
         let mut watch = PathWatch::new(&self.path);
         loop {
             if let Some(session) = session.take() {
-                let ready = Report::Ready {
-                    endpoint: self.clone(),
-                    client: Arc::clone(&session.client),
-                    info: session.info.clone(),
+                let end = tokio::select! {
+                    biased;
+                    end = self.ended(&session, &mut watch) => end,
+                    // A Probe under way when the connection ends is of no interest any more.
+                    never = liveness::watch(self, &session, report) => match never {},
                 };
-                report.tell(ready).await;
-                if self.ended(&session, &mut watch).await == End::Closed {
+                if end == End::Closed {
                     report.tell(Report::Lost { reason: "the driver closed the connection".to_owned() }).await;
                 }
             }
@@ -139,7 +149,7 @@ impl Endpoint {
             let socket = SocketId::at(&self.path).await;
             let opened = tokio::select! {
                 biased;
-                opened = self.reopen() => Some(opened),
+                opened = self.reopen(report) => Some(opened),
                 // A driver that accepted and does not answer may be replaced by one that does.
                 () = self.replaced(socket, watch) => None,
             };

@@ -27,17 +27,12 @@ pub(super) enum InfoError {
     Absurd { method: &'static str, problem: String },
     #[error("the driver calls itself {said:?}, not {expected}")]
     OtherName { said: String, expected: DriverName },
-    #[error("the driver says that it is not ready yet")]
-    NotReady,
 }
 
-/// Asks for name, capabilities and node. `strict`: the name is all that says who it is, so it must be told and the driver
-/// must say that it is ready (a driver of the configuration; of others the registration says both).
+/// Asks for name, capabilities and node. `strict`: the name is all that says who it is, so it must be told
+/// (a driver of the configuration; of others the registration says it).
 pub(super) async fn read(client: &Client, name: &DriverName, strict: bool) -> Result<DriverInfo, InfoError> {
     let version = identify(client, name, strict).await?;
-    if strict {
-        ready(client).await?;
-    }
     let plugin = plugin_capabilities(client).await?;
     let has = |wanted: plugin_capability::service::Type| {
         plugin.contains(&plugin_capability::Type::Service(plugin_capability::Service {
@@ -85,20 +80,6 @@ async fn identify(client: &Client, name: &DriverName, strict: bool) -> Result<St
     short(METHOD, "vendor_version", &said.vendor_version, STRING)?;
     small(METHOD, "manifest", &said.manifest)?;
     Ok(clean(&said.vendor_version, &Secrets::default()))
-}
-
-/// Returns when the driver says that it is ready; `ready` unset means yes (csi.md 2.5).
-async fn ready(client: &Client) -> Result<(), InfoError> {
-    match client.probe().await {
-        Err(error) if error.code == Code::UNIMPLEMENTED => Ok(()),
-        answer => {
-            if answer?.ready == Some(false) {
-                Err(InfoError::NotReady)
-            } else {
-                Ok(())
-            }
-        }
-    }
 }
 
 async fn plugin_capabilities(client: &Client) -> Result<Vec<plugin_capability::Type>, InfoError> {

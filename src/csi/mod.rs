@@ -2,19 +2,21 @@
 //!
 //! `Registry` finds drivers by the registration sockets in `plugins_registry` and by the configuration, one task for each
 //! (`plugin`, `endpoint`). `connection` makes the one connection a driver is called through and knows when it ends; `Client`
-//! makes the calls; `info` asks the driver what it is. The result is a `DriverSet` in a `watch` channel.
+//! makes the calls; `info` asks the driver what it is, `liveness` whether it is
+//! ready and well. The result is a `DriverSet` in a `watch` channel.
 
 mod client;
 mod connection;
 mod endpoint;
 mod info;
+mod liveness;
 mod plugin;
 mod registry;
 mod text;
 mod watch;
 
 pub use client::Client;
-pub use registry::{Configured, Registry, Settings, registry};
+pub use registry::{Configured, PROBE_PERIOD, Registry, Settings, registry};
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -102,6 +104,8 @@ impl Code {
     pub const INVALID_ARGUMENT: Self = Self(3);
     /// 5
     pub const NOT_FOUND: Self = Self(5);
+    /// 9
+    pub const FAILED_PRECONDITION: Self = Self(9);
     /// 7
     pub const PERMISSION_DENIED: Self = Self(7);
     /// 9

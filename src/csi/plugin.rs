@@ -9,6 +9,7 @@ use super::CallError;
 use super::client::call;
 use super::connection::{DialError, LONGEST_PATH, dial};
 use super::endpoint::{DIAL, Endpoint, OpenError, Report, Reporter, Session};
+use super::liveness::Probing;
 use super::text::{Secrets, clean};
 use crate::error::Chain;
 use crate::model::{Ambient, DriverName};
@@ -33,6 +34,8 @@ pub(super) struct Rules {
     pub(super) configured: Arc<BTreeSet<DriverName>>,
     /// Chance, for the pauses.
     pub(super) ambient: Arc<Ambient>,
+    /// How often its driver's Probe is called.
+    pub(super) probing: Probing,
 }
 
 /// Why a plugin is not registered.
@@ -87,7 +90,7 @@ pub(super) async fn run(socket: PathBuf, rules: Rules, report: Reporter) {
 }
 
 /// Returns a number from 0 to 1.
-fn jitter(ambient: &Ambient) -> f64 {
+pub(super) fn jitter(ambient: &Ambient) -> f64 {
     f64::from(u32::try_from(ambient.random() >> 32).unwrap_or_default()) / f64::from(u32::MAX)
 }
 
@@ -135,7 +138,14 @@ async fn accept(socket: &Path, info: PluginInfo, rules: &Rules) -> Result<(Endpo
     if rules.configured.contains(&name) {
         return Err(Refusal::Configured(name));
     }
-    let endpoint = Endpoint { name, path, deadline: rules.deadline, uid: rules.uid, configured: false };
+    let endpoint = Endpoint {
+        name,
+        path,
+        deadline: rules.deadline,
+        uid: rules.uid,
+        configured: false,
+        probing: rules.probing.clone(),
+    };
     match endpoint.open().await {
         Ok(session) => Ok((endpoint, session)),
         Err(source) => Err(Refusal::Driver { name: endpoint.name, path: endpoint.path, source }),

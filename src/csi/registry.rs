@@ -10,6 +10,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::endpoint::{Endpoint, Report, Reporter};
+use super::liveness::{Life, Probing};
 use super::plugin::{self, Rules};
 use super::watch::{Found, Registrations};
 use super::{CallError, Code, Driver, DriverEntry, DriverSet};
@@ -28,9 +29,14 @@ pub struct Settings {
     pub uid: u32,
     /// How long each call of a driver may take (2 min for a kubelet).
     pub deadline: Duration,
+    /// How long after one Probe of a driver that is ready the next one is made, a fifth more or less.
+    pub probe_period: Duration,
     /// `[drivers."name"]` of the configuration.
     pub drivers: BTreeMap<DriverName, Configured>,
 }
+
+/// The daemon's `Settings::probe_period`.
+pub const PROBE_PERIOD: Duration = Duration::from_secs(30);
 
 /// A driver that the configuration names; it needs no registrar and goes before a registration.
 #[derive(Debug, Clone)]
@@ -51,8 +57,13 @@ pub fn registry(
     let (scanned, _) = watch::channel(false);
     let (reporter, reports) = mpsc::channel(64);
     let configured = Arc::new(settings.drivers.keys().cloned().collect::<BTreeSet<_>>());
-    let rules =
-        Rules { deadline: settings.deadline, uid: settings.uid, configured, ambient: Arc::clone(&ambient) };
+    let rules = Rules {
+        deadline: settings.deadline,
+        uid: settings.uid,
+        configured,
+        ambient: Arc::clone(&ambient),
+        probing: Probing { period: settings.probe_period, ambient: Arc::clone(&ambient) },
+    };
     let registry = Registry {
         settings,
         rules,
@@ -154,6 +165,7 @@ impl Registry {
                 deadline: driver.deadline.unwrap_or(self.settings.deadline),
                 uid: self.settings.uid,
                 configured: true,
+                probing: self.rules.probing.clone(),
             };
             let state = DriverState {
                 connection: Connection::Disconnected { reason: "volumed has not reached it yet".to_owned() },
@@ -222,19 +234,29 @@ impl Registry {
             return;
         };
         match report {
-            Report::Ready { endpoint, client, info } => {
+            Report::Answers { endpoint, client, info, life } => {
                 let origin = match source {
                     Source::Configured(_) => DriverOrigin::Configured,
                     Source::Registration(socket) => DriverOrigin::Registered { socket: socket.clone() },
                 };
-                let connection = Connection::Ready;
+                let (connection, unwell) = match life {
+                    Life::Well => (Connection::Ready, None),
+                    Life::Unwell(reason) => (Connection::Ready, Some(reason)),
+                    Life::Starting(reason) => (Connection::Starting { reason }, None),
+                };
+                let client: Arc<dyn Driver> = client;
+                let before = watched.instance.as_ref().map(|instance| &instance.entry);
+                let since = before.filter(|old| {
+                    Arc::ptr_eq(&old.client, &client) && is_as(&old.state.connection, &connection)
+                });
+                let since = since.map_or(now, |old| old.state.since);
                 let state = DriverState {
                     connection,
                     info,
                     endpoint: endpoint.path,
                     origin,
-                    since: now,
-                    unwell: None,
+                    since,
+                    unwell,
                     standby: Vec::new(),
                 };
                 watched.refused = None;
@@ -244,9 +266,14 @@ impl Registry {
                     made: watched.found.map_or((0, 0), |found| found.made),
                 });
             }
+            Report::Starting { reason } => {
+                if let Some(Instance { entry: DriverEntry { state, .. }, .. }) = &mut watched.instance {
+                    change(state, Connection::Starting { reason }, now);
+                }
+            }
             Report::Lost { reason } => {
                 if let Some(instance) = &mut watched.instance {
-                    disconnect(&mut instance.entry.state, reason, now);
+                    change(&mut instance.entry.state, Connection::Disconnected { reason }, now);
                 }
             }
             Report::Refused { reason } => {
@@ -278,7 +305,7 @@ impl Registry {
                     }
                     DriverOrigin::Configured => "it is not configured any more".to_owned(),
                 };
-                disconnect(&mut entry.state, reason, now);
+                change(&mut entry.state, Connection::Disconnected { reason }, now);
                 drivers.insert(name.clone(), entry);
             }
         }
@@ -287,7 +314,7 @@ impl Registry {
         for (name, entry) in &drivers {
             let old = before.get(name);
             changed |= !old.is_some_and(|old| same(old, entry));
-            if let Some(kind) = transition(name, old, entry) {
+            for kind in transitions(name, old, entry) {
                 self.tell(kind);
             }
         }
@@ -296,12 +323,18 @@ impl Registry {
         }
     }
 
-    /// Returns the instance to use of each driver: one that answers before one that does not, then the newest.
+    /// Returns the instance to use of each driver: one that is ready before one that is starting before one that does not
+    /// answer, then the newest.
     fn chosen(&self) -> BTreeMap<DriverName, DriverEntry> {
         let mut instances: Vec<&Instance> =
             self.sources.values().filter_map(|watched| watched.instance.as_ref()).collect();
         let answers = |instance: &Instance| instance.entry.state.connection == Connection::Ready;
-        instances.sort_by_key(|instance| std::cmp::Reverse((answers(instance), instance.made)));
+        let rank = |instance: &Instance| match instance.entry.state.connection {
+            Connection::Ready => 2,
+            Connection::Starting { .. } => 1,
+            Connection::Disconnected { .. } => 0,
+        };
+        instances.sort_by_key(|instance| std::cmp::Reverse((rank(instance), instance.made)));
         let mut drivers: BTreeMap<DriverName, DriverEntry> = BTreeMap::new();
         for instance in instances {
             match drivers.get_mut(&instance.name) {
@@ -324,33 +357,55 @@ impl Registry {
     }
 }
 
-/// Marks a driver as not answering, since now if it was.
-fn disconnect(state: &mut DriverState, reason: String, now: Millis) {
-    if state.connection == Connection::Ready {
+/// Changes how a driver answers, since now if it was otherwise; what its last Probe said counts no more.
+fn change(state: &mut DriverState, connection: Connection, now: Millis) {
+    if !is_as(&state.connection, &connection) {
         state.since = now;
     }
-    state.connection = Connection::Disconnected { reason };
+    state.connection = connection;
+    state.unwell = None;
+}
+
+/// Whether they are the same but for the reason.
+fn is_as(one: &Connection, other: &Connection) -> bool {
+    std::mem::discriminant(one) == std::mem::discriminant(other)
 }
 
 fn same(old: &DriverEntry, new: &DriverEntry) -> bool {
     old.state == new.state && Arc::ptr_eq(&old.client, &new.client)
 }
 
-/// Returns what is worth telling: that it answers, that another process answers, or that none does any more.
-fn transition(name: &DriverName, old: Option<&DriverEntry>, new: &DriverEntry) -> Option<EventKind> {
-    let was_ready = old.is_some_and(|old| old.state.connection == Connection::Ready);
+/// Returns what is worth telling: that it is ready, that another process is, that it is not or not well, that it is gone.
+fn transitions(name: &DriverName, old: Option<&DriverEntry>, new: &DriverEntry) -> Vec<EventKind> {
+    let driver = || name.clone();
+    let was = old.map(|old| &old.state.connection);
+    let was_ready = was == Some(&Connection::Ready);
+    let was_starting = matches!(was, Some(Connection::Starting { .. }));
+    let mut kinds = Vec::new();
     match &new.state.connection {
-        Connection::Ready if was_ready && old.is_some_and(|old| Arc::ptr_eq(&old.client, &new.client)) => {
-            None
-        }
         Connection::Ready => {
-            Some(EventKind::DriverReady { driver: name.clone(), endpoint: new.state.endpoint.clone() })
+            let stays = was_ready && old.is_some_and(|old| Arc::ptr_eq(&old.client, &new.client));
+            if !stays {
+                kinds.push(EventKind::DriverReady { driver: driver(), endpoint: new.state.endpoint.clone() });
+            }
+            // Once, whatever other reason it gives afterwards.
+            match (old.filter(|_| stays).and_then(|old| old.state.unwell.as_ref()), &new.state.unwell) {
+                (None, Some(reason)) => {
+                    kinds.push(EventKind::DriverUnwell { driver: driver(), reason: reason.clone() });
+                }
+                (Some(_), None) => kinds.push(EventKind::DriverWell { driver: driver() }),
+                (None, None) | (Some(_), Some(_)) => {}
+            }
         }
-        Connection::Disconnected { reason } if was_ready => {
-            Some(EventKind::DriverGone { driver: name.clone(), reason: reason.clone() })
+        Connection::Starting { reason } if !was_starting => {
+            kinds.push(EventKind::DriverUnwell { driver: driver(), reason: reason.clone() });
         }
-        Connection::Starting { .. } | Connection::Disconnected { .. } => None,
+        Connection::Disconnected { reason } if was_ready || was_starting => {
+            kinds.push(EventKind::DriverGone { driver: driver(), reason: reason.clone() });
+        }
+        Connection::Starting { .. } | Connection::Disconnected { .. } => {}
     }
+    kinds
 }
 
 /// The client of a configured driver that never answered: nothing it is asked is ever sent.

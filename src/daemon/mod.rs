@@ -312,6 +312,7 @@ fn driver_settings(config: &Config, layout: &Layout) -> csi::Settings {
         plugins_registry: layout.root().join("plugins_registry"),
         uid: 0,
         deadline: config.rpc_timeout,
+        probe_period: csi::PROBE_PERIOD,
         drivers: drivers.collect(),
     }
 }

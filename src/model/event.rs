@@ -126,6 +126,18 @@ pub enum EventKind {
         /// Why.
         reason: String,
     },
+    /// A driver says that it is not ready or not well; it is called all the same unless it is starting up.
+    DriverUnwell {
+        /// Who.
+        driver: DriverName,
+        /// What its Probe said.
+        reason: String,
+    },
+    /// A driver that was not well is.
+    DriverWell {
+        /// Who.
+        driver: DriverName,
+    },
     /// A plugin asked to be registered and was refused.
     RegistrationRefused {
         /// The registration socket.

@@ -21,8 +21,10 @@ mod id {
     pub(super) const BRAKE_APPLIED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c0a";
     pub(super) const FOREIGN_FOUND: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c0b";
     pub(super) const RECONSTRUCTED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c0c";
-    pub(super) const DIED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c0d";
-    pub(super) const ADOPTED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c0e";
+    pub(super) const DIED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c11";
+    pub(super) const ADOPTED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c12";
+    pub(super) const DRIVER_UNWELL: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c20";
+    pub(super) const DRIVER_WELL: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c21";
 }
 
 /// Writes an event to the journal.
@@ -103,6 +105,12 @@ pub fn tell(event: &Event) {
         EventKind::DriverGone { driver, reason } => warn!(
             message_id = id::DRIVER_GONE, csi_driver = %driver,
             "driver {driver} does not answer, its volumes stay: {reason}"
+        ),
+        EventKind::DriverUnwell { driver, reason } => warn!(
+            message_id = id::DRIVER_UNWELL, csi_driver = %driver, "driver {driver} is not well: {reason}"
+        ),
+        EventKind::DriverWell { driver } => info!(
+            message_id = id::DRIVER_WELL, csi_driver = %driver, "driver {driver} is well again"
         ),
         EventKind::RegistrationRefused { socket, reason } => error!(
             message_id = id::REGISTRATION_REFUSED, endpoint = %socket.display(),

@@ -202,7 +202,9 @@ impl Driver {
     }
 
     pub(crate) fn heal(&self) {
-        self.shared.lock().unwrap().fail.clear();
+        let mut shared = self.shared.lock().unwrap();
+        shared.fail.clear();
+        shared.hang.clear();
     }
 
     pub(crate) fn asked(&self, method: &'static str) -> usize {

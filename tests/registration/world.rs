@@ -33,6 +33,7 @@ impl World {
             plugins_registry,
             uid: nix::unistd::geteuid().as_raw(),
             deadline: Duration::from_secs(10),
+            probe_period: Duration::from_secs(30),
             drivers: std::collections::BTreeMap::default(),
         };
         Self {
@@ -54,6 +55,11 @@ impl World {
 
     pub(crate) fn deadline(mut self, deadline: Duration) -> Self {
         self.settings.deadline = deadline;
+        self
+    }
+
+    pub(crate) fn probe_every(mut self, period: Duration) -> Self {
+        self.settings.probe_period = period;
         self
     }
 
@@ -138,4 +144,8 @@ pub(crate) fn name(driver: &str) -> DriverName {
 
 pub(crate) fn is_ready(state: &DriverState) -> bool {
     state.connection == Connection::Ready
+}
+
+pub(crate) fn is_starting(state: &DriverState) -> bool {
+    matches!(&state.connection, Connection::Starting { reason } if reason.contains("not ready"))
 }

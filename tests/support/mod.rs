@@ -252,10 +252,25 @@ impl TestHost {
     }
 }
 
+/// Returns the loop devices over files below a directory, by what the kernel says.
+pub fn loop_devices(below: &Path) -> Vec<PathBuf> {
+    let devices = fs::read_dir("/sys/block").expect("sysfs is mounted").flatten();
+    devices
+        .filter(|device| {
+            let backing = fs::read_to_string(device.path().join("loop/backing_file"));
+            backing.is_ok_and(|backing| Path::new(backing.trim_end()).starts_with(below))
+        })
+        .map(|device| Path::new("/dev").join(device.file_name()))
+        .collect()
+}
+
 impl Drop for TestHost {
     fn drop(&mut self) {
         for mount in self.mounts().into_iter().rev() {
             let _ended = Command::new("umount").arg(&mount).status();
+        }
+        for device in loop_devices(&self.directory) {
+            let _ended = Command::new("losetup").arg("--detach").arg(&device).status();
         }
         // Only when nothing is mounted below any more: what is mounted is not ours to delete.
         if self.mounts().is_empty() {
