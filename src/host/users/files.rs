@@ -95,9 +95,9 @@ impl Look {
             let path = PathBuf::from(OsString::from_vec(unescape(mapping.path)));
             let mut of = self.volumes_at(namespace, &path, Some(mapping.device));
             of.extend(self.alone.get(&mapping.device).into_iter().flatten());
-            if !of.is_empty() {
-                self.note(&of, task.pid, Way::Maps, || told(Way::Maps, &path));
-            }
+            // A program that runs is mapped, too.
+            of.retain(|question| !self.is_noted(*question, task.pid, Way::Runs));
+            self.note(&of, task.pid, Way::Maps, || told(Way::Maps, &path));
         }
     }
 }

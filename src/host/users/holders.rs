@@ -179,6 +179,10 @@ impl Look {
         }
     }
 
+    pub(super) fn is_noted(&self, question: usize, pid: u32, way: Way) -> bool {
+        self.found.get(question).is_some_and(|found| found.contains_key(&(pid, way)))
+    }
+
     /// The questions that a copy is about.
     pub(super) fn asked_of(&self, copy: &Copy) -> BTreeSet<usize> {
         copy.targets.iter().filter_map(|t| self.targets.get(*t)).map(|target| target.request).collect()
