@@ -553,25 +553,35 @@ fn many_askers_share_a_look() {
         let processes: Vec<_> = (0..100).map(|_| Process::start("exec 3</dev/null", &path)).collect();
         let elsewhere: Vec<_> = (0..5).map(|_| Process::elsewhere("slave", "true", &path)).collect();
         let holder = Process::start("exec 3<\"$1/data\"", &path);
-        let begun = Instant::now();
-        world.holders().await;
-        let one = begun.elapsed();
+        let mut one = (Duration::MAX, Duration::MAX);
+        for _ in 0..5 {
+            let begun = (Instant::now(), on_cpu());
+            world.holders().await;
+            one = one.min((begun.0.elapsed(), on_cpu() - begun.1));
+        }
         let ask = |_| {
             let linux = Arc::clone(&world.linux);
             tokio::task::spawn(
                 async move { linux.holders(RootPath::new(STAGED).unwrap(), None).await.unwrap() },
             )
         };
-        let begun = Instant::now();
+        let begun = (Instant::now(), on_cpu());
         let asked: Vec<_> = (0..200).map(ask).collect();
         for answer in asked {
             assert_eq!(answer.await.unwrap().len(), 1);
         }
-        let many = begun.elapsed();
+        let many = (begun.0.elapsed(), on_cpu() - begun.1);
         drop((processes, elsewhere, holder));
         println!(
-            "FIGURE: a look at 106 processes in 6 mount namespaces: {one:?}; 200 askers at once: {many:?}"
+            "FIGURE: a look at 106 processes in 6 mount namespaces: {one:?} (of which on a CPU); for 200 askers: {many:?}"
         );
-        assert!(many < one * 20 + Duration::from_secs(1), "{many:?}");
+        assert!(many.1 < one.1 * 50, "{many:?}, {one:?}");
     });
+}
+
+/// How long our threads, those that live, were on a CPU.
+fn on_cpu() -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let spent = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap());
+    Duration::from_nanos(spent.map(|s| s.split(' ').next().unwrap().parse::<u64>().unwrap()).sum())
 }
