@@ -15,7 +15,7 @@ use super::path::Root;
 use super::pool::Pool;
 use super::{
     BlockMap, Directory, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen, Tree, Usage,
-    empty_dir, on_disk, raw, startup, unmount,
+    empty_dir, on_disk, raw, startup, unmount, users,
 };
 use crate::BoxFuture;
 use crate::model::{BootId, Millis, MountIdentity, MountTable, Ownership, RootPath};
@@ -40,6 +40,7 @@ pub struct Linux {
     local: Pool,
     children: Pool,
     given_up: Arc<unmount::GivenUp>,
+    looks: users::Looks,
 }
 
 impl Linux {
@@ -79,6 +80,7 @@ impl Linux {
         };
         root.create(&tree)?;
         Ok(Self {
+            looks: users::Looks::new(root.path().to_owned()),
             root: Arc::new(root),
             boot,
             table: Arc::new(Mutex::new(table)),
@@ -208,12 +210,8 @@ impl Host for Linux {
         self.not_yet("change the group of", &path)
     }
 
-    fn holders(
-        &self,
-        _path: RootPath,
-        _driver: Option<u32>,
-    ) -> BoxFuture<'_, Result<Vec<Holder>, HostError>> {
-        Box::pin(std::future::ready(Ok(Vec::new())))
+    fn holders(&self, path: RootPath, driver: Option<u32>) -> BoxFuture<'_, Result<Vec<Holder>, HostError>> {
+        Box::pin(self.looks.holders(self.root.absolute(&path), driver))
     }
 
     fn dead_mounts(

@@ -23,6 +23,9 @@ pub(super) struct Line {
     pub(super) mount: Mount,
     /// The peer group (`shared:N`): mounts made below it reach all mounts with the same number.
     pub(super) peer_group: Option<u64>,
+    /// The peer group that this mount follows (`master:N`): mounts made and taken away there are here too, not the other
+    /// way round.
+    pub(super) master: Option<u64>,
 }
 
 /// Reads a whole mountinfo. A line that is not understood is an error and not left out: a mount that is not seen could be
@@ -54,14 +57,16 @@ fn parse_line(line: &[u8]) -> Option<Line> {
     let root = root.strip_suffix(DELETED).unwrap_or(&root).to_vec();
     let point = unescape(fields.next()?);
     let options = fields.next()?;
-    let mut peer_group = None;
+    let (mut peer_group, mut master) = (None, None);
     loop {
         match fields.next()? {
             b"-" => break,
-            // Further tags (`master:N`, `propagate_from:N`, `unbindable`, future ones) say nothing that is asked for.
+            // Further tags (`propagate_from:N`, `unbindable`, future ones) say nothing that is asked for.
             tag => {
                 if let Some(group) = tag.strip_prefix(b"shared:") {
                     peer_group = Some(number(group)?);
+                } else if let Some(group) = tag.strip_prefix(b"master:") {
+                    master = Some(number(group)?);
                 }
             }
         }
@@ -80,7 +85,7 @@ fn parse_line(line: &[u8]) -> Option<Line> {
         read_only: has_ro(options) || has_ro(super_options),
         shared: peer_group.is_some(),
     };
-    Some(Line { mount, peer_group })
+    Some(Line { mount, peer_group, master })
 }
 
 fn number<T: std::str::FromStr>(field: &[u8]) -> Option<T> {
@@ -212,7 +217,10 @@ mod tests {
         if let Some(group) = line.peer_group {
             out.extend(format!(" shared:{group}").bytes());
         }
-        out.extend(b" master:7 - ");
+        if let Some(group) = line.master {
+            out.extend(format!(" master:{group} propagate_from:7").bytes());
+        }
+        out.extend(b" - ");
         out.extend(escape(fs_type.as_bytes()));
         out.push(b' ');
         out.extend(escape(source.as_bytes()));
@@ -234,10 +242,17 @@ mod tests {
             (any_path(), any_path()),
             ("[a-z0-9.]{1,8}", "[^\0]{0,12}"),
             any::<bool>(),
-            any::<Option<u64>>(),
+            any::<(Option<u64>, Option<u64>)>(),
         )
             .prop_map(
-                |((id, parent), device, (root, point), (fs_type, source), read_only, peer_group)| Line {
+                |(
+                    (id, parent),
+                    device,
+                    (root, point),
+                    (fs_type, source),
+                    read_only,
+                    (peer_group, master),
+                )| Line {
                     mount: Mount {
                         id,
                         parent,
@@ -250,6 +265,7 @@ mod tests {
                         shared: peer_group.is_some(),
                     },
                     peer_group,
+                    master,
                 },
             )
     }
@@ -285,7 +301,8 @@ mod tests {
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0].mount.root, PathBuf::from("/a b"));
         assert_eq!(lines[0].mount.point, PathBuf::from("/mnt\tx"));
-        assert_eq!((lines[0].peer_group, lines[0].mount.source.as_str()), (Some(12), ""));
+        assert_eq!((lines[0].peer_group, lines[0].master), (Some(12), Some(3)));
+        assert_eq!(lines[0].mount.source, "");
         assert!(lines[1].mount.read_only && !lines[1].mount.shared);
     }
 

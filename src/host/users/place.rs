@@ -1,25 +1,26 @@
-//! Who uses a directory: mounts of every mount namespace, and every process's open files, working and root directories.
+//! Whether anybody uses a directory that is to be deleted (design rule 1): mounts of every mount namespace, and every
+//! process's open files, working and root directories.
 //!
 //! Paths differ from namespace to namespace, so places are compared as file system and path inside it. What cannot be
 //! looked at makes the answer `Busy`, not "nobody".
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, Statx, StatxFlags};
 
-use super::mount_table;
-use super::path::{DIRECTORY, names, open_within};
-use super::raw;
-use super::unmount::new_device_each_time;
+use super::mounts::{Mounts, inside, survey};
+use super::processes::{Task, is_gone, tasks};
+use crate::host::path::{DIRECTORY, names, open_within};
+use crate::host::unmount::new_device_each_time;
+use crate::host::{mount_table, raw};
 use crate::model::Mount;
 
 /// A directory, independent of where it is mounted.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(in crate::host) struct Place {
     /// Its path in our namespace.
     absolute: PathBuf,
     /// The file system, as mountinfo numbers it.
@@ -32,58 +33,14 @@ pub(super) struct Place {
 
 /// Why a directory cannot be called unused.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct InUse(pub(super) String);
-
-/// A thread, by its directory in `/proc`.
-#[derive(Debug, Clone)]
-struct Task {
-    pid: u32,
-    tid: u32,
-    directory: PathBuf,
-}
-
-impl Task {
-    fn name(&self) -> String {
-        let comm = std::fs::read_to_string(self.directory.join("comm")).unwrap_or_default();
-        format!("process {} ({})", self.pid, comm.trim())
-    }
-
-    /// Reads one of its links; `None` when the task or the link is gone.
-    fn link(&self, name: &str) -> Result<Option<PathBuf>, InUse> {
-        match std::fs::read_link(self.directory.join(name)) {
-            Ok(target) => Ok(Some(target)),
-            Err(e) if is_gone(&e) => Ok(None),
-            Err(e) => Err(self.hidden(name, &e)),
-        }
-    }
-
-    fn hidden(&self, what: &str, why: &io::Error) -> InUse {
-        InUse(format!("an unknown user: cannot read {what} of {}: {why}", self.name()))
-    }
-}
-
-/// ESRCH: the process ended; ENOENT: so did the link; EINVAL: mountinfo of a process on its way out.
-fn is_gone(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let errno = Errno::from_io_error(error);
-    matches!(errno, Some(Errno::NOENT | Errno::SRCH | Errno::INVAL))
-}
-
-/// All mounts of all namespaces.
-#[derive(Debug, Default)]
-struct Mounts {
-    /// Mount ids are unique in the whole kernel.
-    by_id: BTreeMap<u64, Mount>,
-    /// The ids of each namespace, by its link's text (`mnt:[4026531841]`), with a task that lives there.
-    namespaces: BTreeMap<OsString, (Vec<u64>, Task)>,
-}
+pub(in crate::host) struct InUse(pub(in crate::host) String);
 
 impl Place {
     /// Finds out where a directory lies, by our own mount table.
     ///
     /// # Errors
     /// When the kernel does not say.
-    pub(super) fn of(directory: &impl std::os::fd::AsFd, absolute: &Path) -> io::Result<Self> {
+    pub(in crate::host) fn of(directory: &impl std::os::fd::AsFd, absolute: &Path) -> io::Result<Self> {
         let stat = rustix::fs::statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
         let table = mount_table::parse(&std::fs::read("/proc/thread-self/mountinfo")?)?;
         let mount = table.into_iter().map(|line| line.mount).find(|m| m.id == stat.stx_mnt_id);
@@ -103,7 +60,7 @@ impl Place {
     ///
     /// # Errors
     /// The first user found, or what could not be looked at.
-    pub(super) fn check_unused(&self, directory: &OwnedFd) -> Result<(), InUse> {
+    pub(in crate::host) fn check_unused(&self, directory: &OwnedFd) -> Result<(), InUse> {
         let tasks = tasks().map_err(|e| InUse(format!("an unknown user: cannot list /proc: {e}")))?;
         let mounts = survey(&tasks)?;
         self.check_mounts(&mounts)?;
@@ -302,110 +259,4 @@ fn task_stat(task: &Task, link: &Path) -> io::Result<Statx> {
     let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
     let wanted = StatxFlags::MNT_ID | StatxFlags::INO;
     Ok(rustix::fs::statx(rustix::fs::CWD, task.directory.join(link), flags, wanted)?)
-}
-
-/// Returns a path of a mount as a path inside its file system.
-fn inside(mount: &Mount, path: &Path) -> Option<PathBuf> {
-    let below = path.strip_prefix(&mount.point).ok()?;
-    // Joining an empty path would add a slash, which Path's comparison does not mind.
-    Some(mount.root.join(below))
-}
-
-/// Lists all threads of all processes.
-fn tasks() -> io::Result<Vec<Task>> {
-    let numbers = |directory: &Path| -> io::Result<Vec<u32>> {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(directory)? {
-            found.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
-        }
-        Ok(found)
-    };
-    let mut all = Vec::new();
-    for pid in numbers(Path::new("/proc"))? {
-        let directory = PathBuf::from(format!("/proc/{pid}/task"));
-        match numbers(&directory) {
-            Ok(tids) => all.extend(tids.into_iter().map(|tid| Task {
-                pid,
-                tid,
-                directory: directory.join(tid.to_string()),
-            })),
-            Err(e) if is_gone(&e) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(all)
-}
-
-/// Reads the mount table of each namespace once.
-fn survey(tasks: &[Task]) -> Result<Mounts, InUse> {
-    let mut by_namespace: BTreeMap<OsString, Vec<&Task>> = BTreeMap::new();
-    for task in tasks {
-        if let Some(namespace) = task.link("ns/mnt")? {
-            by_namespace.entry(namespace.into_os_string()).or_default().push(task);
-        }
-    }
-    let mut mounts = Mounts::default();
-    for (namespace, members) in &by_namespace {
-        let Some((table, task)) = whole_table(members)? else { continue };
-        let ids = table.iter().map(|mount| mount.id).collect();
-        mounts.by_id.extend(table.into_iter().map(|mount| (mount.id, mount)));
-        mounts.namespaces.insert(namespace.clone(), (ids, task));
-    }
-    // A namespace can be kept by a bind mount of its file alone (snapd does that): nobody's mountinfo shows its mounts.
-    let pinned = mounts.by_id.values().find(|mount| {
-        mount.fs_type == "nsfs"
-            && mount.root.to_str().is_some_and(|r| r.trim_start_matches('/').starts_with("mnt:["))
-            && !mounts.namespaces.contains_key(mount.root.as_os_str())
-    });
-    match pinned {
-        Some(mount) => Err(InUse(format!(
-            "an unknown user: the mount namespace kept at {} cannot be looked into",
-            mount.point.display()
-        ))),
-        None => Ok(mounts),
-    }
-}
-
-/// Reads a namespace's table from a member that sees all of it: one that is not chrooted. `None`: all members are gone.
-fn whole_table(members: &[&Task]) -> Result<Option<(Vec<Mount>, Task)>, InUse> {
-    let mut chrooted = None;
-    for task in members {
-        let Some(root) = task.link("root")? else { continue };
-        let text = match std::fs::read(task.directory.join("mountinfo")) {
-            Ok(text) => text,
-            Err(e) if is_gone(&e) => continue,
-            Err(e) => return Err(task.hidden("mountinfo", &e)),
-        };
-        let table = mount_table::parse(&text).map_err(|e| task.hidden("mountinfo", &e))?;
-        // A root on a detached mount also reads as "/", but shows no mount at it.
-        let whole = root == Path::new("/") && table.iter().any(|line| line.mount.point == Path::new("/"));
-        if whole {
-            return Ok(Some((table.into_iter().map(|line| line.mount).collect(), (*task).clone())));
-        }
-        chrooted = Some(task);
-    }
-    match chrooted {
-        // Kernel threads on their way up and tasks that ended meanwhile are no members any more.
-        None => Ok(None),
-        Some(task) => Err(InUse(format!(
-            "an unknown user: the mount namespace of {} can only be seen from its chroot",
-            task.name()
-        ))),
-    }
-}
-
-/// Names a process that keeps a mount of our namespace busy: only for the message, so what cannot be seen is left out.
-pub(super) fn holder_of_mount(id: u64, point: &Path) -> Option<String> {
-    let wanted = format!("mnt_id:\t{id}");
-    let holds = |task: &Task| {
-        let links = ["cwd", "root", "exe"];
-        if links.iter().any(|name| matches!(task.link(name), Ok(Some(t)) if t.starts_with(point))) {
-            return true;
-        }
-        let Ok(files) = std::fs::read_dir(task.directory.join("fdinfo")) else { return false };
-        files.flatten().any(|file| {
-            std::fs::read_to_string(file.path()).is_ok_and(|info| info.lines().any(|line| line == wanted))
-        })
-    };
-    tasks().ok()?.iter().find(|task| task.pid == task.tid && holds(task)).map(Task::name)
 }

@@ -1,0 +1,587 @@
+//! Who still has a staged volume (design rule 4), with real mounts and processes. Needs root.
+//!
+//! Each test runs again as a process of its own with its own mount and process namespaces: its mounts are seen nowhere else,
+//! nothing stays, and the look at all processes sees those of this test only.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test: helper functions are not covered by the allow-in-tests settings"
+)]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use volumed::host::{Holder, Host, Linux};
+use volumed::model::RootPath;
+
+const STAGED: &str = "plugins/kubernetes.io/csi/d/v1/globalmount";
+const OTHER: &str = "plugins/kubernetes.io/csi/d/v2/globalmount";
+const NONE: Option<&str> = None;
+
+/// Set in the process that really runs the test.
+const INSIDE: &str = "VOLUMED_TEST_INSIDE";
+
+/// Runs a test alone in new namespaces.
+fn isolated(name: &str, test: impl Future<Output = ()>) {
+    if std::env::var_os(INSIDE).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        return runtime.block_on(test);
+    }
+    if !nix::unistd::geteuid().is_root() {
+        println!("NOT-RUN: {name}: only root can mount");
+        return;
+    }
+    let namespaces =
+        ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    let output = Command::new("unshare")
+        .args(namespaces)
+        .arg("--")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    // Figures, and what could not run.
+    text.lines()
+        .filter(|l| l.starts_with("NOT-RUN") || l.starts_with("FIGURE"))
+        .for_each(|l| println!("{l}"));
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+/// A root directory on a shared mount, as a host's is. Dropped, it unmounts what it mounted.
+struct World {
+    linux: Arc<Linux>,
+    root: PathBuf,
+    /// Beside the root.
+    aside: PathBuf,
+    top: tempfile::TempDir,
+    /// Loop devices to be let go once their file systems are unmounted.
+    loops: Vec<String>,
+}
+
+impl World {
+    fn new() -> Self {
+        let top = tempfile::tempdir().unwrap();
+        mount(Some("host"), top.path(), Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
+        mount(NONE, top.path(), NONE, MsFlags::MS_SHARED, NONE).unwrap();
+        let linux = Arc::new(Linux::open(&top.path().join("root")).unwrap());
+        let aside = top.path().join("aside");
+        std::fs::create_dir(&aside).unwrap();
+        Self { root: linux.root().to_owned(), linux, aside, top, loops: Vec::new() }
+    }
+
+    fn directory(&self, path: &str) -> PathBuf {
+        let path = self.root.join(path);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Stages a volume of its own superblock, with a file and a directory in it.
+    fn staged(&self) -> PathBuf {
+        let path = self.directory(STAGED);
+        mount(Some("volume"), &path, Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
+        fill(&path);
+        path
+    }
+
+    /// Stages a volume that is a directory of the host's file system.
+    fn bound(&self, name: &str, at: &str) -> PathBuf {
+        let (source, path) = (self.aside.join(name), self.directory(at));
+        std::fs::create_dir(&source).unwrap();
+        fill(&source);
+        bind(&source, &path);
+        path
+    }
+
+    /// Stages an ext4 on a loop device; `None` where there are none.
+    fn ext4(&mut self, test: &str) -> Option<PathBuf> {
+        let image = self.top.path().join("image");
+        File::create(&image).unwrap().set_len(8 << 20).unwrap();
+        let run = |command: &str, args: &[&str]| {
+            let output = Command::new(command).args(args).arg(&image).output().ok()?;
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        let device = run("mkfs.ext4", &["-q"]).and_then(|_| run("losetup", &["--show", "--find"]));
+        let Some(device) = device else {
+            println!("NOT-RUN: {test}: no mkfs.ext4 or no loop device");
+            return None;
+        };
+        let path = self.directory(STAGED);
+        mount(Some(device.as_str()), &path, Some("ext4"), MsFlags::empty(), NONE).unwrap();
+        self.loops.push(device);
+        fill(&path);
+        Some(path)
+    }
+
+    async fn holders_at(&self, path: &str, driver: Option<u32>) -> Vec<Holder> {
+        self.linux.holders(RootPath::new(path).unwrap(), driver).await.unwrap()
+    }
+
+    async fn holders(&self) -> Vec<Holder> {
+        self.holders_at(STAGED, None).await
+    }
+
+    /// Asserts that these have the volume, each as pid and how.
+    async fn assert_held(&self, expected: &[(u32, String)]) {
+        let found = self.holders().await;
+        let short: Vec<_> = found.iter().map(|holder| (holder.pid, holder.how.clone())).collect();
+        assert_eq!(short, expected, "{found:?}");
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let points: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+        for point in points.iter().rev().filter(|p| Path::new(p).starts_with(self.top.path())) {
+            let _result = umount2(*point, MntFlags::MNT_DETACH);
+        }
+        for device in &self.loops {
+            let _status = Command::new("losetup").args(["--detach", device]).status();
+        }
+    }
+}
+
+fn fill(path: &Path) {
+    std::fs::create_dir(path.join("sub")).unwrap();
+    std::fs::write(path.join("data"), "data").unwrap();
+}
+
+fn bind(source: &Path, path: &Path) {
+    std::fs::create_dir_all(path).unwrap();
+    mount(Some(source), path, NONE, MsFlags::MS_BIND, NONE).unwrap();
+}
+
+fn unmount(path: &Path) {
+    umount2(path, MntFlags::empty()).unwrap();
+}
+
+/// A child process that said "ready" and ends with this value.
+struct Process(Child);
+
+impl Process {
+    fn start(script: &str, argument: &Path) -> Self {
+        Self::spawn(Command::new("sh").args(["-c", &waiting(script), "sh"]).arg(argument))
+    }
+
+    /// The same in a mount namespace of its own, a copy of ours.
+    fn elsewhere(propagation: &str, script: &str, argument: &Path) -> Self {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["-m", "--propagation", propagation, "sh", "-c", &waiting(script), "sh"]);
+        Self::spawn(unshare.arg(argument))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("ready"), "{line}");
+        Self(child)
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Whether its namespace shows this as a mount point.
+    fn shows(&self, point: &Path) -> bool {
+        let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", self.pid())).unwrap();
+        table.lines().any(|line| line.split(' ').nth(4) == point.to_str())
+    }
+}
+
+fn waiting(script: &str) -> String {
+    format!("set -e; {script}; echo ready; read -r _ || true")
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _told = self.0.stdin.take().map(|mut stdin| stdin.write_all(b"\n"));
+        let _ended = self.0.wait();
+    }
+}
+
+fn copied(point: &Path) -> String {
+    format!("has a copy of the mount at {} in another mount namespace", point.display())
+}
+
+// ---- mounts
+
+#[test]
+fn a_volume_that_nobody_has_has_no_holders() {
+    isolated("a_volume_that_nobody_has_has_no_holders", async {
+        let world = World::new();
+        world.directory(STAGED);
+        world.assert_held(&[]).await;
+        let path = world.staged();
+        world.assert_held(&[]).await;
+        // Neighbours do not count, whatever their names.
+        let beside = world.root.join(format!("{STAGED}x"));
+        std::fs::create_dir(&beside).unwrap();
+        let _process = Process::start("cd \"$1\"; exec 3>file", &beside);
+        world.assert_held(&[]).await;
+        unmount(&path);
+        world.assert_held(&[]).await;
+    });
+}
+
+#[test]
+fn a_private_copy_in_another_namespace_holds_until_it_is_gone() {
+    isolated("a_private_copy_in_another_namespace_holds_until_it_is_gone", async {
+        let world = World::new();
+        let path = world.staged();
+        let process = Process::elsewhere("private", "true", &path);
+        world.assert_held(&[(process.pid(), copied(&path))]).await;
+        let holders = world.holders().await;
+        assert_eq!(holders[0].command, "sh");
+        assert_eq!(holders[0].to_string(), format!("pid {} (sh) {}", process.pid(), copied(&path)));
+        drop(process);
+        world.assert_held(&[]).await;
+        // Under another path, and only a directory of it: a container's view.
+        for source in ["$1", "$1/sub"] {
+            let script = format!("mount --bind \"{source}\" /mnt; umount \"$1\"");
+            let process = Process::elsewhere("private", &script, &path);
+            world.assert_held(&[(process.pid(), copied(Path::new("/mnt")))]).await;
+        }
+        world.assert_held(&[]).await;
+    });
+}
+
+#[test]
+fn a_copy_that_follows_ours_does_not_hold_and_goes() {
+    isolated("a_copy_that_follows_ours_does_not_hold_and_goes", async {
+        let world = World::new();
+        let path = world.staged();
+        let peer = Process::elsewhere("shared", "true", &path);
+        let slave = Process::elsewhere("slave", "true", &path);
+        // Its own tags say private; the mount below it decides.
+        let private = Process::elsewhere("slave", "mount --make-private \"$1\"", &path);
+        // A follower of a follower.
+        let script = "unshare -m --propagation slave sh -c 'echo ready; read -r _'";
+        let later = Process::elsewhere("slave", &format!("mount --make-rshared /; exec {script}"), &path);
+        let all = [&peer, &slave, &private, &later];
+        assert!(all.iter().all(|process| process.shows(&path)));
+        world.assert_held(&[]).await;
+        unmount(&path);
+        assert!(!all.iter().any(|process| process.shows(&path)), "as it was said");
+    });
+}
+
+#[test]
+fn a_copy_that_a_follower_keeps_holds_and_stays() {
+    isolated("a_copy_that_a_follower_keeps_holds_and_stays", async {
+        let world = World::new();
+        let path = world.staged();
+        let mnt = Path::new("/mnt");
+        for (script, point) in [
+            // A follower of the mount, but at a place where nothing is unmounted.
+            ("mount --bind \"$1\" /mnt", mnt),
+            ("mount -t tmpfs t \"$1/sub\"", &path),
+        ] {
+            let process = Process::elsewhere("slave", script, &path);
+            world.assert_held(&[(process.pid(), copied(point))]).await;
+            unmount(&path);
+            assert!(process.shows(point), "as it was said");
+            drop(process);
+            world.staged();
+        }
+    });
+}
+
+#[test]
+fn another_mount_in_our_own_namespace_holds_and_is_named() {
+    isolated("another_mount_in_our_own_namespace_holds_and_is_named", async {
+        let world = World::new();
+        let path = world.staged();
+        let place = world.aside.join("x");
+        bind(&path, &place);
+        let how = format!("is in the mount namespace where it is also mounted at {}", place.display());
+        world.assert_held(&[(std::process::id(), how.clone())]).await;
+        // Who works there has the volume as well.
+        let process = Process::start("cd \"$1/sub\"", &place);
+        let works = format!("works in {}/sub", place.display());
+        world.assert_held(&[(std::process::id(), how), (process.pid(), works)]).await;
+        drop(process);
+        unmount(&place);
+        world.assert_held(&[]).await;
+    });
+}
+
+#[test]
+fn a_second_volume_of_the_same_network_share_does_not_hold_the_first() {
+    isolated("a_second_volume_of_the_same_network_share_does_not_hold_the_first", async {
+        let world = World::new();
+        let path = world.staged();
+        bind(&path, &world.root.join(OTHER));
+        world.assert_held(&[]).await;
+        assert_eq!(world.holders_at(OTHER, None).await, []);
+    });
+}
+
+#[test]
+fn a_bind_of_another_directory_of_the_same_device_does_not_hold() {
+    isolated("a_bind_of_another_directory_of_the_same_device_does_not_hold", async {
+        let world = World::new();
+        let path = world.bound("v1", STAGED);
+        std::fs::create_dir(world.aside.join("v10")).unwrap();
+        let place = world.aside.join("x");
+        for source in ["v10", "../aside"] {
+            bind(&world.aside.join(source), &place);
+            world.assert_held(&[]).await;
+            unmount(&place);
+        }
+        bind(&path.join("sub"), &place);
+        let how = format!("is in the mount namespace where it is also mounted at {}", place.display());
+        world.assert_held(&[(std::process::id(), how)]).await;
+    });
+}
+
+// ---- files
+
+#[test]
+fn each_way_to_have_a_file_is_named() {
+    isolated("each_way_to_have_a_file_is_named", async {
+        let world = World::new();
+        let path = world.staged();
+        let shown = path.display();
+        std::fs::copy("/bin/cat", path.join("cat")).unwrap();
+        for (script, how) in [
+            ("exec 3<\"$1/data\"", format!("has {shown}/data open")),
+            ("exec 3<\"$1\"", format!("has {shown} open")),
+            ("exec 3>\"$1/gone\"; rm \"$1/gone\"", format!("has {shown}/gone (deleted) open")),
+            ("cd \"$1/sub\"", format!("works in {shown}/sub")),
+            ("cd \"$1\"", format!("works in {shown}")),
+        ] {
+            let process = Process::start(script, &path);
+            world.assert_held(&[(process.pid(), how)]).await;
+        }
+        let mut program = Command::new(path.join("cat"));
+        let mut program = Process(program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+        world.assert_held(&[(program.pid(), format!("runs {shown}/cat"))]).await;
+        drop(program.0.stdin.take());
+        drop(program);
+        world.assert_held(&[]).await;
+    });
+}
+
+#[test]
+fn a_root_directory_and_a_mapped_file_hold() {
+    isolated("a_root_directory_and_a_mapped_file_hold", async {
+        let world = World::new();
+        let path = world.staged();
+        // A process that left its open files and working directory behind and only has a library of the volume.
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let libc = maps.lines().filter_map(|l| l.split_whitespace().nth(5)).find(|p| p.contains("libc.so"));
+        std::fs::copy(libc.unwrap(), path.join("libc.so.6")).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", &waiting("true")]).env("LD_LIBRARY_PATH", &path);
+        let process = Process::spawn(&mut command);
+        world.assert_held(&[(process.pid(), format!("has {}/libc.so.6 mapped", path.display()))]).await;
+        drop(process);
+        for directory in ["bin", "lib", "lib64", "usr"] {
+            let place = path.join(directory);
+            std::fs::create_dir(&place).unwrap();
+            bind(&Path::new("/").join(directory), &place);
+        }
+        let mut command = Command::new("chroot");
+        let process = Process::spawn(command.arg(&path).args(["/bin/sh", "-c", &waiting("true")]));
+        let how = format!("has its root directory at {}", path.display());
+        let held = world.holders().await;
+        assert!(held.iter().any(|holder| (holder.pid, &holder.how) == (process.pid(), &how)), "{held:?}");
+    });
+}
+
+#[test]
+fn a_file_open_in_one_volume_of_a_file_system_does_not_hold_another() {
+    isolated("a_file_open_in_one_volume_of_a_file_system_does_not_hold_another", async {
+        let world = World::new();
+        let first = world.bound("v1", STAGED);
+        let second = world.bound("v2", OTHER);
+        let process = Process::start("cd \"$1/sub\"; exec 3<../data", &second);
+        world.assert_held(&[]).await;
+        let ways: Vec<_> = world.holders_at(OTHER, None).await.into_iter().map(|h| (h.pid, h.how)).collect();
+        let shown = second.display();
+        let expected = [format!("has {shown}/data open"), format!("works in {shown}/sub")];
+        assert_eq!(ways, expected.map(|how| (process.pid(), how)));
+        drop(process);
+        // The directory itself is the host's, and whoever uses it there keeps no mount.
+        let _process = Process::start("exec 3<\"$1/data\"", &world.aside.join("v1"));
+        world.assert_held(&[]).await;
+        let _process = Process::start("exec 3<\"$1/data\"", &first);
+        assert_eq!(world.holders().await.len(), 1);
+    });
+}
+
+#[test]
+fn a_file_open_in_a_copy_that_goes_holds() {
+    isolated("a_file_open_in_a_copy_that_goes_holds", async {
+        let world = World::new();
+        let path = world.staged();
+        let process = Process::elsewhere("slave", "exec 3<\"$1/data\"", &path);
+        world.assert_held(&[(process.pid(), format!("has {}/data open", path.display()))]).await;
+        assert_eq!(umount2(&path, MntFlags::empty()), Err(nix::Error::EBUSY), "as it was said");
+    });
+}
+
+#[test]
+fn a_file_system_on_a_device_is_held_by_whatever_is_on_the_device() {
+    const NAME: &str = "a_file_system_on_a_device_is_held_by_whatever_is_on_the_device";
+    isolated(NAME, async {
+        let mut world = World::new();
+        let Some(path) = world.ext4(NAME) else { return };
+        world.assert_held(&[]).await;
+        let shown = path.display().to_string();
+        let process = Process::elsewhere("private", "exec 3<\"$1/data\"", &path);
+        let expected = [format!("has {shown}/data open"), copied(&path)];
+        world.assert_held(&expected.map(|how| (process.pid(), how))).await;
+        drop(process);
+        // The copy is gone, a file mapped over it is not: only the device tells.
+        std::fs::copy("/bin/cat", path.join("cat")).unwrap();
+        let script = "mount --bind \"$1\" /mnt; echo ready; exec /mnt/cat";
+        let mut command = Command::new("unshare");
+        command.args(["-m", "--propagation", "private", "sh", "-c", script, "sh"]).arg(&path);
+        let process = Process::spawn(&mut command);
+        let detach = Command::new("nsenter")
+            .args(["-m", "-t", &process.pid().to_string(), "umount", "-l", "/mnt"])
+            .arg(&path)
+            .status();
+        assert!(detach.unwrap().success());
+        world.assert_held(&[(process.pid(), "has /cat mapped".to_owned())]).await;
+        drop(process);
+        world.assert_held(&[]).await;
+    });
+}
+
+// ---- who does not hold, and how many are told
+
+#[test]
+fn the_driver_and_what_it_started_do_not_hold() {
+    isolated("the_driver_and_what_it_started_do_not_hold", async {
+        let world = World::new();
+        let path = world.staged();
+        let script = "cd \"$1\"; sh -c \"exec 3<data; echo ready; read -r _\"; exec 3<data";
+        let driver = Process::elsewhere("private", script, &path);
+        let held = world.holders().await;
+        assert!(held.iter().any(|h| h.pid == driver.pid()) && held.iter().any(|h| h.pid != driver.pid()));
+        assert_eq!(world.holders_at(STAGED, Some(driver.pid())).await, []);
+        // Another process in the driver's namespace does.
+        let mut command = Command::new("nsenter");
+        command.args(["-m", "-t", &driver.pid().to_string(), "sh", "-c", &waiting("true")]);
+        let other = Process::spawn(&mut command);
+        let held = world.holders_at(STAGED, Some(driver.pid())).await;
+        assert_eq!(
+            held.iter().map(|h| (h.pid, h.how.clone())).collect::<Vec<_>>(),
+            [(other.pid(), copied(&path))]
+        );
+    });
+}
+
+#[test]
+fn our_own_open_files_do_not_hold() {
+    isolated("our_own_open_files_do_not_hold", async {
+        let world = World::new();
+        let path = world.staged();
+        let _file = File::open(path.join("data")).unwrap();
+        world.assert_held(&[]).await;
+    });
+}
+
+#[test]
+fn ten_holders_are_named_in_order() {
+    isolated("ten_holders_are_named_in_order", async {
+        let world = World::new();
+        let path = world.staged();
+        let _processes: Vec<_> = (0..12).map(|_| Process::start("cd \"$1\"", &path)).collect();
+        let held = world.holders().await;
+        assert_eq!(held.len(), 10);
+        assert!(held.is_sorted());
+    });
+}
+
+// ---- what may hang, and what it costs
+
+#[test]
+fn a_file_system_that_never_answers_is_not_asked() {
+    isolated("a_file_system_that_never_answers_is_not_asked", async {
+        let world = World::new();
+        let server = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let path = world.directory(STAGED);
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+        mount(Some("dead"), &path, Some("fuse.dead"), MsFlags::empty(), Some(options.as_str())).unwrap();
+        // Nobody reads from the server's end: whoever asks this file system for anything waits for good.
+        let process = Process::elsewhere("private", "true", Path::new("/"));
+        let asked = Command::new("stat").arg(path.join("x")).stdout(Stdio::null()).spawn().unwrap();
+        wait_until_stuck(asked.id());
+        let found = tokio::time::timeout(Duration::from_secs(20), world.holders()).await;
+        // Ends the waiting process whatever comes next.
+        drop(server);
+        Process(asked);
+        let found: Vec<_> = found.unwrap().into_iter().map(|h| (h.pid, h.how)).collect();
+        assert_eq!(found, [(process.pid(), copied(&path))]);
+    });
+}
+
+/// Waits until a process waits in the kernel for a FUSE server.
+fn wait_until_stuck(pid: u32) {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let wchan = std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        if wchan.contains("fuse") || wchan.contains("request_wait") || stat.contains(") D ") {
+            return;
+        }
+        assert!(Instant::now() < until, "{wchan} {stat}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn many_askers_share_a_look() {
+    isolated("many_askers_share_a_look", async {
+        let world = World::new();
+        let path = world.staged();
+        let processes: Vec<_> = (0..100).map(|_| Process::start("exec 3</dev/null", &path)).collect();
+        let elsewhere: Vec<_> = (0..5).map(|_| Process::elsewhere("slave", "true", &path)).collect();
+        let holder = Process::start("exec 3<\"$1/data\"", &path);
+        let mut one = (Duration::MAX, Duration::MAX);
+        for _ in 0..5 {
+            let begun = (Instant::now(), on_cpu());
+            world.holders().await;
+            one = one.min((begun.0.elapsed(), on_cpu() - begun.1));
+        }
+        let ask = |_| {
+            let linux = Arc::clone(&world.linux);
+            tokio::task::spawn(
+                async move { linux.holders(RootPath::new(STAGED).unwrap(), None).await.unwrap() },
+            )
+        };
+        let begun = (Instant::now(), on_cpu());
+        let asked: Vec<_> = (0..200).map(ask).collect();
+        for answer in asked {
+            assert_eq!(answer.await.unwrap().len(), 1);
+        }
+        let many = (begun.0.elapsed(), on_cpu() - begun.1);
+        drop((processes, elsewhere, holder));
+        println!(
+            "FIGURE: a look at 106 processes in 6 mount namespaces: {one:?} (of which on a CPU); for 200 askers: {many:?}"
+        );
+        assert!(many.1 < one.1 * 50, "{many:?}, {one:?}");
+    });
+}
+
+/// How long our threads, those that live, were on a CPU.
+fn on_cpu() -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let spent = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap());
+    Duration::from_nanos(spent.map(|s| s.split(' ').next().unwrap().parse::<u64>().unwrap()).sum())
+}
