@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use volumed::model::{HoldCode, Plugin, Status};
 
 use kubelet::compare::{Difference, assert_in_order, assert_same, assert_same_calls};
-use kubelet::driver::Kind;
-use kubelet::node::{DriverSpec, Node, held, isolated, published};
+use kubelet::drivers::{A, C, D, H, J};
+use kubelet::node::{Node, held, isolated, published};
 use kubelet::recording::{self, Call};
 
 const RUNNING: &[&str] =
@@ -71,21 +71,6 @@ const ON_PURPOSE: &[Difference] = &[
         path: "plugins/kubernetes.io/csi/*/*",
         reason: "as above: the volume's directory, which holds the staging directory",
     },
-];
-
-const HOSTPATH: DriverSpec = ("hostpath.csi.k8s.io", Kind::HostPath, &[]);
-const A: &[DriverSpec] = &[HOSTPATH];
-const C: &[DriverSpec] = &[HOSTPATH];
-const D: &[DriverSpec] =
-    &[("kvd.csi.example.com", Kind::WithoutStaging, &[]), ("noop.csi.example.com", Kind::NoOp, &[])];
-const H: &[DriverSpec] = &[
-    ("kvd.csi.example.com", Kind::Staging, &[]),
-    ("long-name.with-upper.zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz.example", Kind::Staging, &[]),
-];
-const J: &[DriverSpec] = &[
-    ("a.kvd.example.com", Kind::Staging, &["SINGLE_NODE_MULTI_WRITER", "EXPAND_VOLUME", "GET_VOLUME_STATS"]),
-    ("b.kvd.example.com", Kind::Staging, &["VOLUME_MOUNT_GROUP"]),
-    ("c.kvd.example.com", Kind::Staging, &[]),
 ];
 
 /// The long names of h.
