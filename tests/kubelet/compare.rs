@@ -8,13 +8,21 @@ use super::recording::{self, Call, Tree};
 /// Whether volumed brings block volumes up yet.
 const BLOCK: bool = false;
 
-/// Something that a kubelet's root has and ours has not, on purpose.
+/// Something that only one of the two roots has, on purpose.
 pub struct Difference {
+    pub only: Only,
     /// In which recordings; it must be found in each of them.
     pub recordings: &'static [&'static str],
     /// `*` is any one name, a last `**` everything from there on.
     pub path: &'static str,
     pub reason: &'static str,
+}
+
+/// Which root has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Only {
+    Theirs,
+    Ours,
 }
 
 /// What of a root belongs to volumes.
@@ -46,20 +54,25 @@ fn assert_same_root(recording: &str, ours: &Tree, on_purpose: &[Difference]) {
         on_purpose.iter().filter(|row| row.recordings.contains(&recording)).collect();
     let mut used = BTreeSet::new();
     let mut wrong = Vec::new();
+    let mut alone = |only, path: &str, entry, wrong: &mut Vec<String>| match rows
+        .iter()
+        .position(|row| row.only == only && matches(row.path, path))
+    {
+        Some(row) => drop(used.insert(row)),
+        None => wrong.push(format!("{path}: {only:?} alone: {entry:?}")),
+    };
     for (path, entry) in &theirs {
         match ours.get(path) {
             Some(our) if our == entry => {}
             Some(our) => wrong.push(format!("{path}: theirs {entry:?}\n  ours {our:?}")),
-            None => match rows.iter().position(|row| matches(row.path, path)) {
-                Some(row) => {
-                    used.insert(row);
-                }
-                None => wrong.push(format!("{path}: theirs alone: {entry:?}")),
-            },
+            None => alone(Only::Theirs, path, entry, &mut wrong),
         }
     }
-    let ours_alone = ours.iter().filter(|(path, _)| is_about_volumes(path) && !theirs.contains_key(*path));
-    wrong.extend(ours_alone.map(|(path, entry)| format!("{path}: ours alone: {entry:?}")));
+    for (path, entry) in ours.iter().filter(|(path, _)| is_about_volumes(path)) {
+        if !theirs.contains_key(path) {
+            alone(Only::Ours, path, entry, &mut wrong);
+        }
+    }
     for (row, difference) in rows.iter().enumerate() {
         if !used.contains(&row) {
             wrong.push(format!("no difference at {} any more ({})", difference.path, difference.reason));

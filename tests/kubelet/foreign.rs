@@ -171,3 +171,42 @@ fn what_was_damaged_by_hand_is_shown_as_far_as_it_can_be_read() {
         node.stop().await;
     });
 }
+
+/// Returns what is shown of a root that a dying kubelet left, whatever the places are called.
+async fn leaked(recording: &str) -> BTreeSet<Shown> {
+    let (node, found) = found(recording).await;
+    node.stop().await;
+    found.values().map(shown).collect()
+}
+
+fn of_kvd(handle: &str, pod: Option<&str>, mounted: bool) -> Shown {
+    let key = format!("kubernetes.io/csi/kvd.csi.example.com^{handle}");
+    (Some(key), pod.map(ToOwned::to_owned), mounted)
+}
+
+#[test]
+#[ignore = "block volumes are not found yet"]
+fn staged_volumes_without_a_pod_are_shown() {
+    isolated("kubelet::foreign::staged_volumes_without_a_pod_are_shown", async {
+        // Killed between staging and publishing, and the pod deleted: only the block volume is left.
+        assert_eq!(leaked("i2/restarted-pod-gone").await, [of_kvd("vol-i2-blk", None, false)].into());
+        // Killed during staging.
+        let both = [of_kvd("vol-i3", None, false), of_kvd("vol-i3-blk", None, false)];
+        assert_eq!(leaked("i3/restarted-pod-gone").await, both.into());
+        // Killed during unstaging: the file system is mounted.
+        let both = [of_kvd("vol-i5", None, true), of_kvd("vol-i5-blk", None, false)];
+        assert_eq!(leaked("i5/restarted").await, both.into());
+    });
+}
+
+#[test]
+#[ignore = "block volumes are not found yet"]
+fn a_published_block_device_without_a_pod_is_shown() {
+    isolated("kubelet::foreign::a_published_block_device_without_a_pod_is_shown", async {
+        let pod = "ed7f0fc3-5e25-41ee-8032-900060a093d5";
+        let found = leaked("i4/driver-back").await;
+        assert!(found.contains(&of_kvd("vol-i4-blk", Some(pod), true)), "{found:#?}");
+        let keys: BTreeSet<_> = found.into_iter().map(|(key, ..)| key).collect();
+        assert_eq!(keys.len(), 1, "nothing else was left");
+    });
+}

@@ -37,6 +37,12 @@ pub fn on(file: &Path) -> Vec<PathBuf> {
     all().into_iter().filter(|(_, backing)| Path::new(backing) == file).map(|(device, _)| device).collect()
 }
 
+/// Returns the loop devices on files below a directory, and those files.
+pub fn below(directory: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let all = all().into_iter().map(|(device, backing)| (device, PathBuf::from(backing)));
+    all.filter(|(_, backing)| backing.starts_with(directory)).collect()
+}
+
 /// Lets go what a test left: devices on files below a directory that is the test's alone, and devices on those devices.
 pub fn release(top: &Path) {
     let name = top.file_name().and_then(|name| name.to_str()).expect("UTF-8");

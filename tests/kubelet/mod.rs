@@ -11,5 +11,7 @@ pub mod reconstruct;
 pub mod recording;
 pub mod wire;
 
+mod damaged;
 mod foreign;
 mod reader;
+mod takeover;

@@ -264,6 +264,11 @@ impl Node {
         paths.map(stamp).collect()
     }
 
+    /// Returns the loop devices on files below the root directory: the locks of block volumes.
+    pub fn locks(&self) -> BTreeSet<(PathBuf, PathBuf)> {
+        loops::below(&self.root).into_iter().collect()
+    }
+
     /// Changes the mount table beside the root directory: a reason to look again.
     pub fn disturb(&self) {
         drop(self.view());
