@@ -6,7 +6,7 @@ use super::node::Node;
 use super::recording::{self, Call, Tree};
 
 /// Whether volumed brings block volumes up yet.
-const BLOCK: bool = false;
+pub const BLOCK: bool = false;
 
 /// Something that only one of the two roots has, on purpose.
 pub struct Difference {
@@ -81,7 +81,7 @@ fn assert_same_root(recording: &str, ours: &Tree, on_purpose: &[Difference]) {
     assert!(wrong.is_empty(), "{recording}:\n{}", wrong.join("\n"));
 }
 
-/// Asserts that our root and our mounts are the kubelet's.
+/// Asserts that our root, our mounts and what our loop devices hold are the kubelet's.
 pub fn assert_same(recording: &str, node: &Node, on_purpose: &[Difference]) {
     assert_same_root(recording, &node.tree(), on_purpose);
     let nothing = recording.ends_with("/all-removed");
@@ -91,6 +91,9 @@ pub fn assert_same(recording: &str, node: &Node, on_purpose: &[Difference]) {
     }
     assert_eq!(theirs.is_empty(), nothing, "{recording} has nothing to compare with");
     assert_eq!(node.mounts(), theirs, "{recording}");
+    if BLOCK {
+        assert_eq!(node.locked(), recording::locked(recording), "{recording}");
+    }
 }
 
 /// Asserts that the same requests were sent, in whatever order of volumes.

@@ -269,6 +269,12 @@ impl Node {
         loops::below(&self.root).into_iter().collect()
     }
 
+    /// Returns the files of the root, relative to it, that a loop device holds.
+    pub fn locked(&self) -> BTreeSet<PathBuf> {
+        let inside = |file: PathBuf| file.strip_prefix(&self.root).expect("below the root").to_owned();
+        self.locks().into_iter().map(|(_, file)| inside(file)).collect()
+    }
+
     /// Changes the mount table beside the root directory: a reason to look again.
     pub fn disturb(&self) {
         drop(self.view());

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use super::again;
 use super::asked;
-use super::node::{isolated, unmount_below};
+use super::compare::BLOCK;
+use super::drivers;
+use super::node::{Node, isolated, unmount_below};
 use super::reconstruct::{Reading, reconstruct};
 
 /// Reads a recorded phase that is set up again.
@@ -65,5 +67,30 @@ fn the_reader_fails_where_a_kubelet_failed() {
         assert_eq!(failed, expected);
         // The block volume that leaked in i4 has no link any more: nothing tells a kubelet of it.
         assert_eq!(read("i4/driver-back"), Reading::default());
+    });
+}
+
+#[test]
+fn a_kubelet_can_read_all_that_volumed_leaves() {
+    isolated("kubelet::reader::a_kubelet_can_read_all_that_volumed_leaves", async {
+        for recording in [
+            "a/running",
+            "a/one-pod-removed",
+            "b/running",
+            "b/one-pod-removed",
+            "c/running",
+            "d/running",
+            "h/running",
+            "j/running",
+        ] {
+            let mut node = Node::start(drivers::of(recording));
+            node.wish(crate::supported(recording)).await;
+            let reading = reconstruct(node.root());
+            node.stop().await;
+            let mut expected = asked::volumes(recording, true);
+            expected.retain(|volume| BLOCK || volume.csi.as_ref().is_none_or(|csi| csi.block.is_none()));
+            assert!(!expected.is_empty() || !BLOCK, "{recording} has nothing to read");
+            assert_eq!((reading.volumes, reading.failed), (expected, BTreeMap::new()), "{recording}");
+        }
     });
 }

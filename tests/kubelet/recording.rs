@@ -97,6 +97,12 @@ pub fn loops(recording: &str) -> Vec<(String, String)> {
     rows.collect()
 }
 
+/// Returns the files of the root, relative to it, that a loop device held.
+pub fn locked(recording: &str) -> BTreeSet<PathBuf> {
+    let backing = loops(recording).into_iter().map(|(_, backing)| PathBuf::from(backing));
+    backing.filter_map(|path| Some(path.strip_prefix(THEIR_ROOT).ok()?.to_owned())).collect()
+}
+
 fn optional(recording: &str, name: &str) -> String {
     let path = file(recording, name);
     if path.exists() { read(recording, name) } else { String::new() }
