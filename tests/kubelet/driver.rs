@@ -87,6 +87,8 @@ impl RecordedDriver {
             node_id: "capture-node".to_owned(),
             stage_unstage,
             single_node_multi_writer: self.capabilities.contains(&"SINGLE_NODE_MULTI_WRITER"),
+            expand_volume: self.capabilities.contains(&"EXPAND_VOLUME"),
+            volume_mount_group: self.capabilities.contains(&"VOLUME_MOUNT_GROUP"),
             capabilities,
             ..DriverInfo::default()
         }
@@ -292,6 +294,13 @@ impl Driver for RecordedDriver {
     fn unpublish(&self, request: csi::NodeUnpublishVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
         Box::pin(async move {
             self.on_unpublish(&request);
+            Ok(())
+        })
+    }
+
+    fn expand(&self, request: csi::NodeExpandVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
+        Box::pin(async move {
+            self.note("NodeExpandVolume", &wire::expand(&request));
             Ok(())
         })
     }

@@ -119,16 +119,13 @@ pub fn mounts_below(mountinfo: &str, root: &str) -> BTreeSet<(String, String)> {
     mounts.collect()
 }
 
-/// Returns the requests that a scenario's drivers got for file-system volumes, in order of time for each driver.
+/// Returns the requests that a scenario's drivers got, in order of time for each driver.
 pub fn calls(scenario: &str, drivers: &[&str]) -> Vec<Call> {
     let mut calls = Vec::new();
     for driver in drivers {
         for line in read(scenario, &format!("driver-{driver}.jsonl")).lines() {
             let line: Value = serde_json::from_str(line).expect("a call");
             let request = line.get("req").expect("this driver recorded its requests");
-            if request.to_string().contains("/volumeDevices/") {
-                continue;
-            }
             let method = line["m"].as_str().expect("a name").to_owned();
             let request = relative(request, THEIR_ROOT);
             calls.push(Call { driver: (*driver).to_owned(), method, request });
@@ -151,7 +148,7 @@ pub fn short_calls(scenario: &str, driver: &str) -> Vec<(String, String)> {
 /// Returns a request with its paths relative to a root directory.
 pub fn relative(request: &Value, root: &str) -> Value {
     let mut request = request.clone();
-    for field in ["stagingTargetPath", "targetPath"] {
+    for field in ["stagingTargetPath", "targetPath", "volumePath"] {
         if let Some(path) = request.get_mut(field) {
             let text = path.as_str().expect("a path");
             let inside = text.strip_prefix(root).and_then(|p| p.strip_prefix('/'));
