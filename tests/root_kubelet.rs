@@ -17,34 +17,38 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 use volumed::model::{HoldCode, Plugin, Status};
 
-use kubelet::compare::{Difference, assert_in_order, assert_same, assert_same_calls};
-use kubelet::driver::Kind;
-use kubelet::node::{DriverSpec, Node, held, isolated, published};
+use kubelet::compare::{Difference, Only, assert_in_order, assert_same, assert_same_calls};
+use kubelet::drivers::{A, C, D, H, J};
+use kubelet::node::{Node, held, isolated, published};
 use kubelet::recording::{self, Call};
 
 const RUNNING: &[&str] =
     &["a/running", "a/one-pod-removed", "c/running", "d/running", "h/running", "j/running"];
 
-/// All differences. There is none the other way round: nothing of ours is unknown to a kubelet.
+/// All differences. None is `Only::Ours`: nothing of ours is unknown to a kubelet.
 const ON_PURPOSE: &[Difference] = &[
     Difference {
+        only: Only::Theirs,
         recordings: RUNNING,
         path: "pods/*/containers/**",
         reason: "the kubelet's and the container runtime's own; volumed runs no containers",
     },
-    Difference { recordings: RUNNING, path: "pods/*/etc-hosts", reason: "as above" },
+    Difference { only: Only::Theirs, recordings: RUNNING, path: "pods/*/etc-hosts", reason: "as above" },
     Difference {
+        only: Only::Theirs,
         // Not h: its pod has an emptyDir, and so volumed makes the directory, too.
         recordings: &["a/running", "a/one-pod-removed", "c/running", "d/running", "j/running"],
         path: "pods/*/plugins",
         reason: "a kubelet makes it for every pod, volumed when an emptyDir needs it",
     },
     Difference {
+        only: Only::Theirs,
         recordings: &["d/running", "h/running", "j/running"],
         path: "pods/*/volumeDevices/**",
         reason: "volumeMode Block is not supported yet",
     },
     Difference {
+        only: Only::Theirs,
         recordings: &[
             "d/running",
             "h/running",
@@ -57,35 +61,23 @@ const ON_PURPOSE: &[Difference] = &[
         reason: "volumeMode Block is not supported yet",
     },
     Difference {
+        only: Only::Theirs,
         recordings: &["d/all-removed"],
         path: "plugins/kubernetes.io/csi/kvd.csi.example.com/*/globalmount",
         reason: "a kubelet leaves the empty staging directory of a driver without staging for ever; volumed removes it",
     },
     Difference {
+        only: Only::Theirs,
         recordings: &["d/all-removed"],
         path: "plugins/kubernetes.io/csi/noop.csi.example.com/*/globalmount",
         reason: "as above",
     },
     Difference {
+        only: Only::Theirs,
         recordings: &["d/all-removed"],
         path: "plugins/kubernetes.io/csi/*/*",
         reason: "as above: the volume's directory, which holds the staging directory",
     },
-];
-
-const HOSTPATH: DriverSpec = ("hostpath.csi.k8s.io", Kind::HostPath, &[]);
-const A: &[DriverSpec] = &[HOSTPATH];
-const C: &[DriverSpec] = &[HOSTPATH];
-const D: &[DriverSpec] =
-    &[("kvd.csi.example.com", Kind::WithoutStaging, &[]), ("noop.csi.example.com", Kind::NoOp, &[])];
-const H: &[DriverSpec] = &[
-    ("kvd.csi.example.com", Kind::Staging, &[]),
-    ("long-name.with-upper.zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz.example", Kind::Staging, &[]),
-];
-const J: &[DriverSpec] = &[
-    ("a.kvd.example.com", Kind::Staging, &["SINGLE_NODE_MULTI_WRITER", "EXPAND_VOLUME", "GET_VOLUME_STATS"]),
-    ("b.kvd.example.com", Kind::Staging, &["VOLUME_MOUNT_GROUP"]),
-    ("c.kvd.example.com", Kind::Staging, &[]),
 ];
 
 /// The long names of h.

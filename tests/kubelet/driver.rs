@@ -1,20 +1,22 @@
 //! The drivers of the recordings, as far as a host can tell: real bind mounts, and every request written down.
 
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use volumed::BoxFuture;
 use volumed::csi::{CallError, Driver};
 use volumed::model::DriverInfo;
 use volumed::proto::csi;
 
+use super::again::own_name;
 use super::recording::{Call, relative};
-use super::wire;
+use super::{loops, wire};
 
 const NONE: Option<&str> = None;
 
@@ -29,6 +31,8 @@ pub enum Kind {
     WithoutStaging,
     /// The no-op driver, also without it: makes the target, mounts nothing, and removes nothing either.
     NoOp,
+    /// The same with it.
+    NoOpStaging,
 }
 
 /// What all drivers of a node saw.
@@ -46,25 +50,34 @@ pub struct RecordedDriver {
     pub kind: Kind,
     /// `SINGLE_NODE_MULTI_WRITER`, `VOLUME_MOUNT_GROUP`: as the recorded driver answered NodeGetCapabilities.
     pub capabilities: &'static [&'static str],
-    root: PathBuf,
-    store: PathBuf,
-    log: Arc<Mutex<Log>>,
+    site: Site,
+}
+
+/// Where drivers are.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// The host's root directory.
+    pub root: PathBuf,
+    /// The drivers' own directory, with a directory or image for each volume.
+    pub store: PathBuf,
+    /// Where the requests are written down.
+    pub log: Arc<Mutex<Log>>,
+    /// A kubelet called the drivers before: what is there already is answered with OK, as csi.md 2.6 asks, and not done again.
+    pub called_before: bool,
 }
 
 impl RecordedDriver {
-    /// Takes the host's root directory, the driver's own directory and where to write the requests.
+    /// Makes a driver at a place.
     pub fn new(
         (name, kind, capabilities): (&'static str, Kind, &'static [&'static str]),
-        root: &Path,
-        store: &Path,
-        log: Arc<Mutex<Log>>,
+        site: Site,
     ) -> Self {
-        Self { name, kind, capabilities, root: root.to_owned(), store: store.to_owned(), log }
+        Self { name, kind, capabilities, site }
     }
 
     /// What it says of itself.
     pub fn info(&self) -> DriverInfo {
-        let stage_unstage = matches!(self.kind, Kind::HostPath | Kind::Staging);
+        let stage_unstage = matches!(self.kind, Kind::HostPath | Kind::Staging | Kind::NoOpStaging);
         let mut capabilities: Vec<String> = self.capabilities.iter().map(|c| format!("node/{c}")).collect();
         if stage_unstage {
             capabilities.push("node/STAGE_UNSTAGE_VOLUME".to_owned());
@@ -74,48 +87,68 @@ impl RecordedDriver {
             node_id: "capture-node".to_owned(),
             stage_unstage,
             single_node_multi_writer: self.capabilities.contains(&"SINGLE_NODE_MULTI_WRITER"),
+            expand_volume: self.capabilities.contains(&"EXPAND_VOLUME"),
+            volume_mount_group: self.capabilities.contains(&"VOLUME_MOUNT_GROUP"),
             capabilities,
             ..DriverInfo::default()
         }
     }
 
     fn note(&self, method: &str, request: &Value) {
-        let request = relative(request, self.root.to_str().expect("UTF-8"));
+        let request = relative(request, self.site.root.to_str().expect("UTF-8"));
         let call = Call { driver: self.name.to_owned(), method: method.to_owned(), request };
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).calls.push(call);
+        self.site.log.lock().unwrap_or_else(PoisonError::into_inner).calls.push(call);
     }
 
     /// Writes down what should be otherwise: the tests assert that nothing is.
     fn expect(&self, is_so: bool, what: impl FnOnce() -> String) {
         if !is_so {
-            self.log.lock().unwrap_or_else(PoisonError::into_inner).wrong.push(what());
+            self.site.log.lock().unwrap_or_else(PoisonError::into_inner).wrong.push(what());
         }
     }
 
-    fn expect_vol_data(&self, method: &str, beside: &str) {
-        let file = Path::new(beside).with_file_name("vol_data.json");
+    fn expect_vol_data(&self, method: &str, path: &str) {
+        let file = vol_data(Path::new(path));
         self.expect(file.is_file(), || format!("{method}: there is no {}", file.display()));
     }
 
-    /// The volume's own directory.
-    fn volume(&self, handle: &str) -> PathBuf {
-        let hex: String = Sha256::digest(handle).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        let path = self.store.join(hex);
-        std::fs::create_dir_all(&path).expect("the driver's own directory can be written");
-        path
+    /// What is shown of a volume: its own directory, or a loop device on its own image.
+    fn shown(&self, handle: &str, capability: Option<&csi::VolumeCapability>) -> PathBuf {
+        let own = self.site.store.join(own_name(handle));
+        if is_block(capability) {
+            return loops::of_image(&own.with_extension("img"));
+        }
+        std::fs::create_dir_all(&own).expect("the driver's own directory can be written");
+        own
+    }
+
+    /// Returns whether an earlier call mounted the volume here; anything else that is mounted is written down.
+    fn is_there(&self, method: &str, shown: &Path, path: &str) -> bool {
+        if !is_mounted(Path::new(path)) {
+            return false;
+        }
+        let same = same_file(shown, Path::new(path));
+        self.expect(same && self.site.called_before, || format!("{method}: something is mounted at {path}"));
+        true
     }
 
     fn on_stage(&self, request: &csi::NodeStageVolumeRequest) {
         const METHOD: &str = "NodeStageVolume";
         self.note(METHOD, &wire::stage(request));
         let path = &request.staging_target_path;
+        let capability = request.volume_capability.as_ref();
+        let shown = self.shown(&request.volume_id, capability);
+        self.expect_vol_data(METHOD, path);
+        if self.is_there(METHOD, &shown, path) {
+            return;
+        }
         let mode = std::fs::metadata(path).map(|meta| meta.permissions().mode() & 0o7777);
         let made = mode.as_ref().is_ok_and(|mode| *mode == 0o750);
         self.expect(made, || format!("{METHOD}: {path} is not a directory of mode 0750: {mode:?}"));
-        self.expect_vol_data(METHOD, path);
         match self.kind {
-            Kind::Staging => bind(&self.volume(&request.volume_id), path, false),
-            Kind::HostPath => {}
+            Kind::Staging if is_block(capability) => {}
+            Kind::Staging => bind(&shown, path, false),
+            Kind::HostPath | Kind::NoOpStaging => {}
             Kind::WithoutStaging | Kind::NoOp => {
                 self.expect(false, || format!("{METHOD} without the capability"));
             }
@@ -126,48 +159,102 @@ impl RecordedDriver {
         const METHOD: &str = "NodePublishVolume";
         self.note(METHOD, &wire::publish(request));
         let target = &request.target_path;
-        // The driver makes the target, its parent is there (csi.md 2.7).
-        let made = std::fs::DirBuilder::new().mode(0o750).create(target);
-        self.expect(made.is_ok(), || format!("{METHOD}: {target} cannot be made: {made:?}"));
+        let capability = request.volume_capability.as_ref();
+        let shown = self.shown(&request.volume_id, capability);
         self.expect_vol_data(METHOD, target);
-        match self.kind {
-            Kind::HostPath | Kind::Staging | Kind::WithoutStaging => {
-                bind(&self.volume(&request.volume_id), target, request.readonly);
+        if self.is_there(METHOD, &shown, target) {
+            return;
+        }
+        // The driver makes the target, its parent is there (csi.md 2.7).
+        let made = match is_block(capability) {
+            true => {
+                OpenOptions::new().write(true).create_new(true).mode(self.file_mode()).open(target).map(drop)
             }
-            Kind::NoOp => {}
+            false => std::fs::DirBuilder::new().mode(0o750).create(target),
+        };
+        let there =
+            self.site.called_before && made.as_ref().is_err_and(|e| e.kind() == ErrorKind::AlreadyExists);
+        self.expect(there || made.is_ok(), || format!("{METHOD}: {target} cannot be made: {made:?}"));
+        match self.kind {
+            Kind::HostPath | Kind::Staging | Kind::WithoutStaging => bind(&shown, target, request.readonly),
+            Kind::NoOp | Kind::NoOpStaging => {}
+        }
+    }
+
+    /// What a driver makes a block volume's target file with.
+    fn file_mode(&self) -> u32 {
+        match self.kind {
+            Kind::HostPath => 0o644,
+            Kind::Staging | Kind::WithoutStaging | Kind::NoOp | Kind::NoOpStaging => 0o640,
         }
     }
 
     fn on_unpublish(&self, request: &csi::NodeUnpublishVolumeRequest) {
         const METHOD: &str = "NodeUnpublishVolume";
         self.note(METHOD, &wire::unpublish(request));
-        self.expect_vol_data(METHOD, &request.target_path);
+        let target = &request.target_path;
+        self.expect_vol_data(METHOD, target);
         match self.kind {
             Kind::HostPath | Kind::Staging | Kind::WithoutStaging => {
-                let gone = umount2(request.target_path.as_str(), MntFlags::empty());
+                let gone = umount2(target.as_str(), MntFlags::empty());
                 self.expect(gone.is_ok(), || format!("{METHOD}: {gone:?}"));
-                let removed = std::fs::remove_dir(&request.target_path);
+                let is_directory = std::fs::symlink_metadata(target).is_ok_and(|meta| meta.is_dir());
+                let removed =
+                    if is_directory { std::fs::remove_dir(target) } else { std::fs::remove_file(target) };
                 self.expect(removed.is_ok(), || format!("{METHOD}: {removed:?}"));
             }
-            Kind::NoOp => {}
+            Kind::NoOp | Kind::NoOpStaging => {}
         }
     }
 
     fn on_unstage(&self, request: &csi::NodeUnstageVolumeRequest) {
         const METHOD: &str = "NodeUnstageVolume";
         self.note(METHOD, &wire::unstage(request));
-        self.expect_vol_data(METHOD, &request.staging_target_path);
+        let path = &request.staging_target_path;
+        self.expect_vol_data(METHOD, path);
         match self.kind {
+            Kind::Staging if path.contains(BLOCK) => {}
             Kind::Staging => {
-                let gone = umount2(request.staging_target_path.as_str(), MntFlags::empty());
+                let gone = umount2(path.as_str(), MntFlags::empty());
                 self.expect(gone.is_ok(), || format!("{METHOD}: {gone:?}"));
             }
-            Kind::HostPath => {}
+            Kind::HostPath | Kind::NoOpStaging => {}
             Kind::WithoutStaging | Kind::NoOp => {
                 self.expect(false, || format!("{METHOD} without the capability"));
             }
         }
     }
+}
+
+/// Part of every path of a block volume below `plugins/`.
+const BLOCK: &str = "/volumeDevices/";
+
+/// Returns where the `vol_data.json` of a staging or target path lies (kubelet.md 3): beside it, for block volumes in `data`.
+fn vol_data(path: &Path) -> PathBuf {
+    let text = path.to_str().expect("UTF-8");
+    match text.split_once(BLOCK) {
+        Some((csi, rest)) => {
+            // `staging/<spec>` or `publish/<spec>/<uid>`
+            let spec = rest.split('/').nth(1).expect("a spec name");
+            Path::new(csi).join("volumeDevices").join(spec).join("data/vol_data.json")
+        }
+        None => path.with_file_name("vol_data.json"),
+    }
+}
+
+fn is_block(capability: Option<&csi::VolumeCapability>) -> bool {
+    use csi::volume_capability::AccessType;
+    capability.is_some_and(|capability| matches!(capability.access_type, Some(AccessType::Block(_))))
+}
+
+fn is_mounted(path: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("the mount table");
+    table.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == path))
+}
+
+fn same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+    identity(one).is_ok_and(|one| identity(other).is_ok_and(|other| one == other))
 }
 
 fn bind(from: &Path, to: &str, read_only: bool) {
@@ -207,6 +294,13 @@ impl Driver for RecordedDriver {
     fn unpublish(&self, request: csi::NodeUnpublishVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
         Box::pin(async move {
             self.on_unpublish(&request);
+            Ok(())
+        })
+    }
+
+    fn expand(&self, request: csi::NodeExpandVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
+        Box::pin(async move {
+            self.note("NodeExpandVolume", &wire::expand(&request));
             Ok(())
         })
     }

@@ -1,7 +1,17 @@
-//! What `tests/root_kubelet.rs` is made of.
+//! What `tests/root_kubelet.rs` is made of, and its tests of roots that a kubelet left.
 
+pub mod again;
+pub mod asked;
 pub mod compare;
 pub mod driver;
+pub mod drivers;
+pub mod loops;
 pub mod node;
+pub mod reconstruct;
 pub mod recording;
 pub mod wire;
+
+mod damaged;
+mod foreign;
+mod reader;
+mod takeover;

@@ -1,6 +1,7 @@
 //! A node: the loop over the real kernel, below a root directory, in namespaces of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,8 +24,9 @@ use volumed::model::{
 use volumed::reconcile::{self, AbsenceSettings, Inputs, Parts, Reread};
 use volumed::record;
 
-use super::driver::{Kind, Log, RecordedDriver};
+use super::driver::{Kind, Log, RecordedDriver, Site};
 use super::recording::{self, Call, Tree};
+use super::{again, loops};
 
 const NONE: Option<&str> = None;
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -44,14 +46,17 @@ pub fn isolated(name: &str, test: impl Future<Output = ()>) {
         return runtime.expect("a runtime").block_on(test);
     }
     assert!(nix::unistd::geteuid().is_root(), "these tests mount: run them as root");
+    let top = tempfile::tempdir().expect("a directory");
     let output = Command::new("unshare")
         .args(UNSHARE)
         .arg(std::env::current_exe().expect("this program"))
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "1")
+        .env("TMPDIR", top.path())
         .stdin(Stdio::null())
         .output()
         .expect("unshare runs");
+    loops::release(top.path());
     let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     let text = text.concat();
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
@@ -75,15 +80,29 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node with these drivers.
+    /// Starts a node with these drivers and an empty root directory.
     pub fn start(drivers: &[DriverSpec]) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a directory"), drivers, false)
+    }
+
+    /// Starts a node with these drivers on the root directory of a phase, set up again, and no records.
+    pub fn take_over(recording: &str, drivers: &[DriverSpec]) -> Self {
         let top = tempfile::tempdir().expect("a directory");
+        let path = top.path().canonicalize().expect("a path without links");
+        std::fs::create_dir(path.join("root")).expect("a root directory");
+        again::set_up(recording, &path.join("root"), &path.join("drivers"));
+        Self::start_in(top, drivers, true)
+    }
+
+    fn start_in(top: tempfile::TempDir, drivers: &[DriverSpec], called_before: bool) -> Self {
         let host = Linux::open(&top.path().join("root")).expect("a root directory");
         let root = host.root().to_owned();
+        let store = root.with_file_name("drivers");
         let log = Arc::new(Mutex::new(Log::default()));
         let entry = |spec: &DriverSpec| {
-            let driver =
-                RecordedDriver::new(*spec, &root, &top.path().join("drivers").join(spec.0), Arc::clone(&log));
+            let site =
+                Site { root: root.clone(), store: store.clone(), log: Arc::clone(&log), called_before };
+            let driver = RecordedDriver::new(*spec, site);
             let state = DriverState {
                 connection: Connection::Ready,
                 info: driver.info(),
@@ -215,12 +234,57 @@ impl Node {
 
     /// Returns what lies below the root directory, without the volumes' mounts.
     pub fn tree(&self) -> Tree {
+        recording::read_tree(self.view().path(), &self.root)
+    }
+
+    /// Shows what the mounts lie on.
+    fn view(&self) -> View {
         let view = tempfile::tempdir_in(self.top.path()).expect("a directory");
-        // A bind that is not recursive shows what the mounts lie on.
+        // Not recursive.
         mount(Some(&self.root), view.path(), NONE, MsFlags::MS_BIND, NONE).expect("a bind mount");
-        let tree = recording::read_tree(view.path());
-        umount2(view.path(), MntFlags::empty()).expect("an unmount");
-        tree
+        View(view)
+    }
+
+    /// Returns the kernel's unique number of each mount below the root directory, which a mount that is made again does not get.
+    pub fn mount_numbers(&self) -> BTreeMap<PathBuf, u64> {
+        let points = mountinfo()
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4).map(PathBuf::from))
+            .collect::<Vec<_>>();
+        let points = points.into_iter().filter(|point| point.starts_with(&self.root));
+        points.map(|point| (point.clone(), mount_number(&point))).collect()
+    }
+
+    /// Returns when anything last happened to each file and directory of the root, by inode and change time.
+    pub fn stamps(&self) -> BTreeMap<PathBuf, (u64, i64, i64)> {
+        let view = self.view();
+        let paths = self.tree().into_keys().map(PathBuf::from);
+        let stamp = |path: PathBuf| {
+            let meta = std::fs::symlink_metadata(view.path().join(&path)).expect("it is there");
+            (path, (meta.ino(), meta.ctime(), meta.ctime_nsec()))
+        };
+        paths.map(stamp).collect()
+    }
+
+    /// Returns the loop devices on files below the root directory: the locks of block volumes.
+    pub fn locks(&self) -> BTreeSet<(PathBuf, PathBuf)> {
+        loops::below(&self.root).into_iter().collect()
+    }
+
+    /// Returns the files of the root, relative to it, that a loop device holds.
+    pub fn locked(&self) -> BTreeSet<PathBuf> {
+        let inside = |file: PathBuf| file.strip_prefix(&self.root).expect("below the root").to_owned();
+        self.locks().into_iter().map(|(_, file)| inside(file)).collect()
+    }
+
+    /// Changes the mount table beside the root directory: a reason to look again.
+    pub fn disturb(&self) {
+        drop(self.view());
+    }
+
+    /// Returns the root directory.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Returns the mounts below the root directory.
@@ -246,13 +310,41 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // The directory is deleted next; nothing of it may still show something else.
-        let table = mountinfo();
-        let points: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
-        for point in points.iter().rev().filter(|point| Path::new(point).starts_with(self.top.path())) {
-            let _result = umount2(*point, MntFlags::MNT_DETACH);
-        }
+        unmount_below(self.top.path());
     }
+}
+
+/// Unmounts everything below a directory that is deleted next: nothing of it may still show something else.
+pub fn unmount_below(top: &Path) {
+    let table = mountinfo();
+    let points: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+    for point in points.iter().rev().filter(|point| Path::new(point).starts_with(top)) {
+        let _result = umount2(*point, MntFlags::MNT_DETACH);
+    }
+}
+
+/// The root directory without its mounts, as long as this lives.
+struct View(tempfile::TempDir);
+
+impl View {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        umount2(self.0.path(), MntFlags::empty()).expect("an unmount");
+    }
+}
+
+fn mount_number(point: &Path) -> u64 {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    /// STATX_MNT_ID_UNIQUE, Linux 6.8
+    const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+    let found = statx(CWD, point, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, UNIQUE).expect("statx");
+    assert!(found.stx_mask & UNIQUE.bits() != 0, "this kernel gives mounts no unique numbers");
+    found.stx_mnt_id
 }
 
 fn mountinfo() -> String {

@@ -20,6 +20,8 @@ pub struct Entry {
     pub gid: u32,
     pub target: Option<String>,
     pub content: Option<String>,
+    /// In place of `content` where it is no text.
+    pub hex: Option<String>,
 }
 
 /// Everything below a root directory, by path relative to it.
@@ -56,18 +58,54 @@ pub fn objects(recording: &str) -> Vec<Value> {
     all.into_values().flatten().collect()
 }
 
-/// Returns what the kubelet's root held in a phase, as seen without the volumes' mounts.
+/// Returns what the kubelet's root held in a phase, as seen without the volumes' mounts. A link that leads into the root
+/// begins with `<root>`.
 pub fn root(recording: &str) -> Tree {
     let entries = read(recording, "root.jsonl");
     let entries = entries.lines().map(|line| serde_json::from_str::<Entry>(line).expect("an entry"));
-    entries.map(|entry| (entry.path.clone(), entry)).collect()
+    let relative = |mut entry: Entry| {
+        entry.target = entry.target.map(|target| below_root(&target, THEIR_ROOT));
+        (entry.path.clone(), entry)
+    };
+    entries.map(relative).collect()
 }
 
-/// Returns the file-system volumes mounted in a phase: paths relative to the root, each with `ro` or `rw`.
+fn below_root(target: &str, root: &str) -> String {
+    match target.strip_prefix(root) {
+        Some(inside) => format!("<root>{inside}"),
+        None => target.to_owned(),
+    }
+}
+
+/// Returns the mounts of a phase: paths relative to the root, each with `ro` or `rw`.
 pub fn mounts(recording: &str) -> BTreeSet<(String, String)> {
-    let mut mounts = mounts_below(&read(recording, "mountinfo.txt"), THEIR_ROOT);
-    mounts.retain(|(point, _)| !point.contains("/volumeDevices/"));
-    mounts
+    mounts_below(&mountinfo(recording), THEIR_ROOT)
+}
+
+/// Returns the kubelet's mount table at and below the root; nothing where the phase has none (it was rebooted).
+pub fn mountinfo(recording: &str) -> String {
+    optional(recording, "mountinfo.txt")
+}
+
+/// Returns the loop devices of a phase and their backing files.
+pub fn loops(recording: &str) -> Vec<(String, String)> {
+    let table = optional(recording, "losetup.txt");
+    let rows = table.lines().skip(1).filter_map(|line| {
+        let mut columns = line.split_whitespace();
+        Some((columns.next()?.to_owned(), columns.last()?.to_owned()))
+    });
+    rows.collect()
+}
+
+/// Returns the files of the root, relative to it, that a loop device held.
+pub fn locked(recording: &str) -> BTreeSet<PathBuf> {
+    let backing = loops(recording).into_iter().map(|(_, backing)| PathBuf::from(backing));
+    backing.filter_map(|path| Some(path.strip_prefix(THEIR_ROOT).ok()?.to_owned())).collect()
+}
+
+fn optional(recording: &str, name: &str) -> String {
+    let path = file(recording, name);
+    if path.exists() { read(recording, name) } else { String::new() }
 }
 
 /// Returns the mount points strictly below a directory in the text of a mountinfo file.
@@ -81,16 +119,13 @@ pub fn mounts_below(mountinfo: &str, root: &str) -> BTreeSet<(String, String)> {
     mounts.collect()
 }
 
-/// Returns the requests that a scenario's drivers got for file-system volumes, in order of time for each driver.
+/// Returns the requests that a scenario's drivers got, in order of time for each driver.
 pub fn calls(scenario: &str, drivers: &[&str]) -> Vec<Call> {
     let mut calls = Vec::new();
     for driver in drivers {
         for line in read(scenario, &format!("driver-{driver}.jsonl")).lines() {
             let line: Value = serde_json::from_str(line).expect("a call");
             let request = line.get("req").expect("this driver recorded its requests");
-            if request.to_string().contains("/volumeDevices/") {
-                continue;
-            }
             let method = line["m"].as_str().expect("a name").to_owned();
             let request = relative(request, THEIR_ROOT);
             calls.push(Call { driver: (*driver).to_owned(), method, request });
@@ -113,7 +148,7 @@ pub fn short_calls(scenario: &str, driver: &str) -> Vec<(String, String)> {
 /// Returns a request with its paths relative to a root directory.
 pub fn relative(request: &Value, root: &str) -> Value {
     let mut request = request.clone();
-    for field in ["stagingTargetPath", "targetPath"] {
+    for field in ["stagingTargetPath", "targetPath", "volumePath"] {
         if let Some(path) = request.get_mut(field) {
             let text = path.as_str().expect("a path");
             let inside = text.strip_prefix(root).and_then(|p| p.strip_prefix('/'));
@@ -123,8 +158,9 @@ pub fn relative(request: &Value, root: &str) -> Value {
     request
 }
 
-/// Reads what really lies below a directory that has no mounts in it.
-pub fn read_tree(root: &Path) -> Tree {
+/// Reads what really lies below a directory that has no mounts in it, as a view of `shown`.
+pub fn read_tree(root: &Path, shown: &Path) -> Tree {
+    let shown = shown.to_str().expect("UTF-8");
     let mut tree = Tree::new();
     let mut directories = vec![root.to_owned()];
     while let Some(directory) = directories.pop() {
@@ -138,6 +174,13 @@ pub fn read_tree(root: &Path) -> Tree {
                 () => "other",
             };
             let name = path.strip_prefix(root).ok().and_then(Path::to_str).expect("UTF-8").to_owned();
+            let (content, hex) = match meta.is_file().then(|| std::fs::read(&path).expect("a file")) {
+                None => (None, None),
+                Some(bytes) => match String::from_utf8(bytes) {
+                    Ok(text) => (Some(text), None),
+                    Err(other) => (None, Some(hex(other.as_bytes()))),
+                },
+            };
             let entry = Entry {
                 path: name.clone(),
                 kind: kind.to_owned(),
@@ -146,9 +189,10 @@ pub fn read_tree(root: &Path) -> Tree {
                 gid: meta.gid(),
                 target: meta.is_symlink().then(|| {
                     let target = std::fs::read_link(&path).expect("a link");
-                    target.to_str().expect("UTF-8").to_owned()
+                    below_root(target.to_str().expect("UTF-8"), shown)
                 }),
-                content: meta.is_file().then(|| std::fs::read_to_string(&path).expect("a text")),
+                content,
+                hex,
             };
             tree.insert(name, entry);
             if meta.is_dir() {
@@ -157,4 +201,9 @@ pub fn read_tree(root: &Path) -> Tree {
         }
     }
     tree
+}
+
+/// Returns bytes as lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

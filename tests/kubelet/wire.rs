@@ -60,6 +60,32 @@ pub fn unpublish(request: &csi::NodeUnpublishVolumeRequest) -> Value {
     object([("volumeId", json!(volume_id)), ("targetPath", json!(target_path))])
 }
 
+/// `NodeExpandVolumeRequest`
+pub fn expand(request: &csi::NodeExpandVolumeRequest) -> Value {
+    let csi::NodeExpandVolumeRequest {
+        volume_id,
+        volume_path,
+        capacity_range,
+        staging_target_path,
+        volume_capability,
+        secrets,
+    } = request;
+    // protobuf's JSON writes 64 bits as text.
+    let range = capacity_range.as_ref().map(|range| {
+        let bytes = |bytes: i64| if bytes == 0 { Value::Null } else { json!(bytes.to_string()) };
+        let (required, limit) = (bytes(range.required_bytes), bytes(range.limit_bytes));
+        object([("requiredBytes", required), ("limitBytes", limit)])
+    });
+    object([
+        ("volumeId", json!(volume_id)),
+        ("volumePath", json!(volume_path)),
+        ("capacityRange", json!(range)),
+        ("stagingTargetPath", json!(staging_target_path)),
+        ("volumeCapability", capability(volume_capability.as_ref())),
+        ("secrets", json!(secrets)),
+    ])
+}
+
 fn capability(capability: Option<&csi::VolumeCapability>) -> Value {
     let Some(csi::VolumeCapability { access_mode, access_type }) = capability else { return Value::Null };
     let mut fields = Map::new();

@@ -1,0 +1,54 @@
+//! The drivers of each recording, as they answered NodeGetCapabilities.
+
+use super::driver::Kind;
+use super::node::DriverSpec;
+
+const HOSTPATH: DriverSpec = ("hostpath.csi.k8s.io", Kind::HostPath, &[]);
+const KVD: DriverSpec = ("kvd.csi.example.com", Kind::Staging, &[]);
+
+pub const A: &[DriverSpec] = &[HOSTPATH];
+pub const C: &[DriverSpec] = &[HOSTPATH];
+pub const D: &[DriverSpec] =
+    &[("kvd.csi.example.com", Kind::WithoutStaging, &[]), ("noop.csi.example.com", Kind::NoOp, &[])];
+pub const H: &[DriverSpec] =
+    &[KVD, ("long-name.with-upper.zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz.example", Kind::Staging, &[])];
+/// i1 had a no-op driver with staging, which mounts nothing either.
+const I1: &[DriverSpec] = &[("noop.csi.example.com", Kind::NoOpStaging, &[])];
+/// i3 to i6, i8, m and n.
+const I: &[DriverSpec] = &[KVD];
+const I2: &[DriverSpec] = &[KVD, ("noop.csi.example.com", Kind::NoOpStaging, &[])];
+const I7: &[DriverSpec] = &[HOSTPATH, KVD];
+pub const J: &[DriverSpec] = &[
+    ("a.kvd.example.com", Kind::Staging, &["SINGLE_NODE_MULTI_WRITER", "EXPAND_VOLUME", "GET_VOLUME_STATS"]),
+    ("b.kvd.example.com", Kind::Staging, &["VOLUME_MOUNT_GROUP"]),
+    ("c.kvd.example.com", Kind::Staging, &[]),
+];
+const K: &[DriverSpec] = &[
+    ("pi.kvd.example.com", Kind::Staging, &[]),
+    ("pu.kvd.example.com", Kind::Staging, &[]),
+    ("si.kvd.example.com", Kind::Staging, &[]),
+    ("su.kvd.example.com", Kind::Staging, &[]),
+];
+
+/// Returns the drivers of a phase (`a/running`).
+pub fn of(recording: &str) -> &'static [DriverSpec] {
+    match recording.split('/').next().expect("a scenario") {
+        "a" | "b" | "c" => A,
+        "d" => D,
+        "e" | "f" => &[],
+        "h" => H,
+        "i1" => I1,
+        "i2" => I2,
+        "i7" => I7,
+        "i3" | "i4" | "i5" | "i6" | "i8" | "m" | "n" => I,
+        "j" => J,
+        "k" => K,
+        other => panic!("scenario {other}"),
+    }
+}
+
+/// Returns whether a driver of a phase stages.
+pub fn stages(recording: &str, driver: &str) -> bool {
+    let spec = of(recording).iter().find(|(name, ..)| *name == driver).expect("a driver of the recording");
+    matches!(spec.1, Kind::HostPath | Kind::Staging | Kind::NoOpStaging)
+}
