@@ -18,6 +18,7 @@ use crate::model::{
     HavePublication, HaveStaging, Hold, Layout, Lifecycle, Presence, PublicationId, PublishStep,
     RecordedVolume, StageStep, StagingKind, Step, StepKind, VolumeKey, Want, Wanted, WantedVolume,
 };
+use crate::mutant::{self, Mutant};
 
 /// What the decision is made from.
 #[derive(Debug, Clone, Copy)]
@@ -126,7 +127,9 @@ impl<'a> View<'a> {
 
     fn unpublish(&self, id: &PublicationId, have: &HavePublication, chooser: &mut Chooser<'_>) {
         let kind = StepKind::Unpublish(id.clone());
-        if let Some(obstacle) = &have.obstacle {
+        if let Some(obstacle) = &have.obstacle
+            && !mutant::is(Mutant::UndoUnseen)
+        {
             let path = self.world.layout.absolute(&self.world.layout.target(id));
             let cause = BlockedCause::new("obstacle", format!("{}: {obstacle}", path.display()));
             return chooser.block(&kind, cause, OBSTACLE_REMEDY);
@@ -290,7 +293,7 @@ impl<'a> View<'a> {
     fn let_go(&self, chooser: &mut Chooser<'_>) {
         let Some(staging) = self.staging() else { return };
         let held = self.wants.values().any(|want| matches!(want, Want::Held(_)));
-        if held || self.published().next().is_some() {
+        if held || (self.published().next().is_some() && !mutant::is(Mutant::UnstageFirst)) {
             return;
         }
         if self.wanted().next().is_some() && !self.staging_to_undo() {
@@ -307,7 +310,9 @@ impl<'a> View<'a> {
             );
             return chooser.block(&kind, cause, FOREIGN_REMEDY);
         }
-        if let Some(obstacle) = &staging.obstacle {
+        if let Some(obstacle) = &staging.obstacle
+            && !mutant::is(Mutant::UndoUnseen)
+        {
             let path = staging.arguments.staging_path.display();
             let cause = BlockedCause::new("obstacle", format!("{path}: {obstacle}"));
             return chooser.block(&kind, cause, OBSTACLE_REMEDY);
