@@ -16,6 +16,7 @@
 
 pub mod config;
 pub mod error;
+pub mod mutant;
 pub mod proto;
 
 pub mod model;

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use crate::BoxFuture;
 use crate::model::{DriverName, DriverState};
+use crate::mutant::{self, Mutant};
 use crate::proto::csi;
 
 /// One driver's node calls, one method per RPC; those that need a capability of their own are answered here for drivers without. `Client` is the real one; the simulation has its own.
@@ -104,8 +105,6 @@ impl Code {
     pub const INVALID_ARGUMENT: Self = Self(3);
     /// 5
     pub const NOT_FOUND: Self = Self(5);
-    /// 9
-    pub const FAILED_PRECONDITION: Self = Self(9);
     /// 7
     pub const PERMISSION_DENIED: Self = Self(7);
     /// 9
@@ -149,6 +148,9 @@ impl Code {
     /// CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED and UNAVAILABLE. An answer without a gRPC code is
     /// UNKNOWN(2) by the time it gets here and is told apart by `CallError::sent` and transport errors being UNAVAILABLE.
     pub fn is_final(self) -> bool {
+        if mutant::is(Mutant::DeadlineIsFinal) && self == Self::DEADLINE_EXCEEDED {
+            return true;
+        }
         !matches!(self.0, 1 | 4 | 8 | 10 | 14)
     }
 }

@@ -8,6 +8,7 @@ use super::{Recorded, Resolved, ResolvedPod, ResolvedWant, Settled, hold};
 use crate::model::{
     Desired, Hold, HoldCode, Millis, Plugin, PublicationId, PublicationRecord, ReadingState, VolumeKey, Want,
 };
+use crate::mutant::{self, Mutant};
 
 /// A recorded publication: its volume and its place.
 pub(super) type Spot = (VolumeKey, PublicationId);
@@ -195,7 +196,7 @@ impl Absences {
             ));
         }
         // Approved is approved, whatever could not be read: the operator saw what is there.
-        if recorded.record.approved {
+        if recorded.record.approved || mutant::is(Mutant::LostIsRemoved) {
             return Want::Absent;
         }
         let spot = (recorded.key.clone(), recorded.id.clone());

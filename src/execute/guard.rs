@@ -11,6 +11,7 @@ use crate::model::{
     BlockedCause, CallState, Effect, Failure, MountIdentity, MountTable, MountsAt, PublicationRecord,
     PublishArguments, PublishStep, RecordedMount, Retry, StageStep, StagingRecord, VolumeMode, VolumeRecord,
 };
+use crate::mutant::{self, Mutant};
 use crate::volumes::{Answer, DriverLine, IN_USE_REMEDY, host_failure};
 
 /// Refuses to stage where a stranger's mount lies. A mount that a former try may have made is fine: staging is repeated; so
@@ -194,6 +195,12 @@ async fn before_undo(
     is_block: bool,
 ) -> Result<Option<MountIdentity>, Failure> {
     let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::NotDone))?;
+    if mutant::is(Mutant::UndoUnseen) {
+        return Ok(match table.at(path) {
+            MountsAt::One(mount) => Some(mount.identity()),
+            MountsAt::None | MountsAt::Stacked(_) => None,
+        });
+    }
     if let Some(below) = table.below(path).next() {
         return Err(Failure::not_done(
             "obstacle",

@@ -23,6 +23,7 @@ use crate::model::{
     BlockedCause, BootId, CallState, DriverName, Effect, Failure, Layout, Outcome, PublicationId,
     RecordedVolume, Retry, Step, VolumeKey, VolumeRecord,
 };
+use crate::mutant::{self, Mutant};
 use crate::record::{Durability, Store, StoreError};
 use crate::volumes::{Call, DriverLine, Site};
 
@@ -155,6 +156,10 @@ impl Work<'_> {
         let mut next = self.record.clone();
         change(&mut next, &self.executor.boot);
         if self.stored && next == self.record {
+            return Ok(());
+        }
+        if mutant::is(Mutant::NoIntent) {
+            self.record = next;
             return Ok(());
         }
         self.put(next, Durability::Synced)

@@ -3,6 +3,7 @@
 use super::chooser::Chooser;
 use super::{FOREIGN_REMEDY, View};
 use crate::model::{BlockedCause, HavePublication, Presence, PublicationId, Step, StepKind, Want};
+use crate::mutant::{self, Mutant};
 
 impl View<'_> {
     /// Unpublishes what is absent, and what must be undone before it is done again.
@@ -33,7 +34,9 @@ impl View<'_> {
 
     fn unpublish(&self, id: &PublicationId, have: &HavePublication, chooser: &mut Chooser<'_>) {
         let kind = StepKind::Unpublish(id.clone());
-        if let Some(obstacle) = &have.obstacle {
+        if let Some(obstacle) = &have.obstacle
+            && !mutant::is(Mutant::UndoUnseen)
+        {
             return chooser.obstructed(&kind, &self.target(id, have.arguments.as_ref()), obstacle);
         }
         // What was only planned needs no driver to be forgotten.
@@ -50,7 +53,7 @@ impl View<'_> {
     pub(super) fn let_go(&self, chooser: &mut Chooser<'_>) {
         let Some(staging) = self.staging() else { return };
         let held = self.wants.values().any(|want| matches!(want, Want::Held(_)));
-        if held || self.published().next().is_some() {
+        if held || (self.published().next().is_some() && !mutant::is(Mutant::UnstageFirst)) {
             return;
         }
         if self.wanted().next().is_some() && !self.staging_to_undo() {
@@ -67,7 +70,9 @@ impl View<'_> {
             );
             return chooser.block(&kind, cause, FOREIGN_REMEDY);
         }
-        if let Some(obstacle) = &staging.obstacle {
+        if let Some(obstacle) = &staging.obstacle
+            && !mutant::is(Mutant::UndoUnseen)
+        {
             return chooser.obstructed(&kind, &staging.arguments.staging_path, obstacle);
         }
         if let Err((cause, remedy)) = self.recorded_driver_ready() {

@@ -207,6 +207,9 @@ fn sync(directory: &Path) -> Result<(), StoreError> {
 
 /// Reads all records. Only the directory itself can make it fail.
 fn load(volumes: &Path) -> Result<Loaded, StoreError> {
+    // Killed between a synced record's rename and the sync of its name, an earlier run left an intent that this one relies on
+    // without writing it again: it must outlive a power cut from here on.
+    sync(volumes)?;
     let mut loaded = Loaded::default();
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(volumes).map_err(failed("list", volumes))? {

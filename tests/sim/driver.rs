@@ -1,8 +1,8 @@
-//! `csi::Driver` over the simulated world: a driver with a mind of its own, that fails, dawdles and is not heard.
+//! `csi::Driver` over the simulated world: a driver with a mind of its own, that fails, dawdles, hangs, lies and is not heard.
 //!
-//! A call goes on in the driver when the caller has given up or died, as in life.
+//! A call goes on in the driver when the caller has given up or died, as in life, and is lost when the driver's process ends.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -10,168 +10,178 @@ use volumed::BoxFuture;
 use volumed::csi::{CallError, Code, Driver};
 use volumed::proto::csi as wire;
 
-use super::world::{Node, World};
+use super::audit::Request;
+use super::wish;
+use super::world::{Contact, Line, Node, World};
 
-/// One connection to the driver.
+/// One connection to a driver.
 #[derive(Debug, Clone)]
 pub struct SimDriver {
     world: World,
-    /// STAGE_UNSTAGE_VOLUME.
-    pub stages: bool,
+    driver: usize,
+    line: Line,
 }
 
-/// What a call does to the world.
-#[derive(Debug, Clone)]
-enum Effect {
-    Stage { path: PathBuf },
-    Unstage { path: PathBuf },
-    Publish { target: PathBuf, staging: Option<PathBuf>, ephemeral: bool },
-    Unpublish { target: PathBuf },
+/// A caller that waits.
+struct Waiting {
+    world: World,
+    driver: usize,
+    handle: String,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.world.lock().call_ends(self.driver, &self.handle);
+    }
 }
 
 impl SimDriver {
-    pub fn new(world: World, stages: bool) -> Self {
-        Self { world, stages }
+    pub fn new(world: World, driver: usize) -> Self {
+        let line = *world.lines[driver].borrow();
+        Self { world, driver, line }
     }
 
-    fn call(
-        &self,
-        method: &'static str,
-        handle: String,
-        effect: Effect,
-    ) -> BoxFuture<'_, Result<(), CallError>> {
+    fn call(&self, request: Request) -> BoxFuture<'_, Result<(), CallError>> {
         Box::pin(async move {
-            self.world.pause().await;
-            if self.world.fault(3) {
+            let (method, world) = (request.method(), &self.world);
+            world.pause().await;
+            let ready = world.lock().drivers[self.driver].contact == Contact::Ready;
+            if !ready || *world.lines[self.driver].borrow() != self.line || world.fault(3) {
                 return Err(error(method, Code::UNAVAILABLE, "no connection", false));
             }
+            let handle = request.handle().to_owned();
+            let wrong = world.lock().call_begins(self.driver, &request);
+            world.violations(wrong);
+            let _waiting = Waiting { world: world.clone(), driver: self.driver, handle };
             let (reply, answer) = oneshot::channel();
             let server = self.clone();
-            tokio::spawn(async move {
-                let result = server.serve(method, &handle, effect).await;
-                if server.world.fault(4) {
-                    server.world.tell(format!("the answer of {method} {handle} is lost"));
-                    // Nobody answers: the caller's deadline ends it.
-                    tokio::time::sleep(Duration::from_secs(600)).await;
+            tokio::spawn(async move { server.live(request, reply).await });
+            let mut line = world.lines[self.driver].subscribe();
+            tokio::select! {
+                biased;
+                Ok(answer) = answer => answer,
+                _ = line.wait_for(|now| *now != self.line) => {
+                    Err(error(method, Code::UNAVAILABLE, "connection lost", true))
                 }
-                drop(reply.send(result));
-            });
-            answer.await.unwrap_or_else(|_| Err(error(method, Code::UNAVAILABLE, "connection lost", true)))
+            }
         })
     }
 
-    async fn serve(&self, method: &'static str, handle: &str, effect: Effect) -> Result<(), CallError> {
-        self.world.lock().calls += 1;
-        if !self.world.lock().pending.insert(handle.to_owned()) {
-            self.world.tell(format!("{method} {handle}: ABORTED"));
-            return Err(error(method, Code(10), "an operation is pending", true));
+    /// The call in the driver, as long as its process lives.
+    async fn live(self, request: Request, reply: oneshot::Sender<Result<(), CallError>>) {
+        let mut process = self.world.lines[self.driver].subscribe();
+        tokio::select! {
+            biased;
+            _ = process.wait_for(|now| now.process != self.line.process) => {}
+            () = self.serve(&request, reply) => {}
         }
-        self.world.pause().await;
-        if self.world.fault(3) {
+    }
+
+    async fn serve(&self, request: &Request, reply: oneshot::Sender<Result<(), CallError>>) {
+        let (method, world) = (request.method(), &self.world);
+        world.lock().calls += 1;
+        let key = (self.driver, request.handle().to_owned());
+        let result = if world.lock().pending.insert(key.clone()) {
+            let result = self.work(request).await;
+            world.lock().pending.remove(&key);
+            result
+        } else {
+            Err(error(method, Code(10), "an operation is pending", true))
+        };
+        let code = result.as_ref().map_or_else(|error| error.code.0, |()| 0);
+        world.tell(|| {
+            let (handle, path) = (request.handle(), request.path().display());
+            format!(
+                "{method} {handle} {path}: {:?}",
+                result.as_ref().map_err(|e| (e.code.name(), &e.message))
+            )
+        });
+        if world.fault(4) {
+            world.tell(|| format!("the answer of {method} {} is lost", request.handle()));
+            world.lock().drivers[self.driver].hangs = true;
+            std::future::pending::<()>().await;
+        }
+        // What is heard and nevertheless not taken (a deadline in the same moment) makes the auditor milder, never stricter.
+        if !reply.is_closed() {
+            let wrong = world.lock().answer_heard(request, code);
+            world.violations(wrong);
+        }
+        drop(reply.send(result));
+    }
+
+    async fn work(&self, request: &Request) -> Result<(), CallError> {
+        let (method, world) = (request.method(), &self.world);
+        world.dawdle().await;
+        if world.fault(3) {
             // Longer than the caller waits.
             tokio::time::sleep(Duration::from_secs(150)).await;
         }
-        let result = if self.world.fault(10) {
-            Err(error(method, self.any_code(), "before the effect", true))
-        } else {
-            self.apply(method, handle, &effect);
-            if self.world.fault(8) {
-                Err(error(method, self.any_code(), "after the effect", true))
-            } else {
-                Ok(())
-            }
-        };
-        self.world.pause().await;
-        self.world.lock().pending.remove(handle);
-        self.world.tell(format!(
-            "{method} {handle} {effect:?}: {:?}",
-            result.as_ref().map_err(|e| (e.code.name(), &e.message))
-        ));
-        result
+        self.may_hang(method).await;
+        if world.fault(10) {
+            return Err(error(method, self.any_code(), "before the effect", true));
+        }
+        if request.is_undo() && world.fault(4) {
+            world.tell(|| format!("{method} {} does nothing", request.handle()));
+            return Ok(());
+        }
+        self.apply(request)?;
+        world.dawdle().await;
+        self.may_hang(method).await;
+        if world.fault(8) {
+            return Err(error(method, self.any_code(), "after the effect", true));
+        }
+        Ok(())
     }
 
+    async fn may_hang(&self, method: &str) {
+        if self.world.fault(1) {
+            self.world.tell(|| format!("{method} hangs"));
+            self.world.lock().drivers[self.driver].hangs = true;
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Every code but OK. NOT_FOUND of a volume that is there, and ABORTED of one that is left alone, are lies.
     fn any_code(&self) -> Code {
-        // Every code but OK and NOT_FOUND: the latter, said of a volume that is there, is a lie of its own kind.
-        let codes = [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
-        let at = usize::try_from(self.world.below(codes.len() as u64)).unwrap_or(0);
-        Code(codes[at])
+        let code = self.world.below(18) + 1;
+        // The deadline's code is worth a few more.
+        Code(i32::try_from(if code > 16 { 4 } else { code }).unwrap_or(2))
     }
 
-    fn apply(&self, method: &'static str, handle: &str, effect: &Effect) {
-        let world = &self.world;
-        match effect {
-            Effect::Stage { path } => {
-                if !self.stages {
-                    world.violation(format!("{method} without the capability"));
-                }
-                if !matches!(world.lock().nodes.get(path), Some(Node::Directory)) {
-                    world.violation(format!("{method}: the staging path {} is no directory", path.display()));
-                }
-                if let Some(other) = world.lock().staged.insert(handle.to_owned(), path.clone())
-                    && other != *path
-                {
-                    world.violation(format!(
-                        "{handle} is staged at {} and {}",
-                        other.display(),
-                        path.display()
-                    ));
-                }
-                if !handle.contains("unmounted") && !world.lock().is_mounted(path) {
-                    world.mount(path, handle);
-                }
+    fn apply(&self, request: &Request) -> Result<(), CallError> {
+        let (world, path, handle) = (&self.world, request.path(), request.handle());
+        match request {
+            Request::Stage(_) => {
+                world.lock().staged.insert(handle.to_owned(), path.to_owned());
+                self.mount(path, handle);
             }
-            Effect::Publish { target, staging, ephemeral } => {
-                self.publish(method, handle, target, staging.as_deref(), *ephemeral);
+            Request::Publish(_) => {
+                world.lock().nodes.insert(path.to_owned(), Node::Directory);
+                self.mount(path, handle);
+                world.lock().published.insert(path.to_owned(), handle.to_owned());
             }
-            Effect::Unpublish { target } => {
-                if world.lock().always_wanted.contains(target) {
-                    world.violation(format!(
-                        "{} is unpublished though it was wanted all the time",
-                        target.display()
-                    ));
+            Request::Unpublish(_) => {
+                // Unmounts once and then deletes what it sees, as drivers do.
+                world.unmount(path);
+                let mut state = world.lock();
+                if state.mounts.iter().any(|mount| mount.point.starts_with(path)) {
+                    return Err(error(request.method(), Code(13), "directory is busy", true));
                 }
-                world.unmount(target);
-                let state = world.lock();
-                if state.is_mounted(target) || state.mounts.iter().any(|m| m.point.starts_with(target)) {
-                    drop(state);
-                    world.violation(format!("the driver deletes what is mounted on {}", target.display()));
-                } else {
-                    drop(state);
-                    world.lock().nodes.retain(|path, _| !path.starts_with(target));
-                }
-                world.lock().published.remove(target);
+                state.nodes.retain(|other, _| !other.starts_with(path));
+                state.published.remove(path);
             }
-            Effect::Unstage { path } => {
-                if let Some((target, _)) = world.lock().published.iter().find(|(_, other)| *other == handle) {
-                    let target = target.clone();
-                    world.tell(format!("still published at {}", target.display()));
-                }
-                if world.lock().published.values().any(|other| other == handle) {
-                    world.violation(format!("{handle} is unstaged while it is published"));
-                }
+            Request::Unstage(_) => {
                 world.unmount(path);
                 world.lock().staged.remove(handle);
             }
         }
+        Ok(())
     }
 
-    fn publish(&self, method: &str, handle: &str, target: &Path, staging: Option<&Path>, ephemeral: bool) {
-        let world = &self.world;
-        let parent_there = target.parent().is_some_and(|parent| world.lock().nodes.contains_key(parent));
-        if !parent_there {
-            world.violation(format!("{method}: the parent of {} is missing", target.display()));
+    fn mount(&self, path: &Path, handle: &str) {
+        if wish::is_mounted(handle) && !self.world.lock().is_mounted(path) {
+            self.world.mount(path, handle);
         }
-        if self.stages && !ephemeral {
-            let staged = world.lock().staged.get(handle).cloned();
-            if staged.is_none() || staged.as_deref() != staging {
-                world.violation(format!("{handle} is published from {staging:?} and staged at {staged:?}"));
-            }
-        }
-        world.lock().nodes.insert(target.to_owned(), Node::Directory);
-        if !handle.contains("unmounted") && !world.lock().is_mounted(target) {
-            world.mount(target, handle);
-        }
-        world.lock().published.insert(target.to_owned(), handle.to_owned());
     }
 }
 
@@ -185,24 +195,18 @@ impl Driver for SimDriver {
     }
 
     fn stage(&self, request: wire::NodeStageVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
-        let effect = Effect::Stage { path: request.staging_target_path.into() };
-        self.call("NodeStageVolume", request.volume_id, effect)
+        self.call(Request::Stage(Box::new(request)))
     }
 
     fn unstage(&self, request: wire::NodeUnstageVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
-        let effect = Effect::Unstage { path: request.staging_target_path.into() };
-        self.call("NodeUnstageVolume", request.volume_id, effect)
+        self.call(Request::Unstage(request))
     }
 
     fn publish(&self, request: wire::NodePublishVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
-        let staging = (!request.staging_target_path.is_empty()).then(|| request.staging_target_path.into());
-        let ephemeral = request.volume_id.starts_with("csi-");
-        let effect = Effect::Publish { target: request.target_path.into(), staging, ephemeral };
-        self.call("NodePublishVolume", request.volume_id, effect)
+        self.call(Request::Publish(Box::new(request)))
     }
 
     fn unpublish(&self, request: wire::NodeUnpublishVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
-        let effect = Effect::Unpublish { target: request.target_path.into() };
-        self.call("NodeUnpublishVolume", request.volume_id, effect)
+        self.call(Request::Unpublish(request))
     }
 }

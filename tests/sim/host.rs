@@ -127,7 +127,10 @@ impl Host for SimHost {
                     return Err(HostError::WrongMount { path, found: "another mount".to_owned() });
                 }
             }
-            self.world.tell(format!("volumed unmounts {}", path.display()));
+            self.world.tell(|| format!("volumed unmounts {}", path.display()));
+            if !self.world.lock().is_being_undone(&path) {
+                self.world.violation(format!("28: {} is unmounted, and nobody undoes it", path.display()));
+            }
             self.world.unmount(&path);
             Ok(())
         })
@@ -247,8 +250,9 @@ impl Host for SimHost {
                 };
                 let empty = !state
                     .nodes
-                    .iter()
-                    .any(|(other, node)| other.starts_with(path) && matches!(node, Node::File(_)));
+                    .range::<PathBuf, _>(path..)
+                    .take_while(|(other, _)| other.starts_with(path))
+                    .any(|(_, node)| matches!(node, Node::File(_)));
                 let path = relative(path).expect("it is below the root");
                 found.push(FoundVolume { path, publication, vol_data, empty });
             }

@@ -1,10 +1,15 @@
-//! A host, a driver and a disk that exist only in memory, with a clock that tests can wind on.
+//! A host, drivers and a disk that exist only in memory, with a clock that tests can wind on.
 //!
 //! One seed decides everything: latencies, faults, crashes. A run is single-threaded and its clock is paused, so a seed replays
 //! exactly.
 
+pub mod audit;
+pub mod daemon;
 pub mod driver;
+pub mod goal;
 pub mod host;
+pub mod manifests;
 pub mod store;
+pub mod trouble;
 pub mod wish;
 pub mod world;

@@ -18,10 +18,10 @@ impl SimStore {
     }
 
     fn full(&self, doing: &'static str) -> Result<(), StoreError> {
-        if !self.world.fault(1) {
+        if !self.world.lock().disk_full && !self.world.fault(1) {
             return Ok(());
         }
-        self.world.tell("the disk is full");
+        self.world.tell(|| "the disk is full".to_owned());
         Err(StoreError { doing, path: "record".into(), source: std::io::ErrorKind::StorageFull.into() })
     }
 }
@@ -30,8 +30,12 @@ impl Store for SimStore {
     fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
         Box::pin(async move {
             self.world.pause().await;
-            let records =
-                self.world.lock().records.values().filter_map(|disk| disk.written.clone()).collect();
+            let mut state = self.world.lock();
+            // What is whole and was renamed is made to last: it counts as an intent from now on.
+            for disk in state.records.values_mut().filter(|disk| disk.whole) {
+                disk.synced = disk.written.clone();
+            }
+            let records = state.records.values().filter_map(|disk| disk.written.clone()).collect();
             Ok(Loaded { records, damaged: Vec::new() })
         })
     }
@@ -41,7 +45,14 @@ impl Store for SimStore {
             self.world.pause().await;
             self.full("write")?;
             let key = record.key.clone();
-            self.world.lock().records.entry(key.clone()).or_default().written = Some(record.clone());
+            let wrong = self.world.lock().record_changes(&key, Some(&record));
+            self.world.violations(wrong);
+            {
+                let mut state = self.world.lock();
+                let disk = state.records.entry(key.clone()).or_default();
+                disk.written = Some(record.clone());
+                disk.whole = durability == Durability::Synced;
+            }
             self.world.pause().await;
             if durability == Durability::Synced {
                 self.world.lock().records.entry(key).or_default().synced = Some(record);
@@ -54,9 +65,11 @@ impl Store for SimStore {
         Box::pin(async move {
             self.world.pause().await;
             self.full("unlink")?;
+            let wrong = self.world.lock().record_changes(&key, None);
+            self.world.violations(wrong);
             let mut state = self.world.lock();
-            if let Some(Disk { written, .. }) = state.records.get_mut(&key) {
-                *written = None;
+            if let Some(Disk { written, whole, .. }) = state.records.get_mut(&key) {
+                (*written, *whole) = (None, false);
             }
             state.records.retain(|_, disk| disk.written.is_some() || disk.synced.is_some());
             Ok(())

@@ -1,147 +1,110 @@
-//! The manifests of a simulated host: a few pods, claims and volumes, and readings of them.
+//! The manifests of a simulated host: a few pods, claims and volumes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use serde_json::json;
-use volumed::manifest::{Manifests, Objects, Sourced};
-use volumed::model::{
-    DirectoryState, Layout, ManifestSource, Plugin, PodUid, Problem, PublicationId, ReadingState, SpecName,
-};
+use volumed::model::{Layout, Plugin, PodUid, PublicationId, SpecName};
 
-use super::world::ROOT;
+use super::world::{ROOT, World};
 
-/// The simulated driver's name.
-pub const DRIVER: &str = "sim.example.com";
+/// The simulated drivers' names.
+pub const DRIVERS: [&str; 2] = ["one.example.com", "two.example.com"];
 /// How many PVs there are; claim `c<i>` is bound to PV `pv<i>`.
-pub const VOLUMES: u64 = 4;
+pub const VOLUMES: u64 = 5;
 
 /// What one pod uses.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PodWish {
     pub claims: BTreeSet<u64>,
-    pub inline: bool,
+    /// Every claim of the pod is used read-only.
+    pub read_only: bool,
+    /// The driver of an inline volume.
+    pub inline: Option<usize>,
     pub empty_dir: bool,
     /// `metadata.deletionTimestamp`
     pub leaving: bool,
 }
 
 /// What all manifests say.
-pub type Wish = BTreeMap<String, PodWish>;
-
-/// Returns the handle of a volume: one of them is of the kind that is never mounted.
-pub fn handle(volume: u64) -> String {
-    if volume == 3 { "unmounted-3".to_owned() } else { format!("handle-{volume}") }
+#[derive(Debug, Clone, Default)]
+pub struct Wish {
+    pub pods: BTreeMap<String, PodWish>,
+    /// The PVs' `volumeAttributes`, which are edited now and then.
+    pub attributes: [u64; VOLUMES as usize],
 }
 
-/// Returns the places that a wish leads to.
+/// How the manifests are found when they are read.
+#[derive(Debug, Clone, Default)]
+pub struct Damage {
+    /// Something could not be read at all.
+    pub incomplete: bool,
+    /// Files that are half written, by what is in them (`pod0`, `pv1`, `c2`, `driver0`).
+    pub broken: BTreeSet<String>,
+    /// Files that are not there.
+    pub missing: BTreeSet<String>,
+}
+
+/// Returns the driver of a volume, by its number.
+pub fn driver(volume: u64) -> usize {
+    usize::from(volume == 2 || volume == 4)
+}
+
+/// Returns the handle of a volume: two of them are of the kind that is never mounted.
+pub fn handle(volume: u64) -> String {
+    if volume >= 3 { format!("unmounted-{volume}") } else { format!("handle-{volume}") }
+}
+
+/// Returns whether a driver mounts the volume.
+pub fn is_mounted(handle: &str) -> bool {
+    !handle.contains("unmounted")
+}
+
+/// Returns what claims, PVs and drivers are called in `Damage`.
+pub fn files(wish: &Wish) -> Vec<String> {
+    let volumes = (0..VOLUMES).flat_map(|volume| [format!("pv{volume}"), format!("c{volume}")]);
+    let drivers = (0..DRIVERS.len()).map(|driver| format!("driver{driver}"));
+    wish.pods.keys().cloned().chain(volumes).chain(drivers).collect()
+}
+
+/// Invents a pod.
+pub fn pod(world: &World) -> PodWish {
+    PodWish {
+        claims: (0..VOLUMES).filter(|_| world.below(3) == 0).collect(),
+        read_only: world.below(5) == 0,
+        inline: usize::try_from(world.below(6)).ok().filter(|driver| *driver < DRIVERS.len()),
+        empty_dir: world.below(3) == 0,
+        leaving: false,
+    }
+}
+
+pub fn uid(pod: &str) -> PodUid {
+    PodUid::new(format!("uid-{pod}")).expect("good")
+}
+
+fn place(pod: &str, plugin: Plugin, spec: String) -> PublicationId {
+    PublicationId { pod: uid(pod), plugin, spec: SpecName::new(spec).expect("good") }
+}
+
+/// Returns the places that a pod's wish leads to.
 pub fn places(pod: &str, wish: &PodWish) -> Vec<PublicationId> {
-    let id = |plugin, spec: String| PublicationId {
-        pod: PodUid::new(uid(pod)).expect("good"),
-        plugin,
-        spec: SpecName::new(spec).expect("good"),
-    };
     let mut places: Vec<PublicationId> =
-        wish.claims.iter().map(|volume| id(Plugin::Csi, format!("pv{volume}"))).collect();
-    if wish.inline {
-        places.push(id(Plugin::Csi, "inline".to_owned()));
+        wish.claims.iter().map(|volume| place(pod, Plugin::Csi, format!("pv{volume}"))).collect();
+    if wish.inline.is_some() {
+        places.push(place(pod, Plugin::Csi, "inline".to_owned()));
     }
     if wish.empty_dir {
-        places.push(id(Plugin::EmptyDir, "scratch".to_owned()));
+        places.push(place(pod, Plugin::EmptyDir, "scratch".to_owned()));
     }
     places
 }
 
-/// Returns where a place is mounted, if it is a CSI volume.
-pub fn target(id: &PublicationId) -> PathBuf {
+/// Returns the volume that a place shows, if it shows a PV.
+pub fn volume_at(place: &PublicationId) -> Option<u64> {
+    place.spec.as_str().strip_prefix("pv")?.parse().ok()
+}
+
+/// Returns where a place is mounted, if it is a CSI volume's.
+pub fn target(place: &PublicationId) -> PathBuf {
     let layout = Layout::new(ROOT);
-    layout.absolute(&layout.csi_target(id))
-}
-
-fn uid(pod: &str) -> String {
-    format!("uid-{pod}")
-}
-
-/// Makes one reading of a wish.
-pub fn reading(wish: &Wish, generation: u64, began_ms: u64, incomplete: bool) -> Manifests {
-    let source = |name: &str| ManifestSource { file: format!("/manifests/{name}.yaml").into(), line: 1 };
-    let mut objects = Objects::default();
-    for volume in 0..VOLUMES {
-        let name = format!("pv{volume}");
-        let pv = json!({
-            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name},
-            "spec": {
-                "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
-                "claimRef": {"namespace": "default", "name": format!("c{volume}")},
-                "csi": {"driver": DRIVER, "volumeHandle": handle(volume), "volumeAttributes": {"a": "b"}},
-            },
-        });
-        let pvc = json!({
-            "apiVersion": "v1", "kind": "PersistentVolumeClaim",
-            "metadata": {"name": format!("c{volume}"), "namespace": "default"},
-            "spec": {"accessModes": ["ReadWriteOnce"], "volumeName": name},
-        });
-        objects.volumes.insert(name.clone(), sourced(pv, source(&name)));
-        objects.claims.insert(("default".to_owned(), format!("c{volume}")), sourced(pvc, source(&name)));
-    }
-    let csi_driver = json!({
-        "apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": DRIVER},
-        "spec": {"attachRequired": false, "volumeLifecycleModes": ["Persistent", "Ephemeral"]},
-    });
-    objects.drivers.insert(DRIVER.to_owned(), sourced(csi_driver, source("driver")));
-    for (name, pod) in wish {
-        objects
-            .pods
-            .insert(PodUid::new(uid(name)).expect("good"), sourced(self::pod(name, pod), source(name)));
-    }
-    let directory = DirectoryState { identity: None, files: objects.pods.len() + 9 };
-    let unread = Problem {
-        path: "/manifests/other.yaml".into(),
-        position: None,
-        object: None,
-        field: None,
-        detail: "cannot be read".to_owned(),
-        remedy: "mend it".to_owned(),
-        warning: false,
-    };
-    let reading = ReadingState {
-        generation,
-        began_ms,
-        incomplete: if incomplete { vec![unread] } else { Vec::new() },
-        directories: BTreeMap::from([("/manifests".into(), directory)]),
-    };
-    Manifests { objects, problems: Vec::new(), reading }
-}
-
-fn sourced<T: serde::de::DeserializeOwned>(object: serde_json::Value, source: ManifestSource) -> Sourced<T> {
-    let object = serde_json::from_value(object).expect("the simulation writes valid objects");
-    Sourced { object: Arc::new(object), source, stale: None }
-}
-
-fn pod(name: &str, wish: &PodWish) -> serde_json::Value {
-    let mut volumes = Vec::new();
-    for claim in &wish.claims {
-        let claim_name = format!("c{claim}");
-        volumes
-            .push(json!({"name": format!("v{claim}"), "persistentVolumeClaim": {"claimName": claim_name}}));
-    }
-    if wish.inline {
-        volumes.push(json!({"name": "inline", "csi": {"driver": DRIVER}}));
-    }
-    if wish.empty_dir {
-        volumes.push(json!({"name": "scratch", "emptyDir": {}}));
-    }
-    let mounts: Vec<serde_json::Value> = volumes
-        .iter()
-        .map(|volume| json!({"name": volume["name"], "mountPath": format!("/{}", volume["name"])}))
-        .collect();
-    let mut metadata = json!({"name": name, "namespace": "default", "uid": uid(name)});
-    if wish.leaving {
-        metadata["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    }
-    json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
-        "spec": {"volumes": volumes, "containers": [{"name": "c", "image": "i", "volumeMounts": mounts}]},
-    })
+    layout.absolute(&layout.csi_target(place))
 }

@@ -1,0 +1,351 @@
+//! What goes wrong: edits at bad moments, damaged files, crashes, drivers that come and go, mounts that others make.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use super::daemon::Daemon;
+use super::wish::{self, DRIVERS, Damage, PodWish, VOLUMES, Wish};
+use super::world::{Contact, ROOT, World};
+
+/// A world, what is wished of it, and who sees to that.
+#[derive(Debug)]
+pub struct Life {
+    pub world: World,
+    pub wish: Wish,
+    pub daemon: Daemon,
+}
+
+/// The pod that is wanted from the first to the last moment.
+const STEADY: &str = "steady";
+
+impl Life {
+    pub fn begin(world: &World) -> Self {
+        world.tell(|| "begin".to_owned());
+        for driver in 0..DRIVERS.len() {
+            let (stages, forgets) = (world.below(4) > 0, world.below(2) == 0);
+            let mut state = world.lock();
+            state.drivers[driver].stages = stages;
+            state.drivers[driver].forgets = forgets;
+        }
+        let mut wish = Wish::default();
+        let steady = PodWish { claims: [0, 3].into(), empty_dir: true, ..PodWish::default() };
+        wish.pods.insert(STEADY.to_owned(), steady);
+        let life = Self { world: world.clone(), wish, daemon: Daemon::start(world) };
+        life.read();
+        life
+    }
+
+    /// Lets the manifests be read as they are.
+    fn read(&self) {
+        self.world.lock().wish(&self.wish);
+        self.daemon.read(&self.wish, Damage::default());
+    }
+
+    /// Lets it live for a while.
+    async fn wait(&self, ms: u64) {
+        sleep(Duration::from_millis(self.world.below(ms))).await;
+    }
+
+    /// One thing goes wrong, or only differently.
+    pub async fn trouble(mut self) -> Self {
+        match self.world.below(40) {
+            0..=8 => self.want(),
+            9..=11 => self.remove(),
+            12 | 13 => self.delete(),
+            14..=16 => self.edit(),
+            17..=19 => self.damage_manifests().await,
+            20 => self.move_away_and_back().await,
+            21..=25 => self.flap(),
+            26 => self.retool().await,
+            27..=29 => self.strange_mount(),
+            30 => self.strange_unmount(),
+            31 => self.vanish(),
+            32 => self.fill_disk().await,
+            33 => self.wait(200_000).await,
+            34 => return self.kill().await,
+            35..=37 => return self.die().await,
+            _ => return self.power_cut().await,
+        }
+        self
+    }
+
+    /// Nothing goes wrong any more, and what did is mended.
+    pub fn peace(&self) {
+        let world = &self.world;
+        world.tell(|| "the trouble ends".to_owned());
+        world.lock().faults = false;
+        while self.world.unmount_if(|_, mount| mount.source.starts_with("strange")) {}
+        self.tidy();
+        for driver in 0..DRIVERS.len() {
+            if world.lock().drivers[driver].hangs {
+                world.tell(|| format!("driver {driver} is restarted"));
+                world.restart_driver(driver);
+            }
+            world.lock().drivers[driver].contact = Contact::Ready;
+        }
+        self.daemon.connect(world);
+        self.read();
+    }
+
+    fn any_pod(&self) -> String {
+        format!("pod{}", self.world.below(3))
+    }
+
+    fn want(&mut self) {
+        let (name, pod) = (self.any_pod(), wish::pod(&self.world));
+        self.world.tell(|| format!("wish {name} {pod:?}"));
+        self.wish.pods.insert(name, pod);
+        self.read();
+    }
+
+    fn remove(&mut self) {
+        let name = self.any_pod();
+        self.world.tell(|| format!("gone {name}"));
+        self.wish.pods.remove(&name);
+        self.read();
+    }
+
+    fn delete(&mut self) {
+        let name = self.any_pod();
+        if let Some(pod) = self.wish.pods.get_mut(&name) {
+            self.world.tell(|| format!("deleting {name}"));
+            pod.leaving = true;
+        }
+        self.read();
+    }
+
+    /// The attributes of a PV, or how a pod uses its claims.
+    fn edit(&mut self) {
+        let volume = self.world.below(VOLUMES);
+        let name = self.any_pod();
+        match self.wish.pods.get_mut(&name) {
+            Some(pod) if self.world.below(3) == 0 => {
+                pod.read_only = !pod.read_only;
+                self.world.tell(|| format!("edit {name} {pod:?}"));
+            }
+            Some(_) | None => {
+                self.wish.attributes[usize::try_from(volume).unwrap_or(0)] += 1;
+                self.world.tell(|| format!("edit pv{volume}"));
+            }
+        }
+        self.read();
+    }
+
+    /// Files are half written, unreadable or away while they are read, and whole again later.
+    async fn damage_manifests(&self) {
+        let world = &self.world;
+        let files = wish::files(&self.wish);
+        let some = |percent: u64| files.iter().filter(move |_| world.below(100) < percent).cloned();
+        let damage = match world.below(4) {
+            0 => Damage { incomplete: true, missing: files.iter().cloned().collect(), ..Damage::default() },
+            1 => Damage { incomplete: true, missing: some(40).collect(), broken: some(20).collect() },
+            2 => Damage { broken: some(40).collect(), ..Damage::default() },
+            // A complete reading that lacks objects which a pod needs. Pods that it lacks would be gone.
+            _ => {
+                let is_needed = |file: &String| !self.wish.pods.contains_key(file);
+                Damage { missing: some(40).filter(is_needed).collect(), ..Damage::default() }
+            }
+        };
+        world.tell(|| format!("manifests are damaged: {damage:?}"));
+        self.daemon.read(&self.wish, damage.clone());
+        for _ in 0..world.below(3) {
+            self.wait(2500).await;
+            self.daemon.read(&self.wish, damage.clone());
+        }
+        self.wait(1500).await;
+        world.tell(|| "manifests are whole".to_owned());
+        self.read();
+    }
+
+    /// An editor moves files away and back in less time than makes an absence.
+    async fn move_away_and_back(&self) {
+        let missing = self.wish.pods.keys().filter(|_| self.world.below(2) == 0).cloned().collect();
+        self.world.tell(|| format!("moved away for a moment: {missing:?}"));
+        self.daemon.read(&self.wish, Damage { missing, ..Damage::default() });
+        self.wait(990).await;
+        self.world.tell(|| "moved back".to_owned());
+        self.read();
+    }
+
+    /// A driver goes, comes back, or becomes another process.
+    fn flap(&self) {
+        let world = &self.world;
+        let driver = usize::try_from(world.below(2)).unwrap_or(0);
+        let contact = world.lock().drivers[driver].contact;
+        if contact == Contact::Ready {
+            let contact = [Contact::Starting, Contact::Disconnected, Contact::Gone];
+            let contact = *world.one_of(&contact).expect("there are three");
+            world.lock().drivers[driver].contact = contact;
+            world.lines[driver].send_modify(|line| line.connection += 1);
+            match world.below(6) {
+                0 => world.tell(|| format!("the connection to driver {driver} breaks: {contact:?}")),
+                1 => {
+                    world.tell(|| format!("driver {driver} dies with its mounts: {contact:?}"));
+                    world.restart_driver(driver);
+                    let is_its = |handle: &str| {
+                        (0..VOLUMES).any(|v| wish::driver(v) == driver && wish::handle(v) == handle)
+                    };
+                    while world.unmount_if(|state, mount| state.is_old(mount.id) && is_its(&mount.source)) {}
+                    world.lock().forget(driver);
+                }
+                2 => {
+                    world.tell(|| format!("driver {driver} dies and forgets: {contact:?}"));
+                    world.restart_driver(driver);
+                    world.lock().forget(driver);
+                }
+                _ => {
+                    world.tell(|| format!("driver {driver} dies: {contact:?}"));
+                    world.restart_driver(driver);
+                }
+            }
+        } else {
+            world.tell(|| format!("driver {driver} comes back"));
+            world.lock().drivers[driver].contact = Contact::Ready;
+            world.lines[driver].send_modify(|line| line.connection += 1);
+        }
+        self.daemon.connect(world);
+    }
+
+    /// A driver comes back with or without staging, while nothing of it is up.
+    async fn retool(&self) {
+        let world = &self.world;
+        let driver = usize::try_from(world.below(2)).unwrap_or(0);
+        world.lock().drivers[driver].contact = Contact::Disconnected;
+        world.restart_driver(driver);
+        self.daemon.connect(world);
+        sleep(Duration::from_millis(300)).await;
+        {
+            let mut state = world.lock();
+            state.drivers[driver].contact = Contact::Ready;
+            if !state.has_records_of(driver) {
+                state.drivers[driver].stages = !state.drivers[driver].stages;
+                drop(state);
+                world.tell(|| format!("driver {driver} changes its mind about staging"));
+            }
+        }
+        world.lines[driver].send_modify(|line| line.connection += 1);
+        self.daemon.connect(world);
+    }
+
+    /// Somebody mounts over, below, instead of, or where soon a volume will be.
+    fn strange_mount(&self) {
+        let world = &self.world;
+        let mut points: Vec<PathBuf> = world.lock().mounts.iter().map(|mount| mount.point.clone()).collect();
+        let pod = PodWish { claims: (0..VOLUMES).collect(), ..PodWish::default() };
+        points.extend(wish::places(&self.any_pod(), &pod).iter().map(wish::target));
+        let Some(point) = world.one_of(&points).cloned() else { return };
+        let instead = world.below(3) == 0;
+        let point = if !instead && world.below(3) == 0 { point.join("below") } else { point };
+        world.tell(|| format!("somebody mounts at {}, instead: {instead}", point.display()));
+        if instead {
+            world.unmount_if(|state, mount| state.is_old(mount.id) && mount.point == point);
+        }
+        let mut state = world.lock();
+        for path in point.ancestors().filter(|path| path.starts_with(ROOT)) {
+            state.nodes.entry(path.to_owned()).or_insert(super::world::Node::Directory);
+            state.strange_places.insert(path.to_owned());
+        }
+        let source = format!("strange-{}", state.next_mount);
+        let id = state.mount(&point, &source);
+        state.strangers.insert(id);
+        drop(state);
+        world.mounts_version.send_modify(|version| *version += 1);
+    }
+
+    fn strange_unmount(&self) {
+        if self.world.unmount_if(|_, mount| mount.source.starts_with("strange")) {
+            self.world.tell(|| "somebody unmounts what he mounted".to_owned());
+        }
+        self.tidy();
+    }
+
+    /// Removes the empty directories that somebody's mounts needed.
+    fn tidy(&self) {
+        let mut state = self.world.lock();
+        let places: Vec<PathBuf> = state.strange_places.iter().rev().cloned().collect();
+        for place in places {
+            // Not the directories that volumed makes: a driver may be about to be called for them.
+            let own = [Path::new(ROOT), &Path::new(ROOT).join("pods"), &Path::new(ROOT).join("plugins")];
+            let is_staging = place.starts_with(own[2]) && place.file_name().is_some_and(|n| n != "below");
+            if own.contains(&place.as_path()) || is_staging {
+                continue;
+            }
+            if !state.has_children(&place)
+                && !state.is_mounted(&place)
+                && !state.audit.up.contains_key(&place)
+            {
+                state.nodes.remove(&place);
+            }
+        }
+    }
+
+    /// A mount goes without a word.
+    fn vanish(&self) {
+        // What vanishes in the moment in which it was made is not missed: some drivers mount nothing.
+        let points: Vec<PathBuf> = {
+            let state = self.world.lock();
+            state.mounts.iter().filter(|mount| state.is_old(mount.id)).map(|m| m.point.clone()).collect()
+        };
+        if let Some(point) = self.world.one_of(&points) {
+            self.world.tell(|| format!("the mount at {} vanishes", point.display()));
+            self.world.unmount(point);
+        }
+    }
+
+    async fn fill_disk(&self) {
+        self.world.tell(|| "the disk fills".to_owned());
+        self.world.lock().disk_full = true;
+        self.wait(10_000).await;
+        self.world.lock().disk_full = false;
+        self.world.tell(|| "the disk has room".to_owned());
+    }
+
+    /// The daemon is killed now.
+    async fn kill(self) -> Self {
+        self.world.tell(|| "kill -9".to_owned());
+        self.restart(300, false).await
+    }
+
+    /// The daemon dies at one of its next await points.
+    async fn die(self) -> Self {
+        let looks = 1 + self.world.below(60);
+        self.world.lock().dies_in = Some(looks);
+        // Give it something to do meanwhile.
+        let mut life = self;
+        match life.world.below(4) {
+            0 => life.remove(),
+            1 => life.vanish(),
+            2 => {}
+            _ => life.want(),
+        }
+        let died = timeout(Duration::from_secs(5), life.world.crashed.notified()).await.is_ok();
+        life.world.tell(|| format!("the daemon dies, at an await point: {died}"));
+        let cut = life.world.below(3) == 0;
+        life.restart(50, cut).await
+    }
+
+    async fn power_cut(self) -> Self {
+        self.restart(1, true).await
+    }
+
+    async fn restart(self, ms: u64, cut: bool) -> Self {
+        let Self { world, wish, daemon } = self;
+        daemon.crash().await;
+        world.lock().dies_in = None;
+        if cut {
+            world.tell(|| "power cut".to_owned());
+            world.reboot();
+        }
+        sleep(Duration::from_millis(world.below(ms))).await;
+        let life = Self { daemon: Daemon::start(&world), world, wish };
+        if !cut && life.world.below(4) == 0 {
+            life.damage_manifests().await;
+            return life;
+        }
+        life.wait(100).await;
+        life.read();
+        life
+    }
+}
