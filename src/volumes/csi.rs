@@ -245,7 +245,12 @@ async fn clean(
     let may_be_done = |error| host_failure(&error, Effect::MayBeDone);
     let first = Removal { directories: vec![mount], ..Removal::default() };
     site.host.remove(first).await.map_err(may_be_done)?;
-    let rest = Removal { files: vec![volume.join(VOL_DATA)], directories: vec![volume], if_empty };
+    let rest = Removal {
+        files: vec![volume.join(VOL_DATA)],
+        directories: vec![volume],
+        if_empty,
+        ..Removal::default()
+    };
     site.host.remove(rest).await.map_err(may_be_done)
 }
 

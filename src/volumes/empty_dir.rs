@@ -71,7 +71,12 @@ impl VolumeType for EmptyDir {
             let mut if_empty: Vec<RootPath> =
                 std::iter::successors(marker.parent(), RootPath::parent).take(2).collect();
             if_empty.extend(pod_directories(&site.layout.publication(id)));
-            let removal = Removal { files: vec![marker.join(READY)], directories: vec![marker], if_empty };
+            let removal = Removal {
+                files: vec![marker.join(READY)],
+                directories: vec![marker],
+                if_empty,
+                ..Removal::default()
+            };
             site.host.remove(removal).await.map_err(|error| host_failure(&error, Effect::MayBeDone))
         })
     }
