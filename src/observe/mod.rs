@@ -3,6 +3,7 @@
 //! `Yes` means an outcome recorded in this boot and a mount table equal to it, "no mount here" included. Every other record
 //! is uncertain: one rule for restart, crash and reboot (design 4).
 
+mod foreign;
 #[cfg(test)]
 mod tests;
 
@@ -10,11 +11,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use foreign::foreign;
+use foreign::place;
+
 use crate::host::{FoundVolume, Host, HostError};
 use crate::model::{
-    BootId, CallState, DriverName, Foreign, Have, HavePublication, HaveStaging, Layout, Lifecycle,
-    MountTable, MountsAt, Obstacle, Plugin, Presence, Problem, PublicationId, PublicationRecord,
-    RecordedMount, RecordedVolume, StagingRecord, VolData, VolumeKey, VolumeMode, VolumeRecord,
+    BootId, CallState, Foreign, Have, HavePublication, HaveStaging, Layout, MountTable, MountsAt, Obstacle,
+    Presence, Problem, PublicationId, PublicationRecord, RecordedMount, RecordedVolume, StagingRecord,
+    VolData, VolumeKey, VolumeMode, VolumeRecord,
 };
 use crate::record::{Store, StoreError};
 
@@ -83,43 +87,6 @@ pub fn volume(record: &VolumeRecord, site: Site<'_>) -> Have {
         size: record.size,
         expansion: record.expansion.clone(),
     }
-}
-
-/// Lists what lies on disk without a record of ours.
-pub fn foreign(
-    on_disk: &[FoundVolume],
-    records: &BTreeMap<VolumeKey, VolumeRecord>,
-    mounts: &MountTable,
-    layout: &Layout,
-) -> Vec<Foreign> {
-    let staged: std::collections::BTreeSet<&Path> = records
-        .values()
-        .filter_map(|record| record.staging.as_ref()?.arguments.staging_path.parent())
-        .collect();
-    let published: std::collections::BTreeSet<&PublicationId> =
-        records.values().flat_map(|record| record.publications.keys()).collect();
-    let mut foreign = Vec::new();
-    for found in on_disk {
-        let path = layout.absolute(&found.path);
-        let ours = match place(found) {
-            Some(id) => published.contains(&id),
-            None => found.publication.is_none() && staged.contains(path.as_path()),
-        };
-        let mounted = mounts.below(&path).next().is_some() || !matches!(mounts.at(&path), MountsAt::None);
-        // Empty directories are what a kubelet leaves of a driver without staging; nobody has anything there.
-        if !ours && (mounted || !found.empty) {
-            let target = path.join(if found.publication.is_some() { "mount" } else { "globalmount" });
-            let mount = match mounts.at(&target) {
-                MountsAt::One(mount) => Some(mount.identity()),
-                MountsAt::None | MountsAt::Stacked(_) => None,
-            };
-            let (key, volume) = volume_of(found).unzip();
-            let volume_mode = VolumeMode::Filesystem;
-            let publication = found.publication.clone();
-            foreign.push(Foreign { path, key, volume, volume_mode, target, publication, mounted, mount });
-        }
-    }
-    foreign
 }
 
 fn staging(record: &StagingRecord, site: Site<'_>) -> HaveStaging {
@@ -244,6 +211,8 @@ fn doubt_disputed(records: &mut BTreeMap<VolumeKey, VolumeRecord>, on_disk: &[Fo
             Some(id) => {
                 publications.insert(id, data);
             }
+            // What a block volume's says is compared for each of its pods.
+            None if found.part.is_block() => {}
             None => {
                 stagings.insert(layout.absolute(&found.path), data);
             }
@@ -261,33 +230,14 @@ fn doubt_disputed(records: &mut BTreeMap<VolumeKey, VolumeRecord>, on_disk: &[Fo
         }
         for (id, publication) in &mut record.publications {
             let ours = VolData::publication(id, driver, handle, "", *lifecycle);
-            if publications.get(id).is_some_and(|data| !ours.disagreements(data).is_empty()) {
+            // That of a block volume says nothing of its lifecycle, which can only be persistent.
+            let disagrees = |data: &&VolData| {
+                let said = |key: &&str| data.get(key).is_some() || *key != "volumeLifecycleMode";
+                ours.disagreements(data).iter().any(said)
+            };
+            if publications.get(id).is_some_and(disagrees) {
                 doubt(&mut publication.boot);
             }
         }
     }
-}
-
-fn place(found: &FoundVolume) -> Option<PublicationId> {
-    let (pod, plugin, spec) = found.publication.as_ref()?;
-    Some(PublicationId { pod: pod.clone(), plugin: Plugin::from_directory(plugin)?, spec: spec.clone() })
-}
-
-/// Returns the volume that a directory is of, as far as its place and its `vol_data.json` say.
-fn volume_of(found: &FoundVolume) -> Option<(VolumeKey, RecordedVolume)> {
-    let id = place(found);
-    if let Some(id) = id.as_ref().filter(|id| id.plugin == Plugin::EmptyDir) {
-        // Nothing but its place says whose it is, and nothing else could.
-        return Some((VolumeKey::of_pod(id), RecordedVolume::EmptyDir));
-    }
-    let data = found.vol_data.as_ref()?;
-    let driver = DriverName::new(data.get("driverName")?).ok()?;
-    let handle = data.get("volumeHandle")?.to_owned();
-    let (key, lifecycle) = match (data.get("volumeLifecycleMode"), id) {
-        (Some(mode), Some(id)) if mode == Lifecycle::Ephemeral.name() => {
-            (VolumeKey::of_pod(&id), Lifecycle::Ephemeral)
-        }
-        (_, _) => (VolumeKey::csi(&driver, &handle), Lifecycle::Persistent),
-    };
-    Some((key, RecordedVolume::Csi { driver, handle, lifecycle }))
 }

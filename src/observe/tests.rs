@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::host::Part;
 use crate::model::{
-    AccessMode, Capability, Mount, MountIdentity, PodIdentity, PodUid, PublishArguments, RootPath, SpecName,
-    StageArguments, StagingKind,
+    AccessMode, Capability, DriverName, Lifecycle, Mount, MountIdentity, Plugin, PodIdentity, PodUid,
+    PublishArguments, RootPath, SpecName, StageArguments, StagingKind, VolumeMode,
 };
 
 const TARGET: &str = "/root/pods/u/volumes/kubernetes.io~csi/pv/mount";
@@ -51,7 +52,7 @@ fn done(mount: Option<MountIdentity>) -> CallState {
 
 fn record(state: CallState, boot: BootId) -> VolumeRecord {
     let capability = Capability {
-        volume_mode: crate::model::VolumeMode::Filesystem,
+        volume_mode: VolumeMode::Filesystem,
         mount_group: String::new(),
         fs_type: String::new(),
         mount_flags: Vec::new(),
@@ -154,7 +155,8 @@ fn found(path: &str, vol_data: Option<VolData>) -> FoundVolume {
     let parts: Vec<&str> = path.split('/').collect();
     let publication = (parts[0] == "pods")
         .then(|| (PodUid::new(parts[1]).unwrap(), parts[3].to_owned(), SpecName::new(parts[4]).unwrap()));
-    FoundVolume { path: RootPath::new(path).unwrap(), publication, vol_data, empty: false }
+    let part = if publication.is_some() { Part::Volume } else { Part::Staging };
+    FoundVolume { part, path: RootPath::new(path).unwrap(), publication, vol_data, empty: false }
 }
 
 #[test]

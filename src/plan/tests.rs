@@ -325,11 +325,7 @@ fn apply(step: Step, actual: &mut Actual, fails: bool) {
     actual.set(&key, (!nothing).then_some(have));
 }
 
-fn publication(
-    presence: Presence,
-    arguments: Option<crate::model::PublishArguments>,
-    undoing: bool,
-) -> HavePublication {
+fn publication(presence: Presence, arguments: Option<PublishArguments>, undoing: bool) -> HavePublication {
     let frozen = presence != Presence::No;
     HavePublication {
         presence,

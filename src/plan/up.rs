@@ -7,7 +7,7 @@ use super::{FOREIGN_REMEDY, View, arguments, recorded};
 use crate::model::{
     Adoption, BlockedCause, CsiWant, DriverInfo, FsGroup, Growth, Lifecycle, MountIdentity, Ownership,
     Presence, PublicationId, PublicationPlan, PublishStep, RecordedVolume, StageArguments, StageStep, Step,
-    StepKind, VolumeMode, Wanted, WantedVolume,
+    StepKind, Wanted, WantedVolume,
 };
 
 impl View<'_> {
@@ -265,12 +265,10 @@ impl View<'_> {
     /// Returns the kubelet's mount of this volume that staging takes over; refuses a staging path that is somebody else's, and
     /// a volume that somebody staged elsewhere (csi.md 10, 2).
     fn foreign_staging(&self, new: Option<&StageArguments>) -> Result<Option<MountIdentity>, BlockedCause> {
-        let ours = new.and_then(|new| new.staging_path.parent());
-        let block = new.is_some_and(|new| new.capability.volume_mode == VolumeMode::Block);
-        let ours = if block { new.map(|new| new.staging_path.as_path()) } else { ours };
+        let ours = new.map(|new| new.staging_path.as_path());
         for foreign in self.world.actual.foreign.iter().filter(|foreign| foreign.publication.is_none()) {
             let same_volume = foreign.key.as_ref() == Some(self.key);
-            let same_place = Some(foreign.path.as_path()) == ours;
+            let same_place = Some(foreign.target.as_path()) == ours;
             match (same_volume, same_place) {
                 (true, true) => return Ok(foreign.mount.clone()),
                 (false, false) => {}
