@@ -78,6 +78,11 @@ impl World {
         Self { root: linux.root().to_owned(), linux, aside, top, loops: Vec::new() }
     }
 
+    /// Makes the mount below the root follow and lead no other.
+    pub fn make_private(&self) {
+        mount(NONE, self.top.path(), NONE, MsFlags::MS_PRIVATE, NONE).unwrap();
+    }
+
     pub fn directory(&self, path: &str) -> PathBuf {
         let path = self.root.join(path);
         std::fs::create_dir_all(&path).unwrap();
