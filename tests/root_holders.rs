@@ -41,9 +41,6 @@ fn a_volume_that_nobody_has_has_no_holders() {
         std::fs::create_dir(&beside).unwrap();
         let _process = Process::start("cd \"$1\"; exec 3>file", &beside);
         world.assert_held(&[]).await;
-        // Where nothing follows our mounts, the volume's own is still not another one.
-        world.make_private();
-        world.assert_held(&[]).await;
         unmount(&path);
         world.assert_held(&[]).await;
     });
@@ -179,10 +176,8 @@ fn each_way_to_have_a_file_is_named() {
             let process = Process::start(script, &path);
             world.assert_held(&[(process.pid(), how)]).await;
         }
-        let mut program = Command::new(path.join("cat"));
-        let mut program = Process(program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+        let program = Process::cat(&mut Command::new(path.join("cat")));
         world.assert_held(&[(program.pid(), format!("runs {shown}/cat"))]).await;
-        drop(program.0.stdin.take());
         drop(program);
         world.assert_held(&[]).await;
     });
@@ -261,10 +256,10 @@ fn a_file_system_on_a_device_is_held_by_whatever_is_on_the_device() {
         drop(process);
         // The copy is gone, a file mapped over it is not: only the device tells.
         std::fs::copy("/bin/cat", path.join("cat")).unwrap();
-        let script = "mount --bind \"$1\" /mnt; echo ready; exec /mnt/cat";
+        let script = "mount --bind \"$1\" /mnt; exec /mnt/cat";
         let mut command = Command::new("unshare");
         command.args(["-m", "--propagation", "private", "sh", "-c", script, "sh"]).arg(&path);
-        let process = Process::spawn(&mut command);
+        let process = Process::cat(&mut command);
         let detach = Command::new("nsenter")
             .args(["-m", "-t", &process.pid().to_string(), "umount", "-l", "/mnt"])
             .arg(&path)
@@ -272,6 +267,9 @@ fn a_file_system_on_a_device_is_held_by_whatever_is_on_the_device() {
         assert!(detach.unwrap().success());
         world.assert_held(&[(process.pid(), "has /cat mapped".to_owned())]).await;
         drop(process);
+        world.assert_held(&[]).await;
+        // Where nothing follows our mounts, the volume's own is still not another one.
+        world.make_private();
         world.assert_held(&[]).await;
     });
 }

@@ -185,9 +185,19 @@ impl Process {
     }
 
     pub fn spawn(command: &mut Command) -> Self {
+        Self::ready(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Runs `cat`, under whatever name: it says "ready" because it was told to, so it is what runs.
+    pub fn cat(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.as_mut().unwrap().write_all(b"ready\n").unwrap();
+        Self::ready(child)
+    }
+
+    fn ready(mut child: Child) -> Self {
         let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
-        assert!(lines.any(|line| line.unwrap() == "ready"), "it ended: {command:?}");
+        assert!(lines.any(|line| line.unwrap() == "ready"), "it ended: {child:?}");
         Self(child)
     }
 
@@ -208,6 +218,7 @@ pub fn waiting(script: &str) -> String {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // A line for `read`, and the end for `cat`.
         let _told = self.0.stdin.take().map(|mut stdin| stdin.write_all(b"\n"));
         let _ended = self.0.wait();
     }
