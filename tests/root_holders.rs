@@ -5,215 +5,26 @@
 
 #![expect(
     clippy::disallowed_methods,
-    clippy::unwrap_used,
+    clippy::print_stdout,
     reason = "a test: helper functions are not covered by the allow-in-tests settings"
 )]
 
+mod holders;
+
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use volumed::host::{Holder, Host, Linux};
+use volumed::host::Host;
 use volumed::model::RootPath;
 
-const STAGED: &str = "plugins/kubernetes.io/csi/d/v1/globalmount";
-const OTHER: &str = "plugins/kubernetes.io/csi/d/v2/globalmount";
-const NONE: Option<&str> = None;
-
-/// Set in the process that really runs the test.
-const INSIDE: &str = "VOLUMED_TEST_INSIDE";
-
-/// Runs a test alone in new namespaces.
-fn isolated(name: &str, test: impl Future<Output = ()>) {
-    if std::env::var_os(INSIDE).is_some() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        return runtime.block_on(test);
-    }
-    if !nix::unistd::geteuid().is_root() {
-        println!("NOT-RUN: {name}: only root can mount");
-        return;
-    }
-    let namespaces =
-        ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"];
-    let output = Command::new("unshare")
-        .args(namespaces)
-        .arg("--")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let text =
-        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    // Figures, and what could not run.
-    text.lines()
-        .filter(|l| l.starts_with("NOT-RUN") || l.starts_with("FIGURE"))
-        .for_each(|l| println!("{l}"));
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
-}
-
-/// A root directory on a shared mount, as a host's is. Dropped, it unmounts what it mounted.
-struct World {
-    linux: Arc<Linux>,
-    root: PathBuf,
-    /// Beside the root.
-    aside: PathBuf,
-    top: tempfile::TempDir,
-    /// Loop devices to be let go once their file systems are unmounted.
-    loops: Vec<String>,
-}
-
-impl World {
-    fn new() -> Self {
-        let top = tempfile::tempdir().unwrap();
-        mount(Some("host"), top.path(), Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
-        mount(NONE, top.path(), NONE, MsFlags::MS_SHARED, NONE).unwrap();
-        let linux = Arc::new(Linux::open(&top.path().join("root")).unwrap());
-        let aside = top.path().join("aside");
-        std::fs::create_dir(&aside).unwrap();
-        Self { root: linux.root().to_owned(), linux, aside, top, loops: Vec::new() }
-    }
-
-    fn directory(&self, path: &str) -> PathBuf {
-        let path = self.root.join(path);
-        std::fs::create_dir_all(&path).unwrap();
-        path
-    }
-
-    /// Stages a volume of its own superblock, with a file and a directory in it.
-    fn staged(&self) -> PathBuf {
-        let path = self.directory(STAGED);
-        mount(Some("volume"), &path, Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
-        fill(&path);
-        path
-    }
-
-    /// Stages a volume that is a directory of the host's file system.
-    fn bound(&self, name: &str, at: &str) -> PathBuf {
-        let (source, path) = (self.aside.join(name), self.directory(at));
-        std::fs::create_dir(&source).unwrap();
-        fill(&source);
-        bind(&source, &path);
-        path
-    }
-
-    /// Stages an ext4 on a loop device; `None` where there are none.
-    fn ext4(&mut self, test: &str) -> Option<PathBuf> {
-        let image = self.top.path().join("image");
-        File::create(&image).unwrap().set_len(8 << 20).unwrap();
-        let run = |command: &str, args: &[&str]| {
-            let output = Command::new(command).args(args).arg(&image).output().ok()?;
-            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-        };
-        let device = run("mkfs.ext4", &["-q"]).and_then(|_| run("losetup", &["--show", "--find"]));
-        let Some(device) = device else {
-            println!("NOT-RUN: {test}: no mkfs.ext4 or no loop device");
-            return None;
-        };
-        let path = self.directory(STAGED);
-        mount(Some(device.as_str()), &path, Some("ext4"), MsFlags::empty(), NONE).unwrap();
-        self.loops.push(device);
-        fill(&path);
-        Some(path)
-    }
-
-    async fn holders_at(&self, path: &str, driver: Option<u32>) -> Vec<Holder> {
-        self.linux.holders(RootPath::new(path).unwrap(), driver).await.unwrap()
-    }
-
-    async fn holders(&self) -> Vec<Holder> {
-        self.holders_at(STAGED, None).await
-    }
-
-    /// Asserts that these have the volume, each as pid and how.
-    async fn assert_held(&self, expected: &[(u32, String)]) {
-        let found = self.holders().await;
-        let short: Vec<_> = found.iter().map(|holder| (holder.pid, holder.how.clone())).collect();
-        assert_eq!(short, expected, "{found:?}");
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        let points: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
-        for point in points.iter().rev().filter(|p| Path::new(p).starts_with(self.top.path())) {
-            let _result = umount2(*point, MntFlags::MNT_DETACH);
-        }
-        for device in &self.loops {
-            let _status = Command::new("losetup").args(["--detach", device]).status();
-        }
-    }
-}
-
-fn fill(path: &Path) {
-    std::fs::create_dir(path.join("sub")).unwrap();
-    std::fs::write(path.join("data"), "data").unwrap();
-}
-
-fn bind(source: &Path, path: &Path) {
-    std::fs::create_dir_all(path).unwrap();
-    mount(Some(source), path, NONE, MsFlags::MS_BIND, NONE).unwrap();
-}
-
-fn unmount(path: &Path) {
-    umount2(path, MntFlags::empty()).unwrap();
-}
-
-/// A child process that said "ready" and ends with this value.
-struct Process(Child);
-
-impl Process {
-    fn start(script: &str, argument: &Path) -> Self {
-        Self::spawn(Command::new("sh").args(["-c", &waiting(script), "sh"]).arg(argument))
-    }
-
-    /// The same in a mount namespace of its own, a copy of ours.
-    fn elsewhere(propagation: &str, script: &str, argument: &Path) -> Self {
-        let mut unshare = Command::new("unshare");
-        unshare.args(["-m", "--propagation", propagation, "sh", "-c", &waiting(script), "sh"]);
-        Self::spawn(unshare.arg(argument))
-    }
-
-    fn spawn(command: &mut Command) -> Self {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with("ready"), "{line}");
-        Self(child)
-    }
-
-    fn pid(&self) -> u32 {
-        self.0.id()
-    }
-
-    /// Whether its namespace shows this as a mount point.
-    fn shows(&self, point: &Path) -> bool {
-        let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", self.pid())).unwrap();
-        table.lines().any(|line| line.split(' ').nth(4) == point.to_str())
-    }
-}
-
-fn waiting(script: &str) -> String {
-    format!("set -e; {script}; echo ready; read -r _ || true")
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _told = self.0.stdin.take().map(|mut stdin| stdin.write_all(b"\n"));
-        let _ended = self.0.wait();
-    }
-}
-
-fn copied(point: &Path) -> String {
-    format!("has a copy of the mount at {} in another mount namespace", point.display())
-}
+use holders::{
+    OTHER, Process, STAGED, World, bind, copied, isolated, on_cpu, unmount, wait_until_stuck, waiting,
+};
 
 // ---- mounts
 
@@ -365,10 +176,8 @@ fn each_way_to_have_a_file_is_named() {
             let process = Process::start(script, &path);
             world.assert_held(&[(process.pid(), how)]).await;
         }
-        let mut program = Command::new(path.join("cat"));
-        let mut program = Process(program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+        let program = Process::cat(&mut Command::new(path.join("cat")));
         world.assert_held(&[(program.pid(), format!("runs {shown}/cat"))]).await;
-        drop(program.0.stdin.take());
         drop(program);
         world.assert_held(&[]).await;
     });
@@ -447,10 +256,10 @@ fn a_file_system_on_a_device_is_held_by_whatever_is_on_the_device() {
         drop(process);
         // The copy is gone, a file mapped over it is not: only the device tells.
         std::fs::copy("/bin/cat", path.join("cat")).unwrap();
-        let script = "mount --bind \"$1\" /mnt; echo ready; exec /mnt/cat";
+        let script = "mount --bind \"$1\" /mnt; exec /mnt/cat";
         let mut command = Command::new("unshare");
         command.args(["-m", "--propagation", "private", "sh", "-c", script, "sh"]).arg(&path);
-        let process = Process::spawn(&mut command);
+        let process = Process::cat(&mut command);
         let detach = Command::new("nsenter")
             .args(["-m", "-t", &process.pid().to_string(), "umount", "-l", "/mnt"])
             .arg(&path)
@@ -458,6 +267,9 @@ fn a_file_system_on_a_device_is_held_by_whatever_is_on_the_device() {
         assert!(detach.unwrap().success());
         world.assert_held(&[(process.pid(), "has /cat mapped".to_owned())]).await;
         drop(process);
+        world.assert_held(&[]).await;
+        // Where nothing follows our mounts, the volume's own is still not another one.
+        world.make_private();
         world.assert_held(&[]).await;
     });
 }
@@ -492,6 +304,29 @@ fn our_own_open_files_do_not_hold() {
         let world = World::new();
         let path = world.staged();
         let _file = File::open(path.join("data")).unwrap();
+        world.assert_held(&[]).await;
+    });
+}
+
+/// Set in a process that stands for a child of the daemon: it has the same program.
+const CHILD: &str = "VOLUMED_TEST_CHILD";
+
+#[test]
+fn waits_when_it_is_a_child_of_another_test() {
+    if std::env::var_os(CHILD).is_some() {
+        println!("\nready");
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+    }
+}
+
+#[test]
+fn a_child_of_ours_with_our_program_does_not_hold() {
+    isolated("a_child_of_ours_with_our_program_does_not_hold", async {
+        let world = World::new();
+        let path = world.staged();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "waits_when_it_is_a_child_of_another_test", "--nocapture"]);
+        let _child = Process::spawn(command.env(CHILD, "1").current_dir(&path));
         world.assert_held(&[]).await;
     });
 }
@@ -531,20 +366,6 @@ fn a_file_system_that_never_answers_is_not_asked() {
     });
 }
 
-/// Waits until a process waits in the kernel for a FUSE server.
-fn wait_until_stuck(pid: u32) {
-    let until = Instant::now() + Duration::from_secs(20);
-    loop {
-        let wchan = std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap();
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        if wchan.contains("fuse") || wchan.contains("request_wait") || stat.contains(") D ") {
-            return;
-        }
-        assert!(Instant::now() < until, "{wchan} {stat}");
-        std::thread::yield_now();
-    }
-}
-
 #[test]
 fn many_askers_share_a_look() {
     isolated("many_askers_share_a_look", async {
@@ -577,11 +398,4 @@ fn many_askers_share_a_look() {
         );
         assert!(many.1 < one.1 * 50, "{many:?}, {one:?}");
     });
-}
-
-/// How long our threads, those that live, were on a CPU.
-fn on_cpu() -> Duration {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-    let spent = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap());
-    Duration::from_nanos(spent.map(|s| s.split(' ').next().unwrap().parse::<u64>().unwrap()).sum())
 }

@@ -82,9 +82,17 @@ pub trait Host: Send + Sync + Debug {
         progress: Progress,
     ) -> BoxFuture<'_, Result<(), HostError>>;
 
-    /// Finds who still has a staged volume, before it is unstaged (design rule 4): copies of the mount in other mount
-    /// namespaces that would not go with ours, and open files where the superblock is this volume's alone. Processes of the
-    /// driver itself (`driver`: its pid) do not count.
+    /// Finds who still has a staged volume, before it is unstaged (design rule 4): other mounts of it that would not go with
+    /// ours, in any mount namespace, and processes with a file on it, up to ten, in order. Where the superblock is this
+    /// volume's alone (all of a block device) a file counts wherever the device is mounted, else only on mounts of this
+    /// volume. To be asked after the last unpublish; nothing mounted at the path means nobody.
+    ///
+    /// The driver (`driver`: its pid) and what it started do not count, nor does volumed. No file system is asked, so one
+    /// that is dead or hangs does not hold this up; whether its holders count is the caller's to say. Who cannot be looked
+    /// at is not found: a process that not even root may trace, a mount namespace without a process, a file open on a mount
+    /// that was unmounted lazily. Those who ask before a look begins share it.
+    ///
+    /// Errors: `Io` where nothing can be looked at at all, `Deadline`.
     fn holders(&self, path: RootPath, driver: Option<u32>) -> BoxFuture<'_, Result<Vec<Holder>, HostError>>;
 
     /// Asks the file systems at these mount points whether they still answer, in one child for all; returns those that are
@@ -162,7 +170,8 @@ pub struct Holder {
     pub command: String,
     /// Its systemd unit, by its control group; `None` outside one.
     pub unit: Option<String>,
-    /// How: "has /x/y open", "has a private copy of the mount at /z".
+    /// How: "has /x/y open", "works in /x", "has a copy of the mount at /z in another mount namespace". volumed itself "is in
+    /// the mount namespace where it is also mounted at /z". Paths are those of the process's namespace.
     pub how: String,
 }
 

@@ -100,13 +100,20 @@ struct People {
     /// With the mount namespace that it is in.
     tasks: Vec<(Task, OsString)>,
     children: BTreeMap<u32, BTreeSet<u32>>,
+    /// We, and our children that run our own program: they look at file systems for us.
+    own: BTreeSet<u32>,
     /// Processes with a thread that may wait for a dead server, with the locks of its memory held.
     stuck: BTreeSet<u32>,
 }
 
 impl People {
     fn all() -> io::Result<Self> {
-        let mut people = Self { tasks: Vec::new(), children: BTreeMap::new(), stuck: BTreeSet::new() };
+        let mut people = Self {
+            tasks: Vec::new(),
+            children: BTreeMap::new(),
+            own: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+        };
         let mut refused = None;
         for task in tasks()? {
             let stat = std::fs::read_to_string(task.directory.join("stat")).ok();
@@ -125,6 +132,10 @@ impl People {
                 Err(_) => {}
             }
         }
+        let program = |pid: &u32| std::fs::read_link(format!("{PROC}/{pid}/exe")).ok();
+        let ours = std::process::id();
+        people.own = people.family(ours);
+        people.own.retain(|pid| *pid == ours || program(pid) == program(&ours));
         match refused {
             Some(_) if people.foreign().next().is_none() => Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
@@ -135,8 +146,10 @@ impl People {
     }
 
     fn foreign(&self) -> impl Iterator<Item = (&Task, &OsString)> {
-        let own = std::process::id();
-        self.tasks.iter().filter(move |(task, _)| task.pid != own).map(|(task, namespace)| (task, namespace))
+        self.tasks
+            .iter()
+            .filter(|(task, _)| !self.own.contains(&task.pid))
+            .map(|(task, namespace)| (task, namespace))
     }
 
     /// A process and all that it started, and these.
