@@ -99,7 +99,7 @@ mod tests {
                 return;
             }
             let limit = Duration::from_secs(20);
-            let (_, wait) = changed.wait_timeout_while(asked, limit, |asked| !*asked).unwrap();
+            let (_asked, wait) = changed.wait_timeout_while(asked, limit, |asked| !*asked).unwrap();
             assert!(!wait.timed_out(), "the last question was never asked");
         })
         .unwrap();

@@ -235,6 +235,8 @@ fn explained(errno: Errno) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::PidfdFlags;
+
     use super::*;
 
     #[test]
@@ -256,5 +258,27 @@ mod tests {
         ] {
             assert_eq!(death(Errno::IO, fs_type).is_some(), dead, "{fs_type:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_place_where_a_child_hangs_still_is_not_asked_again_until_it_ended_or_another_is_mounted() {
+        // Whoever is asked would be an error.
+        let children = Children::new().with_program("/nonexistent".into());
+        let place = |mount| Place { path: "/x".into(), mount, fs_type: None };
+        let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
+        children.hung.add(own, vec![place(Some(1))]);
+        let usage = children.usage(vec![place(Some(1))]).await.unwrap();
+        assert!(usage[Path::new("/x")].clone().unwrap_err().contains("earlier question"), "{usage:?}");
+        assert!(children.dead_mounts(vec![place(Some(1))]).await.unwrap().is_empty());
+        assert!(children.usage(vec![place(Some(2))]).await.is_err(), "another mount");
+        assert!(children.usage(vec![place(Some(1)), place(Some(2))]).await.is_err(), "one of two");
+
+        #[expect(clippy::disallowed_methods, reason = "a test's child, which ends at once")]
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        let pidfd =
+            rustix::process::pidfd_open(rustix::process::Pid::from_child(&ended), PidfdFlags::empty());
+        ended.wait().unwrap();
+        children.hung.add(pidfd.unwrap(), vec![place(Some(3))]);
+        assert!(children.usage(vec![place(Some(3))]).await.is_err(), "the child ended");
     }
 }
