@@ -54,6 +54,10 @@ const CONFIG: u8 = 78;
 const BROKEN: u8 = 101;
 
 fn main() -> ExitCode {
+    // Before anything else: the daemon starts itself again for what may hang in the kernel.
+    if let Some(ended) = daemon::as_child() {
+        return ended;
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(asked_or_wrong) => {

@@ -29,6 +29,7 @@ use crate::reconcile::{self, AbsenceSettings, Inputs, Parts, Reread};
 use crate::record::{Directory, Store, StoreError};
 use crate::{csi, manifest, telemetry};
 
+pub use crate::host::as_child;
 pub use identities::IdentitiesError;
 pub use refuse::Refusal;
 pub use socket::SocketError;

@@ -11,12 +11,13 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::block::Blocks;
+use super::child::{Children, Place};
 use super::mount_table::{self, Reader};
 use super::path::Root;
 use super::pool::Pool;
 use super::{
     BlockMap, Directory, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen, Tree, Usage,
-    empty_dir, loops, on_disk, raw, startup, unmount, users,
+    empty_dir, loops, on_disk, raw, startup, token, unmount, users,
 };
 use crate::BoxFuture;
 use crate::model::{BootId, Millis, MountIdentity, MountTable, Ownership, RootPath};
@@ -43,6 +44,7 @@ pub struct Linux {
     given_up: Arc<unmount::GivenUp>,
     looks: users::Looks,
     blocks: Blocks,
+    programs: Children,
 }
 
 impl Linux {
@@ -99,7 +101,15 @@ impl Linux {
             children: Pool::new(),
             given_up,
             blocks,
+            programs: Children::new(),
         })
+    }
+
+    /// Starts this program for what is done in child processes: a test's own `/proc/self/exe` is not volumed.
+    #[must_use]
+    pub fn with_child_program(mut self, program: PathBuf) -> Self {
+        self.programs = self.programs.with_program(program);
+        self
     }
 
     /// Returns the root directory: absolute and without symlinks, as the mount table shows it.
@@ -249,10 +259,24 @@ impl Host for Linux {
     fn set_ownership(
         &self,
         path: RootPath,
-        _ownership: Ownership,
-        _progress: Progress,
+        ownership: Ownership,
+        progress: Progress,
     ) -> BoxFuture<'_, Result<(), HostError>> {
-        self.not_yet("change the group of", &path)
+        Box::pin(async move {
+            let place = Place::of(&*self.mounts().await?, self.root.absolute(&path));
+            let absolute = place.path.clone();
+            let done = self.programs.set_ownership(&self.root, &path, place, ownership, &progress).await?;
+            match done {
+                Ok(()) => Ok(()),
+                Err(errno) => {
+                    // Finds out which component it was.
+                    self.local("enter the volume", absolute, move |root| {
+                        Err(root.failed("enter the volume", &path, "a directory", errno))
+                    })
+                    .await
+                }
+            }
+        })
     }
 
     fn holders(&self, path: RootPath, driver: Option<u32>) -> BoxFuture<'_, Result<Vec<Holder>, HostError>> {
@@ -261,21 +285,31 @@ impl Host for Linux {
 
     fn dead_mounts(
         &self,
-        _points: Vec<PathBuf>,
+        points: Vec<PathBuf>,
     ) -> BoxFuture<'_, Result<BTreeMap<PathBuf, String>, HostError>> {
-        Box::pin(std::future::ready(Ok(BTreeMap::new())))
+        Box::pin(async move {
+            let table = self.mounts().await?;
+            self.programs
+                .dead_mounts(points.into_iter().map(|point| Place::of(&table, point)).collect())
+                .await
+        })
     }
 
     fn usage(
         &self,
-        _paths: Vec<PathBuf>,
+        paths: Vec<PathBuf>,
     ) -> BoxFuture<'_, Result<BTreeMap<PathBuf, Result<Usage, String>>, HostError>> {
-        Box::pin(std::future::ready(Ok(BTreeMap::new())))
+        Box::pin(async move {
+            let table = self.mounts().await?;
+            self.programs.usage(paths.into_iter().map(|path| Place::of(&table, path)).collect()).await
+        })
     }
 
     fn read_token(&self, file: PathBuf) -> BoxFuture<'_, Result<(String, Millis), HostError>> {
-        let source = io::Error::from(io::ErrorKind::Unsupported);
-        Box::pin(std::future::ready(Err(HostError::Io { doing: "read", path: file, source })))
+        Box::pin(async move {
+            let path = file.clone();
+            self.local("read the token file", path, move |_root| token::read(&file)).await
+        })
     }
 
     fn volumes_on_disk(&self) -> BoxFuture<'_, Result<Vec<FoundVolume>, HostError>> {

@@ -6,6 +6,7 @@ pub mod lease;
 
 mod accounts;
 mod block;
+mod child;
 mod device_users;
 mod empty_dir;
 mod linux;
@@ -17,6 +18,7 @@ mod path;
 mod pool;
 mod raw;
 mod startup;
+mod token;
 mod unmount;
 mod users;
 
@@ -26,12 +28,15 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::BoxFuture;
 use crate::model::{
     BootId, Millis, MountIdentity, MountTable, Ownership, PodUid, RootPath, SpecName, VolData,
 };
 
 pub use accounts::{group_number, is_member, set_group};
+pub use child::as_child;
 pub use linux::Linux;
 pub use raw::inherited;
 pub use startup::{Lock, StartError, is_root, lock_root, lock_state, propagates_to_init};
@@ -187,7 +192,7 @@ impl std::fmt::Display for Holder {
 }
 
 /// How full a file system is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Bytes in all.
     pub total_bytes: u64,

@@ -18,7 +18,8 @@ use crate::model::RootPath;
 pub(super) const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// A regular file to be read. A pipe or a device in its place must neither block nor take over the terminal.
-const FILE: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+pub(super) const FILE: OFlags =
+    OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 
 /// Never above the start, never through a symlink.
 pub(super) const BENEATH: ResolveFlags =
@@ -56,6 +57,29 @@ impl Root {
             .map_err(|e| fail("open the root directory")(e.into()))?;
         let path = descriptor_path(&fd).map_err(fail("find the real path of"))?;
         Ok(Self { fd, path })
+    }
+
+    /// Opens a root directory that is there, by its real path.
+    ///
+    /// # Errors
+    /// Also when a symlink is on the way: then it is not the real path.
+    pub(super) fn existing(path: &Path) -> Result<Self, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat2(
+            rustix::fs::CWD,
+            path,
+            flags,
+            Mode::empty(),
+            ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+        )?;
+        Ok(Self { fd, path: path.to_owned() })
+    }
+
+    /// Opens a directory on which something may be mounted, and so is what is mounted there: the last name may cross into
+    /// another mount, the way to it does not.
+    pub(super) fn open_mounted(&self, path: &RootPath) -> Result<OwnedFd, Errno> {
+        let (parent, name) = self.open_parent(path)?;
+        rustix::fs::openat2(&parent, name, DIRECTORY, Mode::empty(), BENEATH)
     }
 
     /// Returns the real path.

@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "children without exec, kcmp, loop devices, tokio's registration of a descriptor, and one that systemd passed"
+    reason = "children without exec, close_range, kcmp, loop devices, tokio's registration of a descriptor, and one that systemd passed"
 )]
 
 use std::ffi::CStr;
@@ -22,6 +22,16 @@ pub(super) fn watch_priority(file: File) -> io::Result<AsyncFd<File>> {
     // SAFETY: a File owns its open descriptor and closes it only when dropped, and its `as_raw_fd` always returns that one.
     // The AsyncFd owns the File, and nothing here takes it out or replaces it. No memory of ours is handed to the kernel.
     Ok(unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?)
+}
+
+/// Registers a process descriptor with tokio: readable when the process has ended. To be called in a runtime.
+///
+/// # Errors
+/// When epoll refuses it.
+pub(super) fn watch_process(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd owns its open descriptor and closes it only when dropped, and its `as_raw_fd` always returns that
+    // one. The AsyncFd owns the OwnedFd, and nothing here takes it out. No memory of ours is handed to the kernel.
+    Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
 }
 
 /// Duplicates a descriptor that the service manager passed by number (LISTEN_FDS).
@@ -78,6 +88,18 @@ fn unmount_and_exit(parent: libc::pid_t, directory: libc::c_int, name: *const li
     let status = if done { 0 } else { errno };
     // SAFETY: _exit runs no handler of the parent's and does not return.
     unsafe { libc::_exit(status) }
+}
+
+/// Closes every descriptor from this number on. Only for a child process that has just begun: whoever owned one of them in
+/// this process would be left with a number.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: close_range takes three numbers and touches no memory. Its only caller is the first thread of a child process,
+    // before it opened anything: the descriptors closed were inherited, and nothing in this process owns one of them.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Returns whether two threads have one table of open files. `None`: the kernel does not say.

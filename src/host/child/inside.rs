@@ -1,0 +1,117 @@
+//! The child's side: reads one request, does it, and ends.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, Resource, Rlimit, Signal};
+
+use super::wire::{Reply, Request};
+use super::{ARGUMENT, ask, ownership};
+use crate::host::{Usage, raw};
+
+/// Its name in process lists and in the words for who holds a volume; the kernel has 15 bytes for it.
+const NAME: &str = "volumed-child";
+
+/// Does a child's work if this process was started as one. To be called before anything is opened or any thread started.
+pub fn as_child() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    (arguments.next()? == ARGUMENT).then(|| match serve(arguments.next().as_deref()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The daemon that would have been told is gone.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        Err(e) => {
+            let _printed = writeln!(io::stderr(), "volumed: child process: {e}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+fn serve(parent: Option<&OsStr>) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // A parent that died before that sends no signal.
+    let parent = parent.and_then(|pid| Pid::from_raw(pid.to_str()?.parse().ok()?));
+    if parent.is_none() || rustix::process::getppid() != parent {
+        return Err(io::Error::other("only volumed itself starts one, and it is gone"));
+    }
+    // What volumed opens is close-on-exec, but not what it was started with: the listening socket of its socket unit, a
+    // lock that a shell holds. A child that hangs for good must not keep any of it.
+    raw::close_from(3)?;
+    // Without it the name would be "exe".
+    let _named = std::fs::write("/proc/self/comm", NAME);
+    let mut request = Vec::new();
+    io::stdin().lock().read_to_end(&mut request)?;
+    match serde_json::from_slice(&request)? {
+        Request::Ownership { root, path, group, on_root_mismatch } => {
+            allow_descriptors();
+            let tell = |done| say(&Reply::SoFar(done));
+            let end = ownership::give(Path::new(&root), Path::new(&path), group, on_root_mismatch, tell)?;
+            say(&match end {
+                Ok(()) => Reply::Owned,
+                Err(ownership::Failure { doing, path, errno }) => {
+                    Reply::Failed { doing, path: path.into(), errno: errno.raw_os_error() }
+                }
+            })
+        }
+        Request::Usage(paths) => each(&paths, usage, Reply::Usage),
+        Request::Alive(points) => each(&points, alive, Reply::Alive),
+    }
+}
+
+fn each<T>(
+    paths: &[OsString],
+    question: impl Fn(&Path) -> Result<T, Errno> + Sync,
+    reply: impl Fn(usize, Result<T, i32>) -> Reply + Sync,
+) -> io::Result<()> {
+    ask::each(paths.len(), |index| {
+        let Some(path) = paths.get(index) else { return };
+        let answer = question(Path::new(path)).map_err(Errno::raw_os_error);
+        // Nobody listens any more: the parent's end is this process's end too.
+        let _said = say(&reply(index, answer));
+    })
+}
+
+/// A whole line at a time: threads speak at once.
+fn say(reply: &Reply) -> io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(&line)?;
+    stdout.flush()
+}
+
+/// A walk holds two descriptors for each directory on its way down, in each thread.
+fn allow_descriptors() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    // Without it only trees deeper than a hundred directories fail, with an error that says so.
+    let _raised = rustix::process::setrlimit(
+        Resource::Nofile,
+        Rlimit { current: limit.maximum, maximum: limit.maximum },
+    );
+}
+
+fn usage(path: &Path) -> Result<Usage, Errno> {
+    let found = rustix::fs::statvfs(path)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+    Ok(Usage {
+        total_bytes: bytes(found.f_blocks),
+        available_bytes: bytes(found.f_bavail),
+        used_bytes: bytes(found.f_blocks.saturating_sub(found.f_bfree)),
+        total_inodes: found.f_files,
+        free_inodes: found.f_ffree,
+    })
+}
+
+/// Asks the file system itself, not the kernel's cache of it: of a FUSE server that ended there would still be attributes.
+fn alive(point: &Path) -> Result<(), Errno> {
+    // O_PATH asks nobody, and follows no symlink to another file system.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(point, flags, Mode::empty())?;
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    rustix::fs::statx(&fd, c"", flags, StatxFlags::BASIC_STATS)?;
+    rustix::fs::fstatfs(&fd)?;
+    Ok(())
+}

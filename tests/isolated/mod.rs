@@ -1,0 +1,156 @@
+//! Root tests of their own: each runs again as a process with its own mount and process namespaces, so its mounts are seen
+//! nowhere else and nothing stays; and a host there whose children are the real volumed.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::allow_attributes,
+    reason = "every test binary uses a part of it"
+)]
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use volumed::host::Linux;
+use volumed::model::RootPath;
+
+/// How long a state may take to come.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+const NONE: Option<&str> = None;
+
+/// Set in the process that really runs the test.
+const INSIDE: &str = "VOLUMED_TEST_INSIDE";
+
+pub fn at(path: &str) -> RootPath {
+    RootPath::new(path).unwrap()
+}
+
+/// Runs a test alone in new namespaces.
+pub fn isolated(name: &str, test: impl Future<Output = ()>) {
+    if std::env::var_os(INSIDE).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        return runtime.block_on(test);
+    }
+    assert!(nix::unistd::geteuid().is_root(), "these tests mount: run them as root");
+    let namespaces =
+        ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "--"];
+    let output = Command::new("unshare")
+        .args(namespaces)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    for line in text.lines().filter(|line| line.starts_with("NOT-RUN: ")) {
+        println!("{line}");
+    }
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+/// Waits for a state; what it is comes with the failure.
+pub async fn eventually(what: &str, state: impl Fn() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !state() {
+        assert!(Instant::now() < until, "not within {PATIENCE:?}: {what}");
+        // Not tokio's clock: a test may have stopped it.
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(5))).await.unwrap();
+    }
+}
+
+/// Returns the children of this process, by pid and name, without those that ended with all their threads.
+pub fn children() -> Vec<(u32, String)> {
+    let own = format!("PPid:\t{}", std::process::id());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        if status.lines().any(|line| line == own) && states(pid).iter().any(|state| !"ZX".contains(*state)) {
+            let name = status.lines().find_map(|line| line.strip_prefix("Name:\t"));
+            found.push((pid, name.unwrap_or_default().to_owned()));
+        }
+    }
+    found
+}
+
+/// Returns the states of a process's threads, as in /proc: `D` for one that no signal reaches.
+pub fn states(pid: u32) -> Vec<char> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let status =
+        threads.map(|thread| std::fs::read_to_string(thread.path().join("status")).unwrap_or_default());
+    status
+        .filter_map(|text| text.lines().find_map(|line| line.strip_prefix("State:\t"))?.chars().next())
+        .collect()
+}
+
+/// A root directory in a mount namespace of its own. Dropped, it unmounts what it mounted.
+pub struct World {
+    pub linux: Linux,
+    pub root: PathBuf,
+    pub top: tempfile::TempDir,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let top = tempfile::tempdir().unwrap();
+        let linux = Linux::open(&top.path().join("root")).unwrap();
+        let linux = linux.with_child_program(env!("CARGO_BIN_EXE_volumed").into());
+        let root = linux.root().to_owned();
+        Self { linux, root, top }
+    }
+
+    pub fn directory(&self, path: &str) -> PathBuf {
+        let path = self.root.join(path);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    pub fn tmpfs(&self, path: &str) -> PathBuf {
+        let path = self.directory(path);
+        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
+        path
+    }
+
+    /// A FUSE file system whose server does not answer as long as the file is open, and is dead when it is closed.
+    pub fn fuse(&self, path: &str) -> (PathBuf, File) {
+        let path = self.directory(path);
+        let server = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+        mount(Some("test"), &path, Some("fuse"), MsFlags::empty(), Some(options.as_str())).unwrap();
+        (path, server)
+    }
+
+    /// An ext4 file system on a loop device, which goes with its mount.
+    pub fn ext4(&self, path: &str) -> PathBuf {
+        let image = self.top.path().join("image");
+        File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        let point = self.directory(path);
+        run("mkfs.ext4", &["-q".as_ref(), image.as_ref()]);
+        run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), point.as_ref()]);
+        point
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // The directory is deleted next; nothing of it may still show something else.
+        let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let points: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+        for point in points.iter().rev().filter(|p| Path::new(p).starts_with(self.top.path())) {
+            let _result = umount2(*point, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+/// Runs a program that must succeed.
+pub fn run(program: &str, arguments: &[&std::ffi::OsStr]) {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}
