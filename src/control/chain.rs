@@ -1,16 +1,26 @@
 //! The causal chain of one volume: every link from the manifest to the mount, or from the mount to nothing, the first one that
 //! fails marked, and what happened lately. Built from Status alone.
 
+use super::units::{bytes, span};
 use super::views::Row;
 use crate::model::{
-    Blocked, Connection, Event, EventKind, HoldCode, LinkState, Presence, PublicationStatus, Status,
-    VolumeStatus,
+    Blocked, Connection, Event, EventKind, HoldCode, LinkState, Millis, Presence, PublicationStatus, Space,
+    Status, VolumeHealth, VolumeStatus,
 };
 use crate::proto::control::{ChainLink, PastEvent};
 
 /// Returns the chain: up for what is wanted or held, down for what is to go.
-pub(super) fn links(status: &Status, row: Row<'_>) -> Vec<ChainLink> {
+pub(super) fn links(
+    status: &Status,
+    row: Row<'_>,
+    known: Option<&VolumeHealth>,
+    now: Millis,
+) -> Vec<ChainLink> {
     let mut links = if row.desired() == "released" { down(row) } else { up(status, row) };
+    // While the way up holds: before that, how well it is is not the question.
+    if row.desired() != "released" && links.iter().all(|link| link.state == "good") {
+        links.extend(known.map(|known| health(known, now)));
+    }
     // What comes after a link that does not hold has not had its turn.
     let mut waits_on: Option<String> = None;
     for link in &mut links {
@@ -138,6 +148,34 @@ fn driver(status: &Status, row: Row<'_>) -> Option<ChainLink> {
     })
 }
 
+/// What to do about a volume of which its driver says that it is not well.
+pub(super) const MEND: &str = "look at the driver's log and at its storage; volumed does nothing about it";
+
+fn health(known: &VolumeHealth, now: Millis) -> ChainLink {
+    let mut parts = Vec::new();
+    parts.extend(filled(known.bytes, bytes).map(|filled| format!("{filled} used")));
+    parts.extend(filled(known.inodes, |n| n.to_string()).map(|filled| format!("{filled} inodes used")));
+    parts.extend(known.ills.iter().map(ToString::to_string));
+    parts.extend(known.measured_at.map(|at| format!("as of {} ago", span(now - at))));
+    parts.extend(known.error.as_ref().map(|error| format!("not known now: {error}")));
+    let detail = parts.join(", ");
+    match (known.ill(), &known.error) {
+        (Some(_), _) => ChainLink { remedy: MEND.to_owned(), ..link("health", "failed", detail) },
+        (None, Some(_)) => link("health", "waiting", detail),
+        (None, None) => link("health", "good", detail),
+    }
+}
+
+/// Returns `1.0 GiB of 4.0 GiB`, or what of it is known.
+pub(super) fn filled(space: Space, number: impl Fn(u64) -> String) -> Option<String> {
+    match (space.used, space.total) {
+        (Some(used), Some(total)) => Some(format!("{} of {}", number(used), number(total))),
+        (None, Some(total)) => Some(format!("? of {}", number(total))),
+        (Some(used), None) => Some(number(used)),
+        (None, None) => None,
+    }
+}
+
 /// Whether a step is blocked or under way.
 fn is_told_of(row: Row<'_>, name: &str) -> bool {
     row.blocked().any(|blocked| blocked.step == name) || row.running().is_some_and(|r| r.step == name)
@@ -205,6 +243,8 @@ pub(super) fn past(event: &Event) -> PastEvent {
         EventKind::DriverGone { driver, reason } => format!("driver {driver} gone: {reason}"),
         EventKind::DriverUnwell { driver, reason } => format!("driver {driver} not well: {reason}"),
         EventKind::DriverWell { driver } => format!("driver {driver} well again"),
+        EventKind::VolumeUnwell { reason, .. } => format!("not well: {reason}"),
+        EventKind::VolumeWell { .. } => "well again".to_owned(),
         EventKind::RegistrationRefused { socket, reason } => {
             format!("registration {} refused: {reason}", socket.display())
         }

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
+use super::chain::filled;
 use super::units::{bytes, mode, span};
-use crate::model::Millis;
+use crate::model::{Millis, Space};
 use crate::proto::control as api;
 
 /// How text is set.
@@ -19,7 +20,7 @@ pub struct Style {
 pub fn list(answer: &api::GetStatusResponse, style: Style) -> String {
     let mut head = vec!["VOLUME", "DRIVER", "MODE", "SIZE", "DESIRED", "ACTUAL", "SINCE", "USED BY"];
     if style.wide {
-        head.extend(["HANDLE", "PATH"]);
+        head.extend(["HANDLE", "PATH", "USED", "CONDITION"]);
     }
     head.push("REASON");
     let rows = answer.volumes.iter().map(|volume| {
@@ -34,7 +35,7 @@ pub fn list(answer: &api::GetStatusResponse, style: Style) -> String {
             used_by(volume),
         ];
         if style.wide {
-            cells.extend([dash(&volume.handle), dash(&volume.path)]);
+            cells.extend([dash(&volume.handle), dash(&volume.path), dash(&used(volume)), condition(volume)]);
         }
         cells.push(dash(&reason(volume, answer.now_ms)));
         (volume.state.as_str(), cells)
@@ -139,6 +140,19 @@ pub fn status(answer: &api::GetStatusResponse, style: Style) -> String {
         field("Handle", &volume.handle);
         field("Size", &volume.capacity_bytes.map(bytes).unwrap_or_default());
         field("Mode", &volume.access_mode);
+        field("Used", &used(volume));
+        if let Some(usage) = &volume.usage {
+            let inodes = Space {
+                total: usage.total_inodes,
+                used: usage.used_inodes,
+                available: usage.available_inodes,
+            };
+            field("Inodes", &filled(inodes, |n| n.to_string()).unwrap_or_default());
+            field("Measured", &measured(usage, now));
+        }
+        for ill in &volume.ills {
+            field("Not well", &[&*ill.status, &ill.reason, &ill.message].join(" ").trim_end().to_owned());
+        }
         field("Staging", &place(&volume.staging_path, &volume.staging, volume.staging_not_a_mount_point));
         field("Path", &place(&volume.path, "", volume.not_a_mount_point));
         field("Edited", &volume.pending_change);
@@ -278,6 +292,33 @@ fn label(volume: &api::Volume) -> String {
         ("", "") => volume.key.clone(),
         ("", _) => format!("{}:{}", volume.object, volume.name),
         (claim, _) => claim.to_owned(),
+    }
+}
+
+/// Returns how much of a volume is used, `1.0Gi of 4.0Gi`; empty when that is not known.
+fn used(volume: &api::Volume) -> String {
+    let space = volume.usage.as_ref().map(|usage| Space {
+        total: usage.total_bytes,
+        used: usage.used_bytes,
+        available: usage.available_bytes,
+    });
+    space.and_then(|space| filled(space, bytes)).unwrap_or_default()
+}
+
+fn measured(usage: &api::Usage, now: Millis) -> String {
+    let at = match usage.measured_at_ms {
+        0 => "never".to_owned(),
+        at => format!("{} ago", since(at, now)),
+    };
+    if usage.error.is_empty() { at } else { format!("{at}; not now: {}", usage.error) }
+}
+
+/// Returns the first thing that is wrong; a dash while nothing is known to be.
+fn condition(volume: &api::Volume) -> String {
+    match (volume.ills.iter().find(|ill| ill.counts), &volume.usage) {
+        (Some(ill), _) => ill.status.clone(),
+        (None, Some(usage)) if !usage.error.is_empty() => "unknown".to_owned(),
+        (None, _) => "-".to_owned(),
     }
 }
 

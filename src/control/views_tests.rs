@@ -1,7 +1,7 @@
 use super::*;
 use crate::control::samples::{self, NOW};
 
-const SCENE: Scene<'_> = Scene { node: "n1", now: NOW };
+const SCENE: Scene<'_> = Scene { node: "n1", now: NOW, health: &HealthMap::new() };
 
 fn name(text: &str) -> ObjectName {
     text.parse().unwrap()

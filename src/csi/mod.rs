@@ -17,6 +17,7 @@ mod watch;
 
 pub use client::Client;
 pub use registry::{Configured, PROBE_PERIOD, Registry, Settings, registry};
+pub use text::readable;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
