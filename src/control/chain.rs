@@ -1,11 +1,11 @@
 //! The causal chain of one volume: every link from the manifest to the mount, or from the mount to nothing, the first one that
 //! fails marked, and what happened lately. Built from Status alone.
 
-use super::units::{bytes, span};
+use super::usage;
 use super::views::Row;
 use crate::model::{
-    Blocked, Connection, Event, EventKind, HoldCode, LinkState, Millis, Presence, PublicationStatus, Space,
-    Status, VolumeHealth, VolumeStatus,
+    Blocked, Connection, Event, EventKind, HoldCode, LinkState, Millis, Presence, PublicationStatus, Status,
+    VolumeHealth, VolumeStatus,
 };
 use crate::proto::control::{ChainLink, PastEvent};
 
@@ -19,7 +19,7 @@ pub(super) fn links(
     let mut links = if row.desired() == "released" { down(row) } else { up(status, row) };
     // While the way up holds: before that, how well it is is not the question.
     if row.desired() != "released" && links.iter().all(|link| link.state == "good") {
-        links.extend(known.map(|known| health(known, now)));
+        links.extend(known.map(|known| usage::link(known, now)));
     }
     // What comes after a link that does not hold has not had its turn.
     let mut waits_on: Option<String> = None;
@@ -146,34 +146,6 @@ fn driver(status: &Status, row: Row<'_>) -> Option<ChainLink> {
             ..here
         },
     })
-}
-
-/// What to do about a volume of which its driver says that it is not well.
-pub(super) const MEND: &str = "look at the driver's log and at its storage; volumed does nothing about it";
-
-fn health(known: &VolumeHealth, now: Millis) -> ChainLink {
-    let mut parts = Vec::new();
-    parts.extend(filled(known.bytes, bytes).map(|filled| format!("{filled} used")));
-    parts.extend(filled(known.inodes, |n| n.to_string()).map(|filled| format!("{filled} inodes used")));
-    parts.extend(known.ills.iter().map(ToString::to_string));
-    parts.extend(known.measured_at.map(|at| format!("as of {} ago", span(now - at))));
-    parts.extend(known.error.as_ref().map(|error| format!("not known now: {error}")));
-    let detail = parts.join(", ");
-    match (known.ill(), &known.error) {
-        (Some(_), _) => ChainLink { remedy: MEND.to_owned(), ..link("health", "failed", detail) },
-        (None, Some(_)) => link("health", "waiting", detail),
-        (None, None) => link("health", "good", detail),
-    }
-}
-
-/// Returns `1.0 GiB of 4.0 GiB`, or what of it is known.
-pub(super) fn filled(space: Space, number: impl Fn(u64) -> String) -> Option<String> {
-    match (space.used, space.total) {
-        (Some(used), Some(total)) => Some(format!("{} of {}", number(used), number(total))),
-        (None, Some(total)) => Some(format!("? of {}", number(total))),
-        (Some(used), None) => Some(number(used)),
-        (None, None) => None,
-    }
 }
 
 /// Whether a step is blocked or under way.

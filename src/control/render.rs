@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::chain::filled;
 use super::units::{bytes, mode, span};
-use crate::model::{Millis, Space};
+use super::usage::{condition, inodes, measured, used};
+use crate::model::Millis;
 use crate::proto::control as api;
 
 /// How text is set.
@@ -142,12 +142,7 @@ pub fn status(answer: &api::GetStatusResponse, style: Style) -> String {
         field("Mode", &volume.access_mode);
         field("Used", &used(volume));
         if let Some(usage) = &volume.usage {
-            let inodes = Space {
-                total: usage.total_inodes,
-                used: usage.used_inodes,
-                available: usage.available_inodes,
-            };
-            field("Inodes", &filled(inodes, |n| n.to_string()).unwrap_or_default());
+            field("Inodes", &inodes(usage));
             field("Measured", &measured(usage, now));
         }
         for ill in &volume.ills {
@@ -292,33 +287,6 @@ fn label(volume: &api::Volume) -> String {
         ("", "") => volume.key.clone(),
         ("", _) => format!("{}:{}", volume.object, volume.name),
         (claim, _) => claim.to_owned(),
-    }
-}
-
-/// Returns how much of a volume is used, `1.0Gi of 4.0Gi`; empty when that is not known.
-fn used(volume: &api::Volume) -> String {
-    let space = volume.usage.as_ref().map(|usage| Space {
-        total: usage.total_bytes,
-        used: usage.used_bytes,
-        available: usage.available_bytes,
-    });
-    space.and_then(|space| filled(space, bytes)).unwrap_or_default()
-}
-
-fn measured(usage: &api::Usage, now: Millis) -> String {
-    let at = match usage.measured_at_ms {
-        0 => "never".to_owned(),
-        at => format!("{} ago", since(at, now)),
-    };
-    if usage.error.is_empty() { at } else { format!("{at}; not now: {}", usage.error) }
-}
-
-/// Returns the first thing that is wrong; a dash while nothing is known to be.
-fn condition(volume: &api::Volume) -> String {
-    match (volume.ills.iter().find(|ill| ill.counts), &volume.usage) {
-        (Some(ill), _) => ill.status.clone(),
-        (None, Some(usage)) if !usage.error.is_empty() => "unknown".to_owned(),
-        (None, _) => "-".to_owned(),
     }
 }
 

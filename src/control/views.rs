@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use super::chain;
 use super::names::{Kind, ObjectName};
+use super::usage;
 use crate::model::{
-    Blocked, Connection, DriverOrigin, Foreign, HealthMap, Hold, HoldCode, Ill, Millis, PodStatus,
+    Blocked, Connection, DriverOrigin, Foreign, HealthMap, Hold, HoldCode, Millis, PodStatus,
     PodVolumeStatus, Presence, Problem, PublicationId, PublicationStatus, Status, VolumeHealth, VolumeKey,
     VolumeStatus,
 };
@@ -311,7 +312,7 @@ pub fn volume(status: &Status, row: Row<'_>, scene: Scene<'_>) -> api::Volume {
     let known = row.health(scene.health);
     let (mut reason, mut remedy) = row.reason();
     if let Some(ill) = known.and_then(VolumeHealth::ill).filter(|_| reason.is_empty()) {
-        (reason, remedy) = (format!("not well: {ill}"), chain::MEND.to_owned());
+        (reason, remedy) = (format!("not well: {ill}"), usage::MEND.to_owned());
     }
     let mut view = api::Volume {
         desired: row.desired().to_owned(),
@@ -324,8 +325,8 @@ pub fn volume(status: &Status, row: Row<'_>, scene: Scene<'_>) -> api::Volume {
             .map(|running| api::Running { step: running.step.to_owned(), since_ms: running.since }),
         blocked: row.blocked().map(blocked).collect(),
         chain: chain::links(status, row, known, scene.now),
-        usage: known.map(usage),
-        ills: known.iter().flat_map(|known| &known.ills).map(ill).collect(),
+        usage: known.map(usage::message),
+        ills: known.iter().flat_map(|known| &known.ills).map(usage::ill).collect(),
         ..api::Volume::default()
     };
     if let Some((pod, name, volume)) = row.pod {
@@ -370,28 +371,6 @@ pub fn volume(status: &Status, row: Row<'_>, scene: Scene<'_>) -> api::Volume {
         view.not_a_mount_point = publication.not_a_mount_point;
     }
     view
-}
-
-fn usage(known: &VolumeHealth) -> api::Usage {
-    api::Usage {
-        total_bytes: known.bytes.total,
-        used_bytes: known.bytes.used,
-        available_bytes: known.bytes.available,
-        total_inodes: known.inodes.total,
-        used_inodes: known.inodes.used,
-        available_inodes: known.inodes.available,
-        measured_at_ms: known.measured_at.unwrap_or_default(),
-        error: known.error.clone().unwrap_or_default(),
-    }
-}
-
-fn ill(ill: &Ill) -> api::Ill {
-    api::Ill {
-        status: ill.kind.to_string(),
-        reason: ill.reason.clone(),
-        message: ill.message.clone(),
-        counts: ill.kind.counts(),
-    }
 }
 
 fn identify(view: &mut api::Volume, pod: &crate::model::PodIdentity) {

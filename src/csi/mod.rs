@@ -10,9 +10,11 @@ mod connection;
 mod endpoint;
 mod info;
 mod liveness;
+mod never;
 mod plugin;
 mod registry;
 mod text;
+mod transitions;
 mod watch;
 
 pub use client::Client;

@@ -5,7 +5,9 @@
 //! nothing to do and no timer runs.
 
 mod ask;
+mod learn;
 mod reply;
+mod target;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -18,13 +20,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::csi::{Driver, DriverSet};
-use crate::error::Chain;
 use crate::host::{Host, HostError, Usage};
 use crate::model::{
-    Ambient, Connection, DriverName, Event, EventKind, Events, HealthMap, Layout, Presence, PublicationId,
-    Space, Status, VolumeHealth, VolumeKey, VolumeStatus,
+    Ambient, Connection, DriverName, Events, HealthMap, Layout, PublicationId, Status, VolumeKey,
 };
 use ask::{Answer, Offers, Question};
+use target::{Target, published};
 
 /// A volume is asked about this often, a fifth more or less.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -105,19 +106,6 @@ pub struct Poller {
     /// Told as not well.
     ill: BTreeSet<VolumeKey>,
     asked: JoinSet<Asked>,
-}
-
-/// A published volume, as far as it is asked about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Target {
-    key: VolumeKey,
-    driver: DriverName,
-    handle: String,
-    /// What the driver is told.
-    path: PathBuf,
-    staging: Option<PathBuf>,
-    /// Whether there is a file system of the volume's own at `path`.
-    mounted: bool,
 }
 
 /// Who is asked.
@@ -326,106 +314,6 @@ impl Poller {
         }
     }
 
-    fn take(&mut self, asked: Asked) {
-        let now = Instant::now();
-        match asked {
-            Asked::Driver { id, target, client, answer } => {
-                self.busy.remove(&target.key);
-                let waiting = std::mem::take(&mut self.waiting);
-                self.due.extend(waiting.into_iter().map(|id| (now, Whom::Driver, id)));
-                if answer.no_stats || answer.no_health {
-                    self.not_offered(&target.driver, client, &answer);
-                    // The file system tells what the driver does not.
-                    self.due.retain(|(_, whom, other)| (*whom, other) != (Whom::FileSystem, &id));
-                    self.due.insert((now, Whom::FileSystem, id.clone()));
-                }
-                if self.targets.get(&id) == Some(&target) {
-                    let again = self.again(now);
-                    self.due.insert((again, Whom::Driver, id.clone()));
-                    self.learn(&id, &target, Whom::Driver, answer);
-                }
-            }
-            Asked::FileSystems { targets, usage } => {
-                self.measuring = false;
-                let usage = usage.map_err(|error| Chain(&error).to_string());
-                for (id, target) in targets {
-                    let told = match &usage {
-                        Ok(told) => told.get(&target.path).cloned(),
-                        Err(error) => Some(Err(error.clone())),
-                    };
-                    let answer = match told {
-                        Some(Ok(usage)) => Answer { usage: Some(spaces(usage)), ..Answer::default() },
-                        Some(Err(error)) => Answer { error: Some(error), ..Answer::default() },
-                        None => continue,
-                    };
-                    if self.targets.get(&id) == Some(&target) {
-                        self.learn(&id, &target, Whom::FileSystem, answer);
-                    }
-                }
-            }
-        }
-    }
-
-    fn not_offered(&mut self, driver: &DriverName, client: Arc<dyn Driver>, answer: &Answer) {
-        let process = self.processes.entry(driver.clone()).or_insert_with(|| Process {
-            client: Arc::clone(&client),
-            no_stats: false,
-            no_health: false,
-        });
-        if !Arc::ptr_eq(&process.client, &client) {
-            *process = Process { client, no_stats: false, no_health: false };
-        }
-        process.no_stats |= answer.no_stats;
-        process.no_health |= answer.no_health;
-    }
-
-    /// Keeps an answer; what it does not tell stays as it was.
-    fn learn(&mut self, id: &PublicationId, target: &Target, whom: Whom, answer: Answer) {
-        let now = self.parts.ambient.now();
-        match answer.error {
-            Some(error) => self.errors.insert((id.clone(), whom), error),
-            None => self.errors.remove(&(id.clone(), whom)),
-        };
-        let error = [Whom::Driver, Whom::FileSystem].into_iter();
-        let error = error.filter_map(|whom| self.errors.get(&(id.clone(), whom))).next().cloned();
-        let known = self.known.entry(id.clone()).or_insert_with(|| VolumeHealth {
-            key: target.key.clone(),
-            bytes: Space::default(),
-            inodes: Space::default(),
-            ills: Vec::new(),
-            measured_at: None,
-            error: None,
-        });
-        known.error = error;
-        if answer.usage.is_some() || answer.ills.is_some() {
-            known.measured_at = Some(now);
-        }
-        if let Some((bytes, inodes)) = answer.usage {
-            (known.bytes, known.inodes) = (bytes, inodes);
-        }
-        if let Some(ills) = answer.ills {
-            known.ills = ills;
-        }
-        self.tell(target);
-        self.show_at.get_or_insert_with(|| Instant::now() + GATHER);
-    }
-
-    /// Tells when a volume is not well at the first of its publications, and when it is at all of them.
-    fn tell(&mut self, target: &Target) {
-        let Target { key, driver, .. } = target;
-        let ill = self.known.values().filter(|known| known.key == *key).find_map(VolumeHealth::ill);
-        let kind = match ill {
-            Some(ill) if self.ill.insert(key.clone()) => {
-                EventKind::VolumeUnwell { key: key.clone(), driver: driver.clone(), reason: ill.to_string() }
-            }
-            None if self.ill.remove(key) => {
-                EventKind::VolumeWell { key: key.clone(), driver: driver.clone() }
-            }
-            Some(_) | None => return,
-        };
-        self.parts.events.tell(Event { at: self.parts.ambient.now(), kind });
-    }
-
     fn show(&mut self) {
         self.show_at = None;
         self.publish.send_replace(Arc::new(self.known.clone()));
@@ -434,47 +322,6 @@ impl Poller {
     fn again(&self, now: Instant) -> Instant {
         now + PERIOD.mul_f64(0.8 + chance(&self.parts.ambient) * 0.4)
     }
-}
-
-/// Returns what is published of a volume and can be asked about.
-fn published<'a>(
-    layout: &'a Layout,
-    key: &'a VolumeKey,
-    volume: &'a VolumeStatus,
-) -> impl Iterator<Item = (PublicationId, Target)> + 'a {
-    let staged = volume.staging.as_ref().filter(|(_, presence)| *presence == Presence::Yes);
-    let csi = volume.csi.as_ref().into_iter();
-    csi.flat_map(move |(driver, handle)| {
-        let there = volume.publications.iter().filter(|(_, publication)| {
-            publication.presence == Presence::Yes && publication.desired != "released"
-        });
-        there.map(move |(id, publication)| {
-            let block = publication.path == layout.absolute(&layout.block_link(id));
-            let path = if block { layout.absolute(&layout.block_map(id)) } else { publication.path.clone() };
-            let target = Target {
-                key: key.clone(),
-                driver: driver.clone(),
-                handle: handle.clone(),
-                path,
-                staging: staged.map(|(path, _)| path.clone()),
-                mounted: !block && !publication.not_a_mount_point,
-            };
-            (id.clone(), target)
-        })
-    })
-}
-
-fn spaces(usage: Usage) -> (Space, Space) {
-    let Usage { total_bytes, available_bytes, used_bytes, total_inodes, free_inodes } = usage;
-    let space = |total: u64, used, available| Space {
-        total: (total > 0).then_some(total),
-        used: (total > 0).then_some(used),
-        available: (total > 0).then_some(available),
-    };
-    (
-        space(total_bytes, used_bytes, available_bytes),
-        space(total_inodes, total_inodes.saturating_sub(free_inodes), free_inodes),
-    )
 }
 
 /// Waits for a moment; for ever without one.
@@ -490,5 +337,7 @@ fn chance(ambient: &Ambient) -> f64 {
     f64::from(u32::try_from(ambient.random() >> 32).unwrap_or_default()) / f64::from(u32::MAX)
 }
 
+#[cfg(test)]
+mod fakes_tests;
 #[cfg(test)]
 mod tests;

@@ -1,194 +1,16 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
+use super::fakes_tests::{FakeDriver, FakeHost};
 use super::*;
-use crate::BoxFuture;
-use crate::csi::{CallError, Code, DriverEntry};
-use crate::host::{BlockMap, FoundVolume, Holder, Progress, Removal, Seen, Tree};
+use crate::csi::{Code, DriverEntry};
 use crate::model::{
-    BootId, DriverInfo, DriverOrigin, DriverState, InProgress, Millis, MountIdentity, MountTable, Ownership,
-    Plugin, PodIdentity, PodUid, PublicationStatus, RootPath, SpecName,
+    DriverInfo, DriverOrigin, DriverState, EventKind, InProgress, Plugin, PodIdentity, PodUid, Presence,
+    PublicationStatus, Space, SpecName, VolumeStatus,
 };
-use crate::proto::csi as api;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const NAME: &str = "a.example.org";
-
-/// A driver that notes who asks it what, and when.
-#[derive(Debug, Default)]
-struct FakeDriver(Mutex<Said>);
-
-#[derive(Debug, Default)]
-struct Said {
-    calls: Vec<(&'static str, String, Instant)>,
-    stats: Vec<api::NodeGetVolumeStatsRequest>,
-    health: Vec<api::NodeGetVolumeHealthRequest>,
-    /// How long each call takes.
-    takes: Duration,
-    under_way: Vec<String>,
-    most_at_once: usize,
-    overlapped: bool,
-    fail: Option<Code>,
-    abnormal: Option<String>,
-    ills: Vec<i32>,
-}
-
-impl FakeDriver {
-    fn change(&self, change: impl FnOnce(&mut Said)) {
-        change(&mut self.0.lock().unwrap());
-    }
-
-    fn calls(&self) -> Vec<(&'static str, String, Instant)> {
-        self.0.lock().unwrap().calls.clone()
-    }
-
-    async fn call<T>(
-        &self,
-        method: &'static str,
-        volume: &str,
-        answer: impl FnOnce(&Said) -> T,
-    ) -> Result<T, CallError> {
-        let takes = {
-            let mut said = self.0.lock().unwrap();
-            said.calls.push((method, volume.to_owned(), Instant::now()));
-            said.overlapped |= said.under_way.iter().any(|other| other == volume);
-            said.under_way.push(volume.to_owned());
-            said.most_at_once = said.most_at_once.max(said.under_way.len());
-            said.takes
-        };
-        tokio::time::sleep(takes).await;
-        let mut said = self.0.lock().unwrap();
-        let at = said.under_way.iter().position(|other| other == volume).unwrap();
-        said.under_way.remove(at);
-        match said.fail {
-            Some(code) => Err(CallError { method, code, message: "no".to_owned(), sent: true }),
-            None => Ok(answer(&said)),
-        }
-    }
-}
-
-impl Driver for FakeDriver {
-    fn deadline(&self) -> Duration {
-        Duration::from_secs(120)
-    }
-
-    fn stage(&self, _: api::NodeStageVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
-        unreachable!()
-    }
-
-    fn unstage(&self, _: api::NodeUnstageVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
-        unreachable!()
-    }
-
-    fn publish(&self, _: api::NodePublishVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
-        unreachable!()
-    }
-
-    fn unpublish(&self, _: api::NodeUnpublishVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
-        unreachable!()
-    }
-
-    fn volume_stats(
-        &self,
-        request: api::NodeGetVolumeStatsRequest,
-    ) -> BoxFuture<'_, Result<api::NodeGetVolumeStatsResponse, CallError>> {
-        self.change(|said| said.stats.push(request.clone()));
-        Box::pin(async move {
-            let answer = |said: &Said| api::NodeGetVolumeStatsResponse {
-                usage: vec![api::VolumeUsage { unit: 1, total: 100, used: 40, available: 60 }],
-                volume_condition: Some(api::VolumeCondition {
-                    abnormal: said.abnormal.is_some(),
-                    message: said.abnormal.clone().unwrap_or_default(),
-                }),
-            };
-            self.call("stats", &request.volume_id, answer).await
-        })
-    }
-
-    fn volume_health(
-        &self,
-        request: api::NodeGetVolumeHealthRequest,
-    ) -> BoxFuture<'_, Result<api::NodeGetVolumeHealthResponse, CallError>> {
-        self.change(|said| said.health.push(request.clone()));
-        Box::pin(async move {
-            let answer = |said: &Said| {
-                let entry = |status: &i32| api::volume_health::VolumeHealthEntry {
-                    status: *status,
-                    ..Default::default()
-                };
-                let health_statuses = said.ills.iter().map(entry).collect();
-                let health = api::VolumeHealth { volume_id: String::new(), health_statuses };
-                api::NodeGetVolumeHealthResponse { volume_health: Some(health) }
-            };
-            self.call("health", &request.volume_id, answer).await
-        })
-    }
-}
-
-/// A host of which only file systems are asked.
-#[derive(Debug, Default)]
-struct FakeHost(Mutex<VecDeque<Vec<PathBuf>>>);
-
-type Done<'a, T> = BoxFuture<'a, Result<T, HostError>>;
-
-impl Host for FakeHost {
-    fn usage(&self, paths: Vec<PathBuf>) -> Done<'_, BTreeMap<PathBuf, Result<Usage, String>>> {
-        self.0.lock().unwrap().push_back(paths.clone());
-        let usage =
-            Usage { total_bytes: 10, available_bytes: 6, used_bytes: 4, total_inodes: 0, free_inodes: 0 };
-        let told = paths.into_iter().map(|path| {
-            let hangs = path.to_string_lossy().contains("hangs");
-            (path, if hangs { Err("does not answer".to_owned()) } else { Ok(usage) })
-        });
-        Box::pin(std::future::ready(Ok(told.collect())))
-    }
-
-    fn boot(&self) -> BootId {
-        unreachable!()
-    }
-    fn mounts(&self) -> Done<'_, Arc<MountTable>> {
-        unreachable!()
-    }
-    fn mounts_changed(&self) -> BoxFuture<'_, ()> {
-        unreachable!()
-    }
-    fn create(&self, _: Tree) -> Done<'_, ()> {
-        unreachable!()
-    }
-    fn look(&self, _: RootPath) -> Done<'_, Seen> {
-        unreachable!()
-    }
-    fn remove(&self, _: Removal) -> Done<'_, ()> {
-        unreachable!()
-    }
-    fn unmount(&self, _: RootPath, _: MountIdentity) -> Done<'_, ()> {
-        unreachable!()
-    }
-    fn remove_empty_dir(&self, _: RootPath) -> Done<'_, ()> {
-        unreachable!()
-    }
-    fn map_block(&self, _: BlockMap) -> Done<'_, ()> {
-        unreachable!()
-    }
-    fn unmap_block(&self, _: BlockMap, _: bool) -> Done<'_, ()> {
-        unreachable!()
-    }
-    fn set_ownership(&self, _: RootPath, _: Ownership, _: Progress) -> Done<'_, ()> {
-        unreachable!()
-    }
-    fn holders(&self, _: RootPath, _: Option<u32>) -> Done<'_, Vec<Holder>> {
-        unreachable!()
-    }
-    fn dead_mounts(&self, _: Vec<PathBuf>) -> Done<'_, BTreeMap<PathBuf, String>> {
-        unreachable!()
-    }
-    fn read_token(&self, _: PathBuf) -> Done<'_, (String, Millis)> {
-        unreachable!()
-    }
-    fn volumes_on_disk(&self) -> Done<'_, Vec<FoundVolume>> {
-        unreachable!()
-    }
-}
 
 /// A poller over a status and a driver that a test changes.
 struct World {
@@ -369,7 +191,7 @@ async fn a_driver_has_four_calls_at_once_and_a_volume_one() {
 async fn a_question_waits_while_a_step_of_the_volume_is_under_way() {
     let mut world = World::new(&["GET_VOLUME_STATS"]);
     world.publish("v", "p");
-    let step = InProgress { step: "expand", publication: None, since: 0 };
+    let step = InProgress { step: "expand", publication: None, detail: None, since: 0 };
     let running = |running: Option<InProgress>| {
         world.status.send_modify(|status| status.volumes.get_mut(&key("v")).unwrap().in_progress = running);
     };
