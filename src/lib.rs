@@ -10,6 +10,7 @@
 //!             ▲                                                                        │ outcome (a verified fact)
 //!             └────────────────────────────────────────────────────────────────────────┘
 //!  reconcile turns the circle and publishes Status (watch) ─▶ control (volumectl), telemetry (journal)
+//!                                                          └▶ health asks how full and well volumes are ─▶ control
 //! ```
 //!
 //! `model` holds the values that travel along it and does no I/O. `tests/layering.rs` keeps who may use whom.
@@ -40,6 +41,8 @@ pub mod host;
 pub mod record;
 
 pub mod reconcile;
+
+pub mod health;
 
 pub mod control;
 pub mod telemetry;

@@ -93,6 +93,7 @@ fn another_user_is_refused_although_the_socket_lets_it_in() {
     let (_status, status) = tokio::sync::watch::channel(volumed::model::Status::default());
     let server = volumed::control::server::Server {
         status,
+        health: tokio::sync::watch::channel(std::sync::Arc::default()).1,
         requests: tokio::sync::mpsc::channel(1).0,
         policy: policy_now,
         node: "n1".to_owned(),

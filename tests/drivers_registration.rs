@@ -183,7 +183,7 @@ fn fakecsi() -> &'static Path {
 }
 
 fn start_fakecsi(world: &World, more: &[&str]) -> Program {
-    let mut arguments = strings(&["--no-mount"]);
+    let mut arguments = strings(&["--no-mount", "--lenient"]);
     for (option, path) in [
         ("--endpoint", world.path("csi.sock")),
         ("--state", world.path("state")),

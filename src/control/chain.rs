@@ -1,16 +1,26 @@
 //! The causal chain of one volume: every link from the manifest to the mount, or from the mount to nothing, the first one that
 //! fails marked, and what happened lately. Built from Status alone.
 
+use super::usage;
 use super::views::Row;
 use crate::model::{
-    Blocked, Connection, Event, EventKind, HoldCode, LinkState, Presence, PublicationStatus, Status,
-    VolumeStatus,
+    Blocked, Connection, Event, EventKind, HoldCode, LinkState, Millis, Presence, PublicationStatus, Status,
+    VolumeHealth, VolumeStatus,
 };
 use crate::proto::control::{ChainLink, PastEvent};
 
 /// Returns the chain: up for what is wanted or held, down for what is to go.
-pub(super) fn links(status: &Status, row: Row<'_>) -> Vec<ChainLink> {
+pub(super) fn links(
+    status: &Status,
+    row: Row<'_>,
+    known: Option<&VolumeHealth>,
+    now: Millis,
+) -> Vec<ChainLink> {
     let mut links = if row.desired() == "released" { down(row) } else { up(status, row) };
+    // While the way up holds: before that, how well it is is not the question.
+    if row.desired() != "released" && links.iter().all(|link| link.state == "good") {
+        links.extend(known.map(|known| usage::link(known, now)));
+    }
     // What comes after a link that does not hold has not had its turn.
     let mut waits_on: Option<String> = None;
     for link in &mut links {
@@ -205,6 +215,8 @@ pub(super) fn past(event: &Event) -> PastEvent {
         EventKind::DriverGone { driver, reason } => format!("driver {driver} gone: {reason}"),
         EventKind::DriverUnwell { driver, reason } => format!("driver {driver} not well: {reason}"),
         EventKind::DriverWell { driver } => format!("driver {driver} well again"),
+        EventKind::VolumeUnwell { reason, .. } => format!("not well: {reason}"),
+        EventKind::VolumeWell { .. } => "well again".to_owned(),
         EventKind::RegistrationRefused { socket, reason } => {
             format!("registration {} refused: {reason}", socket.display())
         }

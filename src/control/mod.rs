@@ -12,6 +12,7 @@ pub mod render;
 mod samples;
 pub mod server;
 mod units;
+mod usage;
 pub mod views;
 pub mod wait;
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::units::{bytes, mode, span};
+use super::usage::{condition, inodes, measured, used};
 use crate::model::Millis;
 use crate::proto::control as api;
 
@@ -19,7 +20,7 @@ pub struct Style {
 pub fn list(answer: &api::GetStatusResponse, style: Style) -> String {
     let mut head = vec!["VOLUME", "DRIVER", "MODE", "SIZE", "DESIRED", "ACTUAL", "SINCE", "USED BY"];
     if style.wide {
-        head.extend(["HANDLE", "PATH"]);
+        head.extend(["HANDLE", "PATH", "USED", "CONDITION"]);
     }
     head.push("REASON");
     let rows = answer.volumes.iter().map(|volume| {
@@ -34,7 +35,7 @@ pub fn list(answer: &api::GetStatusResponse, style: Style) -> String {
             used_by(volume),
         ];
         if style.wide {
-            cells.extend([dash(&volume.handle), dash(&volume.path)]);
+            cells.extend([dash(&volume.handle), dash(&volume.path), dash(&used(volume)), condition(volume)]);
         }
         cells.push(dash(&reason(volume, answer.now_ms)));
         (volume.state.as_str(), cells)
@@ -139,6 +140,14 @@ pub fn status(answer: &api::GetStatusResponse, style: Style) -> String {
         field("Handle", &volume.handle);
         field("Size", &volume.capacity_bytes.map(bytes).unwrap_or_default());
         field("Mode", &volume.access_mode);
+        field("Used", &used(volume));
+        if let Some(usage) = &volume.usage {
+            field("Inodes", &inodes(usage));
+            field("Measured", &measured(usage, now));
+        }
+        for ill in &volume.ills {
+            field("Not well", &[&*ill.status, &ill.reason, &ill.message].join(" ").trim_end().to_owned());
+        }
         field("Staging", &place(&volume.staging_path, &volume.staging, volume.staging_not_a_mount_point));
         field("Path", &place(&volume.path, "", volume.not_a_mount_point));
         field("Edited", &volume.pending_change);

@@ -1,8 +1,9 @@
 use super::*;
 use crate::control::samples::{self, NOW};
 use crate::control::views::{self, Scene};
+use crate::model::HealthMap;
 
-const SCENE: Scene<'_> = Scene { node: "n1", now: NOW };
+const SCENE: Scene<'_> = Scene { node: "n1", now: NOW, health: &HealthMap::new() };
 const PLAIN: Style = Style { color: false, wide: false };
 
 fn of(claim: &str) -> api::GetStatusResponse {

@@ -15,7 +15,7 @@ use super::peer::{Access, Caller, Policy};
 use super::views::{self, Scene};
 use super::wait::{self, Ending, Goal};
 use super::{Approved, Request};
-use crate::model::{Ambient, Status};
+use crate::model::{Ambient, HealthMap, Status};
 use crate::proto::control as api;
 use crate::proto::control::control_server::{Control, ControlServer};
 
@@ -27,6 +27,8 @@ const MAX_OBJECTS: usize = 10_000;
 pub struct Server {
     /// What reconcile publishes.
     pub status: watch::Receiver<Status>,
+    /// How full and how well volumes are.
+    pub health: watch::Receiver<Arc<HealthMap>>,
     /// Where changes are asked for.
     pub requests: mpsc::Sender<Request>,
     /// Who may call.
@@ -72,8 +74,8 @@ impl Server {
         decided.map_err(|refused| Refusal::permission_denied(refused.to_string()))
     }
 
-    fn scene(&self) -> Scene<'_> {
-        Scene { node: &self.node, now: self.ambient.now() }
+    fn scene<'a>(&'a self, health: &'a HealthMap) -> Scene<'a> {
+        Scene { node: &self.node, now: self.ambient.now(), health }
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Refusal> {
@@ -91,11 +93,12 @@ impl Control for Server {
     ) -> Result<Response<api::GetStatusResponse>, Refusal> {
         self.allow(&call, Access::Read).await?;
         let objects = parse(&call.get_ref().objects)?;
-        let status = self.status.borrow();
+        let health = Arc::clone(&self.health.borrow());
+        let (status, scene) = (self.status.borrow(), self.scene(&health));
         Ok(Response::new(if objects.is_empty() {
-            views::status(&status, self.scene())
+            views::status(&status, scene)
         } else {
-            views::status_of(&status, self.scene(), &objects)
+            views::status_of(&status, scene, &objects)
         }))
     }
 
@@ -112,9 +115,10 @@ impl Control for Server {
         let endings = wait::until(status, &self.requests, &self.stop, &objects, goal, deadline)
             .await
             .map_err(|error| Refusal::unavailable(error.to_string()))?;
-        let status = self.status.borrow();
+        let health = Arc::clone(&self.health.borrow());
+        let (status, scene) = (self.status.borrow(), self.scene(&health));
         let results = objects.iter().zip(endings).map(|(object, ending)| {
-            let why = views::rows_of(&status, object).map(|row| views::volume(&status, row));
+            let why = views::rows_of(&status, object).map(|row| views::volume(&status, row, scene));
             let volumes = if ending == Ending::Reached { Vec::new() } else { why.collect() };
             api::WaitResult { object: object.to_string(), outcome: ending.name().to_owned(), volumes }
         });

@@ -20,6 +20,7 @@ impl Fixture {
         let stop = CancellationToken::new();
         let server = Server {
             status: status.subscribe(),
+            health: watch::channel(Arc::default()).1,
             requests,
             policy: watch::channel(Policy { group: None, is_member: |_, _| false }).1,
             node: "n1".to_owned(),

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 
 use super::chain;
 use super::names::{Kind, ObjectName};
+use super::usage;
 use crate::model::{
-    Blocked, Connection, DriverOrigin, Foreign, Hold, HoldCode, Millis, PodStatus, PodVolumeStatus, Presence,
-    Problem, PublicationId, PublicationStatus, Status, VolumeKey, VolumeStatus,
+    Blocked, Connection, DriverOrigin, Foreign, HealthMap, Hold, HoldCode, Millis, PodStatus,
+    PodVolumeStatus, Presence, Problem, PublicationId, PublicationStatus, Status, VolumeHealth, VolumeKey,
+    VolumeStatus,
 };
 use crate::proto::control as api;
 
@@ -17,6 +19,8 @@ pub struct Scene<'a> {
     pub node: &'a str,
     /// Now, ms since the epoch.
     pub now: Millis,
+    /// How full and how well volumes are.
+    pub health: &'a HealthMap,
 }
 
 /// One volume of one pod, with everything of Status that concerns it.
@@ -32,7 +36,7 @@ pub struct Row<'a> {
 
 /// Returns everything.
 pub fn status(status: &Status, scene: Scene<'_>) -> api::GetStatusResponse {
-    let volumes: Vec<_> = rows(status).map(|row| volume(status, row)).collect();
+    let volumes: Vec<_> = rows(status).map(|row| volume(status, row, scene)).collect();
     api::GetStatusResponse {
         problems: status.problems.iter().map(problem).collect(),
         incomplete: status.reading.incomplete.iter().map(problem).collect(),
@@ -59,7 +63,7 @@ pub fn status_of(status: &Status, scene: Scene<'_>, objects: &[ObjectName]) -> a
     let mut unknown = Vec::new();
     for object in objects {
         if is_known(status, object) {
-            volumes.extend(rows_of(status, object).map(|row| volume(status, row)));
+            volumes.extend(rows_of(status, object).map(|row| volume(status, row, scene)));
         } else {
             unknown.push(object.to_string());
         }
@@ -218,6 +222,12 @@ impl<'a> Row<'a> {
         all.iter().filter(move |blocked| blocked.publication.as_ref().is_none_or(|id| Some(id) == mine))
     }
 
+    /// Returns how full and how well it is, while it is what was asked about.
+    pub fn health(&self, all: &'a HealthMap) -> Option<&'a VolumeHealth> {
+        let ((id, _), (key, _)) = self.publication.zip(self.volume)?;
+        all.get(id).filter(|known| self.is_published() && known.key == *key)
+    }
+
     /// Returns why nothing moves.
     pub fn hold(&self) -> Option<&'a Hold> {
         (self.pod.and_then(|(_, _, volume)| volume.hold.as_ref()))
@@ -298,8 +308,12 @@ fn under_way(step: &str) -> &'static str {
 }
 
 /// Returns everything about one volume.
-pub fn volume(status: &Status, row: Row<'_>) -> api::Volume {
-    let (reason, remedy) = row.reason();
+pub fn volume(status: &Status, row: Row<'_>, scene: Scene<'_>) -> api::Volume {
+    let known = row.health(scene.health);
+    let (mut reason, mut remedy) = row.reason();
+    if let Some(ill) = known.and_then(VolumeHealth::ill).filter(|_| reason.is_empty()) {
+        (reason, remedy) = (format!("not well: {ill}"), usage::MEND.to_owned());
+    }
     let mut view = api::Volume {
         desired: row.desired().to_owned(),
         actual: row.actual().to_owned(),
@@ -310,7 +324,9 @@ pub fn volume(status: &Status, row: Row<'_>) -> api::Volume {
             .running()
             .map(|running| api::Running { step: running.step.to_owned(), since_ms: running.since }),
         blocked: row.blocked().map(blocked).collect(),
-        chain: chain::links(status, row),
+        chain: chain::links(status, row, known, scene.now),
+        usage: known.map(usage::message),
+        ills: known.iter().flat_map(|known| &known.ills).map(usage::ill).collect(),
         ..api::Volume::default()
     };
     if let Some((pod, name, volume)) = row.pod {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::control::samples::{self, NOW};
 
-const SCENE: Scene<'_> = Scene { node: "n1", now: NOW };
+const SCENE: Scene<'_> = Scene { node: "n1", now: NOW, health: &HealthMap::new() };
 
 fn name(text: &str) -> ObjectName {
     text.parse().unwrap()
@@ -104,4 +104,66 @@ fn drivers_show_how_many_volumes_they_have_here() {
     let view = drivers(&samples::all(), NOW);
     assert_eq!(view.drivers[0].volumes, 3);
     assert_eq!(view.drivers[0].state, "ready");
+}
+
+#[test]
+fn how_full_and_how_well_a_published_volume_is_belongs_to_it() {
+    let all = samples::all();
+    let (key, id) =
+        all.pods.values().flat_map(|pod| pod.volumes.values()).find_map(|v| v.resolved.clone()).unwrap();
+    let published =
+        all.volumes.iter().find(|(_, v)| v.publications.values().any(|p| p.presence == Presence::Yes));
+    let (good, place) =
+        published.map(|(key, v)| (key.clone(), v.publications.keys().next().unwrap().clone())).unwrap();
+    assert_ne!(good, key);
+    let known = VolumeHealth {
+        key: good.clone(),
+        bytes: crate::model::Space { total: Some(4 << 30), used: Some(1 << 30), available: Some(2 << 30) },
+        inodes: crate::model::Space { total: Some(100), used: None, available: None },
+        ills: vec![crate::model::Ill {
+            kind: crate::model::IllKind::Degraded,
+            reason: "Rebuilding".into(),
+            message: "9 %".into(),
+        }],
+        measured_at: Some(NOW - 12_000),
+        error: None,
+    };
+    let other = VolumeHealth { key: good, ..known.clone() };
+    // What is known of another volume at the place, and of a place where nothing is published, is not shown.
+    let health = HealthMap::from([(place, known), (id, other)]);
+    let view = status(&all, Scene { health: &health, ..SCENE });
+    let with: Vec<_> = view.volumes.iter().filter(|volume| volume.usage.is_some()).collect();
+    let [volume] = with.as_slice() else { panic!("{with:?}") };
+    assert_eq!((volume.claim.as_str(), volume.state.as_str()), ("db/data", "good"));
+    assert_eq!(volume.reason, "not well: degraded: Rebuilding: 9 %");
+    let link = volume.chain.last().unwrap();
+    assert_eq!((link.step.as_str(), link.state.as_str()), ("health", "failed"));
+    assert_eq!(
+        link.detail,
+        "1Gi of 4Gi used, ? of 100 inodes used, degraded: Rebuilding: 9 %, as of 12s ago"
+    );
+    let wide =
+        crate::control::render::list(&view, crate::control::render::Style { color: false, wide: true });
+    assert!(wide.contains("1Gi of 4Gi") && wide.contains("degraded"), "{wide}");
+    let text = crate::control::render::status(&view, crate::control::render::Style::default());
+    assert!(
+        text.contains("Measured: 12s ago") && text.contains("Not well: degraded Rebuilding 9 %"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_a_driver_s_probe_says_is_shown() {
+    let mut all = samples::all();
+    let shown = |all: &Status| {
+        let view = drivers(all, NOW);
+        crate::control::render::drivers(&view, crate::control::render::Style::default())
+    };
+    all.drivers.values_mut().for_each(|driver| driver.unwell = Some("no iscsid".into()));
+    let text = shown(&all);
+    assert!(text.contains("unwell") && text.contains("no iscsid") && text.contains('○'), "{text}");
+    let starting = Connection::Starting { reason: "not ready yet".into() };
+    all.drivers.values_mut().for_each(|driver| (driver.unwell, driver.connection) = (None, starting.clone()));
+    let text = shown(&all);
+    assert!(text.contains("starting") && text.contains("not ready yet") && text.contains('○'), "{text}");
 }

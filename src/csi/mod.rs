@@ -10,13 +10,16 @@ mod connection;
 mod endpoint;
 mod info;
 mod liveness;
+mod never;
 mod plugin;
 mod registry;
 mod text;
+mod transitions;
 mod watch;
 
 pub use client::Client;
 pub use registry::{Configured, PROBE_PERIOD, Registry, Settings, registry};
+pub use text::readable;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::endpoint::{Endpoint, Report, Reporter};
 use super::liveness::{Life, Probing};
+use super::never::NeverReached;
 use super::plugin::{self, Rules};
+use super::transitions::{change, is_as, same, transitions};
 use super::watch::{Found, Registrations};
-use super::{CallError, Code, Driver, DriverEntry, DriverSet};
-use crate::BoxFuture;
+use super::{Driver, DriverEntry, DriverSet};
 use crate::model::{
-    Ambient, Connection, DriverInfo, DriverName, DriverOrigin, DriverState, Event, EventKind, Events, Millis,
+    Ambient, Connection, DriverInfo, DriverName, DriverOrigin, DriverState, Event, EventKind, Events,
 };
-use crate::proto::csi;
 
 /// Where drivers are looked for, and how they are called.
 #[derive(Debug, Clone)]
@@ -354,91 +354,5 @@ impl Registry {
 
     fn tell(&self, kind: EventKind) {
         self.events.tell(Event { at: self.ambient.now(), kind });
-    }
-}
-
-/// Changes how a driver answers, since now if it was otherwise; what its last Probe said counts no more.
-fn change(state: &mut DriverState, connection: Connection, now: Millis) {
-    if !is_as(&state.connection, &connection) {
-        state.since = now;
-    }
-    state.connection = connection;
-    state.unwell = None;
-}
-
-/// Whether they are the same but for the reason.
-fn is_as(one: &Connection, other: &Connection) -> bool {
-    std::mem::discriminant(one) == std::mem::discriminant(other)
-}
-
-fn same(old: &DriverEntry, new: &DriverEntry) -> bool {
-    old.state == new.state && Arc::ptr_eq(&old.client, &new.client)
-}
-
-/// Returns what is worth telling: that it is ready, that another process is, that it is not or not well, that it is gone.
-fn transitions(name: &DriverName, old: Option<&DriverEntry>, new: &DriverEntry) -> Vec<EventKind> {
-    let driver = || name.clone();
-    let was = old.map(|old| &old.state.connection);
-    let was_ready = was == Some(&Connection::Ready);
-    let was_starting = matches!(was, Some(Connection::Starting { .. }));
-    let mut kinds = Vec::new();
-    match &new.state.connection {
-        Connection::Ready => {
-            let stays = was_ready && old.is_some_and(|old| Arc::ptr_eq(&old.client, &new.client));
-            if !stays {
-                kinds.push(EventKind::DriverReady { driver: driver(), endpoint: new.state.endpoint.clone() });
-            }
-            // Once, whatever other reason it gives afterwards.
-            match (old.filter(|_| stays).and_then(|old| old.state.unwell.as_ref()), &new.state.unwell) {
-                (None, Some(reason)) => {
-                    kinds.push(EventKind::DriverUnwell { driver: driver(), reason: reason.clone() });
-                }
-                (Some(_), None) => kinds.push(EventKind::DriverWell { driver: driver() }),
-                (None, None) | (Some(_), Some(_)) => {}
-            }
-        }
-        Connection::Starting { reason } if !was_starting => {
-            kinds.push(EventKind::DriverUnwell { driver: driver(), reason: reason.clone() });
-        }
-        Connection::Disconnected { reason } if was_ready || was_starting => {
-            kinds.push(EventKind::DriverGone { driver: driver(), reason: reason.clone() });
-        }
-        Connection::Starting { .. } | Connection::Disconnected { .. } => {}
-    }
-    kinds
-}
-
-/// The client of a configured driver that never answered: nothing it is asked is ever sent.
-#[derive(Debug)]
-struct NeverReached {
-    deadline: Duration,
-}
-
-impl NeverReached {
-    fn refuse(method: &'static str) -> BoxFuture<'static, Result<(), CallError>> {
-        let message = "the driver was never reached".to_owned();
-        Box::pin(std::future::ready(Err(CallError { method, code: Code::UNAVAILABLE, message, sent: false })))
-    }
-}
-
-impl Driver for NeverReached {
-    fn deadline(&self) -> Duration {
-        self.deadline
-    }
-
-    fn stage(&self, _: csi::NodeStageVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
-        Self::refuse("NodeStageVolume")
-    }
-
-    fn unstage(&self, _: csi::NodeUnstageVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
-        Self::refuse("NodeUnstageVolume")
-    }
-
-    fn publish(&self, _: csi::NodePublishVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
-        Self::refuse("NodePublishVolume")
-    }
-
-    fn unpublish(&self, _: csi::NodeUnpublishVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
-        Self::refuse("NodeUnpublishVolume")
     }
 }

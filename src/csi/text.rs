@@ -80,10 +80,17 @@ impl Secrets {
 
 /// Returns a driver's text without the secrets, with control characters replaced by spaces, cut to 1 KiB.
 pub(super) fn clean(text: &str, secrets: &Secrets) -> String {
-    let mut clean: String =
-        secrets.hide(text).chars().map(|c| if is_unprintable(c) { ' ' } else { c }).collect();
-    if clean.len() > LIMIT {
-        let end = (0..=LIMIT - "...".len()).rev().find(|end| clean.is_char_boundary(*end)).unwrap_or(0);
+    readable(&secrets.hide(text), LIMIT)
+}
+
+/// Returns a driver's text with control characters replaced by spaces, cut to a number of bytes. Not for what may hold a secret.
+pub fn readable(text: &str, limit: usize) -> String {
+    let mut clean: String = text.chars().map(|c| if is_unprintable(c) { ' ' } else { c }).collect();
+    if clean.len() > limit {
+        let end = (0..=limit.saturating_sub("...".len()))
+            .rev()
+            .find(|end| clean.is_char_boundary(*end))
+            .unwrap_or(0);
         clean.truncate(end);
         clean.push_str("...");
     }

@@ -23,11 +23,11 @@ use crate::control::peer::Policy;
 use crate::control::server::Server;
 use crate::desired::TokenFiles;
 use crate::error::Chain;
-use crate::host::{self, Host as _};
+use crate::host::{self, Host};
 use crate::model::{Ambient, Events, Layout, Millis, Status};
 use crate::reconcile::{self, AbsenceSettings, Inputs, Parts, Reread};
 use crate::record::{Directory, Store, StoreError};
-use crate::{csi, manifest, telemetry};
+use crate::{csi, health, manifest, telemetry};
 
 pub use crate::host::as_child;
 pub use identities::IdentitiesError;
@@ -196,8 +196,19 @@ impl House {
         let (publish, status) = watch::channel(Status::default());
         let again = Arc::new(Notify::new());
         let ask_again = Arc::clone(&again);
+        let host: Arc<dyn Host> = Arc::new(linux);
+        let (poller, health) = health::poller(
+            health::Parts {
+                host: Arc::clone(&host),
+                layout: layout.clone(),
+                ambient: Arc::clone(&ambient),
+                events: events.clone(),
+            },
+            status.clone(),
+            drivers.clone(),
+        );
         let parts = Parts {
-            host: Arc::new(linux),
+            host,
             store: Arc::clone(&store),
             layout,
             node: node.clone(),
@@ -215,10 +226,18 @@ impl House {
             Inputs { manifests: manifests.clone(), drivers, commands: asked, shutdown: reconcile.stop() };
         let (policy, allowed) = watch::channel(policy);
         let (requests, requested) = mpsc::channel(64);
-        let server =
-            Server { status: status.clone(), requests, policy: allowed, node, ambient, stop: front.stop() };
+        let server = Server {
+            status: status.clone(),
+            health,
+            requests,
+            policy: allowed,
+            node,
+            ambient,
+            stop: front.stop(),
+        };
 
         sources.run("manifest", reader.run(sources.stop()));
+        front.once("health", poller.run(front.stop()));
         sources.once("csi", registry.run(sources.stop()));
         sources.once("identities", identities::keep(store, manifests, known, sources.stop()));
         reconcile.run("reconcile", reconcile::run(parts, inputs, publish));

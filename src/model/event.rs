@@ -138,6 +138,22 @@ pub enum EventKind {
         /// Who.
         driver: DriverName,
     },
+    /// A driver says that something is wrong with a published volume.
+    VolumeUnwell {
+        /// The volume.
+        key: VolumeKey,
+        /// Who said so.
+        driver: DriverName,
+        /// What; cut, without control characters.
+        reason: String,
+    },
+    /// It does not say so any more.
+    VolumeWell {
+        /// The volume.
+        key: VolumeKey,
+        /// Who said so.
+        driver: DriverName,
+    },
     /// A plugin asked to be registered and was refused.
     RegistrationRefused {
         /// The registration socket.

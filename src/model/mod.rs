@@ -7,6 +7,7 @@ mod call;
 mod driver;
 mod event;
 mod have;
+mod health;
 mod ids;
 mod layout;
 mod mount;
@@ -26,6 +27,7 @@ pub use call::{
 pub use driver::{Connection, DriverInfo, DriverOrigin, DriverState};
 pub use event::{Event, EventKind, Events};
 pub use have::{Actual, Foreign, Have, HavePublication, HaveStaging, Obstacle, Presence};
+pub use health::{HealthMap, Ill, IllKind, Space, VolumeHealth};
 pub use ids::{DriverName, InvalidName, ObjectRef, Plugin, PodUid, PublicationId, SpecName, VolumeKey};
 pub use layout::{Layout, RootPath, VOL_DATA};
 pub use mount::{Mount, MountIdentity, MountTable, MountsAt, has_server};

@@ -6,8 +6,8 @@ use super::pass::Loop;
 use crate::desired::ResolvedWant;
 use crate::model::{
     Blocked, BrakeStatus, DriverName, Event, EventKind, Have, Hold, PodStatus, PodUid, PodVolumeStatus,
-    Presence, Problem, PublicationId, PublicationStatus, RecordedVolume, Status, VolumeKey, VolumeStatus,
-    Want, WantedVolume,
+    Presence, Problem, PublicationId, PublicationStatus, RecordedVolume, Status, VolumeKey, VolumeMode,
+    VolumeStatus, Want, WantedVolume,
 };
 use crate::plan::{Decision, Now};
 
@@ -217,11 +217,11 @@ impl Loop {
         for (id, want) in wanted {
             if let Want::Wanted(wanted) = want {
                 let here = have.and_then(|have| have.publications.get(id));
+                let there = here.map_or(Presence::No, |have| have.presence);
                 let (path, presence) = match &wanted.volume {
                     WantedVolume::HostPath { path } => (path.clone(), Presence::Yes),
-                    WantedVolume::EmptyDir { .. } | WantedVolume::Csi(_) => {
-                        (self.target(id), here.map_or(Presence::No, |have| have.presence))
-                    }
+                    WantedVolume::EmptyDir { .. } => (self.target(id, VolumeMode::Filesystem), there),
+                    WantedVolume::Csi(csi) => (self.target(id, csi.volume_mode), there),
                 };
                 let status = PublicationStatus {
                     pod: wanted.pod.clone(),
@@ -243,10 +243,12 @@ impl Loop {
                 Some(Want::Absent) => ("released", None),
                 None => ("held", None),
             };
+            let arguments = publication.arguments.as_ref();
+            let mode = arguments.map(|arguments| arguments.capability.volume_mode).unwrap_or_default();
             let status = PublicationStatus {
                 pod: publication.pod.clone(),
                 names: publication.names.iter().cloned().collect(),
-                path: self.target(id),
+                path: self.target(id, mode),
                 desired,
                 presence: here.map_or(Presence::Uncertain, |have| have.presence),
                 not_a_mount_point: here.is_some_and(|have| have.not_a_mount_point),
@@ -257,8 +259,13 @@ impl Loop {
         shown
     }
 
-    fn target(&self, id: &PublicationId) -> std::path::PathBuf {
-        self.parts.layout.absolute(&self.parts.layout.target(id))
+    /// Returns where the pod finds it.
+    fn target(&self, id: &PublicationId, mode: VolumeMode) -> std::path::PathBuf {
+        let layout = &self.parts.layout;
+        layout.absolute(&match mode {
+            VolumeMode::Filesystem => layout.target(id),
+            VolumeMode::Block => layout.block_link(id),
+        })
     }
 }
 

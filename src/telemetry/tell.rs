@@ -25,6 +25,8 @@ mod id {
     pub(super) const ADOPTED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c12";
     pub(super) const DRIVER_UNWELL: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c20";
     pub(super) const DRIVER_WELL: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c21";
+    pub(super) const VOLUME_UNWELL: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c22";
+    pub(super) const VOLUME_WELL: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c23";
 }
 
 /// Writes an event to the journal.
@@ -111,6 +113,13 @@ pub fn tell(event: &Event) {
         ),
         EventKind::DriverWell { driver } => info!(
             message_id = id::DRIVER_WELL, csi_driver = %driver, "driver {driver} is well again"
+        ),
+        EventKind::VolumeUnwell { key, driver, reason } => error!(
+            message_id = id::VOLUME_UNWELL, volume = %key, csi_driver = %driver,
+            "the volume {key} is not well: {reason}"
+        ),
+        EventKind::VolumeWell { key, driver } => info!(
+            message_id = id::VOLUME_WELL, volume = %key, csi_driver = %driver, "the volume {key} is well again"
         ),
         EventKind::RegistrationRefused { socket, reason } => error!(
             message_id = id::REGISTRATION_REFUSED, endpoint = %socket.display(),

@@ -1,0 +1,60 @@
+//! What is asked about: the published volumes of a status.
+
+use std::path::PathBuf;
+
+use crate::host::Usage;
+use crate::model::{DriverName, Layout, Presence, PublicationId, Space, VolumeKey, VolumeStatus};
+
+/// A published volume, as far as it is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) key: VolumeKey,
+    pub(super) driver: DriverName,
+    pub(super) handle: String,
+    /// What the driver is told.
+    pub(super) path: PathBuf,
+    pub(super) staging: Option<PathBuf>,
+    /// Whether there is a file system of the volume's own at `path`.
+    pub(super) mounted: bool,
+}
+
+/// Returns what is published of a volume and can be asked about.
+pub(super) fn published<'a>(
+    layout: &'a Layout,
+    key: &'a VolumeKey,
+    volume: &'a VolumeStatus,
+) -> impl Iterator<Item = (PublicationId, Target)> + 'a {
+    let staged = volume.staging.as_ref().filter(|(_, presence)| *presence == Presence::Yes);
+    let csi = volume.csi.as_ref().into_iter();
+    csi.flat_map(move |(driver, handle)| {
+        let there = volume.publications.iter().filter(|(_, publication)| {
+            publication.presence == Presence::Yes && publication.desired != "released"
+        });
+        there.map(move |(id, publication)| {
+            let block = publication.path == layout.absolute(&layout.block_link(id));
+            let path = if block { layout.absolute(&layout.block_map(id)) } else { publication.path.clone() };
+            let target = Target {
+                key: key.clone(),
+                driver: driver.clone(),
+                handle: handle.clone(),
+                path,
+                staging: staged.map(|(path, _)| path.clone()),
+                mounted: !block && !publication.not_a_mount_point,
+            };
+            (id.clone(), target)
+        })
+    })
+}
+
+pub(super) fn spaces(usage: Usage) -> (Space, Space) {
+    let Usage { total_bytes, available_bytes, used_bytes, total_inodes, free_inodes } = usage;
+    let space = |total: u64, used, available| Space {
+        total: (total > 0).then_some(total),
+        used: (total > 0).then_some(used),
+        available: (total > 0).then_some(available),
+    };
+    (
+        space(total_bytes, used_bytes, available_bytes),
+        space(total_inodes, total_inodes.saturating_sub(free_inodes), free_inodes),
+    )
+}
