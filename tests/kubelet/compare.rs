@@ -131,3 +131,13 @@ pub fn assert_in_order(calls: &[Call]) {
         assert!(places.is_sorted(), "{volume:?}: {places:?}");
     }
 }
+
+/// Asserts that two trees are the same, and says what differs.
+pub fn assert_same_tree(ours: &Tree, theirs: &Tree, what: &str) {
+    let paths: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+    let differs = |path: &&&String| ours.get(**path) != theirs.get(**path);
+    let wrong = paths.iter().filter(differs);
+    let wrong: Vec<_> =
+        wrong.map(|path| format!("{path}: {:?}, was {:?}", ours.get(*path), theirs.get(*path))).collect();
+    assert!(wrong.is_empty(), "{what}:\n{}", wrong.join("\n"));
+}

@@ -50,7 +50,7 @@ pub fn isolated(name: &str, test: impl Future<Output = ()>) {
     let output = Command::new("unshare")
         .args(UNSHARE)
         .arg(std::env::current_exe().expect("this program"))
-        .args(["--exact", name, "--nocapture"])
+        .args(["--exact", name, "--nocapture", "--include-ignored"])
         .env(INSIDE, "1")
         .env("TMPDIR", top.path())
         .stdin(Stdio::null())

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use volumed::model::{Presence, Status};
 
-use super::compare::{Difference, Only, assert_in_order, assert_same, assert_same_calls};
+use super::compare::{Difference, Only, assert_in_order, assert_same, assert_same_calls, assert_same_tree};
 use super::node::{Node, held, isolated};
 use super::{asked, drivers, recording};
 
@@ -78,16 +78,16 @@ const ON_PURPOSE: &[Difference] = &[
 /// Starts volumed on a phase's root and wishes the phase's own objects; asserts that all becomes volumed's as it is. Returns
 /// the node and how many calls the takeover took.
 async fn taken_over(recording: &str) -> (Node, usize) {
-    let objects = recording::objects(recording);
+    let objects = crate::supported(recording);
     let asked = calls_from_nothing(recording, objects.clone()).await;
     let mut node = Node::take_over(recording, drivers::of(recording));
     let before = (node.tree(), node.mount_numbers(), node.locks());
     assert!(before.1.len() > 1, "{recording} has nothing to take over");
     let status = node.wish(objects).await;
     let mut tree = node.tree();
-    // volumed makes it where an emptyDir needs it, as a kubelet does for every pod.
     tree.retain(|path, _| before.0.contains_key(path) || !path.ends_with("/plugins"));
-    assert_eq!((tree, node.mount_numbers(), node.locks()), before, "{recording}");
+    assert_same_tree(&tree, &before.0, recording);
+    assert_eq!((node.mount_numbers(), node.locks()), (before.1, before.2), "{recording}");
     let calls = node.calls();
     assert_in_order(&calls);
     assert_same_calls(calls.clone(), asked);
@@ -138,7 +138,7 @@ fn theirs(recording: &str, node: &Node, status: &Status) -> BTreeSet<PathBuf> {
 /// Takes a phase over and then takes everything down; asserts that the root ends as the kubelet's own did.
 async fn there_and_back(recording: &str, end: &str) {
     let (mut node, taken) = taken_over(recording).await;
-    node.wish(recording::objects(end)).await;
+    node.wish(crate::supported(end)).await;
     assert_same(end, &node, ON_PURPOSE);
     assert_eq!(node.locks(), BTreeSet::new());
     let calls = node.calls();
@@ -148,7 +148,6 @@ async fn there_and_back(recording: &str, end: &str) {
 }
 
 #[test]
-#[ignore = "the core does not adopt yet"]
 fn a_shared_staged_volume_is_taken_over_without_a_remount() {
     isolated("kubelet::takeover::a_shared_staged_volume_is_taken_over_without_a_remount", async {
         there_and_back("a/running", "a/all-removed").await;
@@ -157,7 +156,6 @@ fn a_shared_staged_volume_is_taken_over_without_a_remount() {
 }
 
 #[test]
-#[ignore = "the core does not adopt yet"]
 fn block_volumes_are_taken_over_with_their_locks() {
     isolated("kubelet::takeover::block_volumes_are_taken_over_with_their_locks", async {
         there_and_back("b/running", "b/all-removed").await;
@@ -166,7 +164,6 @@ fn block_volumes_are_taken_over_with_their_locks() {
 }
 
 #[test]
-#[ignore = "the core does not adopt yet"]
 fn inline_volumes_are_taken_over_without_a_remount() {
     isolated("kubelet::takeover::inline_volumes_are_taken_over_without_a_remount", async {
         there_and_back("c/running", "c/all-removed").await;
@@ -174,7 +171,6 @@ fn inline_volumes_are_taken_over_without_a_remount() {
 }
 
 #[test]
-#[ignore = "the core does not adopt yet"]
 fn volumes_of_drivers_without_staging_are_taken_over_without_a_remount() {
     isolated(
         "kubelet::takeover::volumes_of_drivers_without_staging_are_taken_over_without_a_remount",
@@ -185,7 +181,6 @@ fn volumes_of_drivers_without_staging_are_taken_over_without_a_remount() {
 }
 
 #[test]
-#[ignore = "the core does not adopt yet"]
 fn volumes_with_odd_names_are_taken_over_without_a_remount() {
     isolated("kubelet::takeover::volumes_with_odd_names_are_taken_over_without_a_remount", async {
         there_and_back("h/running", "h/all-removed").await;
@@ -193,7 +188,6 @@ fn volumes_with_odd_names_are_taken_over_without_a_remount() {
 }
 
 #[test]
-#[ignore = "the core does not adopt yet"]
 fn volumes_with_contexts_secrets_and_all_access_modes_are_taken_over_without_a_remount() {
     isolated(
         "kubelet::takeover::volumes_with_contexts_secrets_and_all_access_modes_are_taken_over_without_a_remount",
@@ -204,7 +198,6 @@ fn volumes_with_contexts_secrets_and_all_access_modes_are_taken_over_without_a_r
 }
 
 #[test]
-#[ignore = "the core does not adopt yet"]
 fn a_generic_ephemeral_volume_is_taken_over_without_a_remount() {
     isolated("kubelet::takeover::a_generic_ephemeral_volume_is_taken_over_without_a_remount", async {
         there_and_back("m/running", "m/all-removed").await;
@@ -212,21 +205,20 @@ fn a_generic_ephemeral_volume_is_taken_over_without_a_remount() {
 }
 
 #[test]
-#[ignore = "the core does not adopt yet"]
 fn what_a_killed_kubelet_had_begun_is_finished() {
     isolated("kubelet::takeover::what_a_killed_kubelet_had_begun_is_finished", async {
         // Killed between staging and publishing; refused by the drivers, which work by now.
         for (recording, end) in [("i1/kubelet-killed", "i1/all-removed"), ("k/failing", "k/pods-deleted")] {
-            let asked = calls_from_nothing(recording, recording::objects(recording)).await;
+            let asked = calls_from_nothing(recording, crate::supported(recording)).await;
             let mut node = Node::take_over(recording, drivers::of(recording));
             let before = node.mount_numbers();
-            let status = node.wish(recording::objects(recording)).await;
+            let status = node.wish(crate::supported(recording)).await;
             assert_same_calls(node.calls(), asked);
             let after = node.mount_numbers();
             let kept = before.iter().all(|(point, number)| after.get(point) == Some(number));
             assert!(kept, "{recording}: before {before:#?}, after {after:#?}");
             assert_eq!(foreign(&node, &status), theirs(recording, &node, &status), "{recording}");
-            node.wish(recording::objects(end)).await;
+            node.wish(crate::supported(end)).await;
             assert_same(end, &node, ON_PURPOSE);
             node.stop().await;
         }
@@ -234,12 +226,11 @@ fn what_a_killed_kubelet_had_begun_is_finished() {
 }
 
 #[test]
-#[ignore = "the core does not adopt yet"]
 fn what_was_wanted_before_a_reboot_comes_up_again() {
     isolated("kubelet::takeover::what_was_wanted_before_a_reboot_comes_up_again", async {
         let mut node = Node::take_over("i7/rebooted", drivers::of("i7/rebooted"));
         let before = node.tree();
-        let status = node.wish(recording::objects("i7/rebooted")).await;
+        let status = node.wish(crate::supported("i7/rebooted")).await;
         assert!(foreign(&node, &status).is_subset(&theirs("i7/rebooted", &node, &status)));
         // The same volumes, in the places that they had: what is new is only what stands for their mounts.
         assert_eq!(node.tree().keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
@@ -251,17 +242,16 @@ fn what_was_wanted_before_a_reboot_comes_up_again() {
 }
 
 #[test]
-#[ignore = "the core does not adopt yet"]
 fn a_foreign_publication_holds_the_staging_of_its_volume() {
     isolated("kubelet::takeover::a_foreign_publication_holds_the_staging_of_its_volume", async {
         // Two pods had the volume; only the second has a manifest, and that goes.
         let mut node = Node::take_over("a/running", drivers::of("a/running"));
         let first = Path::new("pods/f048eb28-c738-4638-8829-95cf8745c110/volumes/kubernetes.io~csi/pv-data");
-        let status = node.wish(recording::objects("a/one-pod-removed")).await;
+        let status = node.wish(crate::supported("a/one-pod-removed")).await;
         assert_eq!(foreign(&node, &status), [first.to_owned()].into());
         let theirs = node.root().join(first).join("mount");
         let number = node.mount_numbers()[&theirs];
-        node.wish_unsettled(recording::objects("a/all-removed")).await;
+        node.wish_unsettled(crate::supported("a/all-removed")).await;
         let waits = |status: &Status| {
             let blocked = status.volumes.values().flat_map(|volume| &volume.blocked);
             blocked
@@ -277,18 +267,18 @@ fn a_foreign_publication_holds_the_staging_of_its_volume() {
 }
 
 #[test]
-#[ignore = "the core does not adopt yet"]
 fn volumes_of_types_not_supported_stay_the_kubelets() {
     isolated("kubelet::takeover::volumes_of_types_not_supported_stay_the_kubelets", async {
         for recording in ["e/running", "f/running"] {
             let mut node = Node::take_over(recording, drivers::of(recording));
             let before = (node.tree(), node.mount_numbers());
-            let status = node.wish(recording::objects(recording)).await;
+            let status = node.wish(crate::supported(recording)).await;
             assert!(held(&status).len() > 3, "{recording} has nothing that is not supported");
             let places = theirs(recording, &node, &status);
             assert_eq!(foreign(&node, &status), places, "{recording}");
             assert_eq!(node.calls(), [], "{recording}");
-            assert_eq!((node.tree(), node.mount_numbers()), before, "{recording}");
+            assert_same_tree(&node.tree(), &before.0, recording);
+            assert_eq!(node.mount_numbers(), before.1, "{recording}");
             node.wish(Vec::new()).await;
             let mut left = node.tree();
             let below = |path: &str| places.iter().any(|place| Path::new(path).starts_with(place));
