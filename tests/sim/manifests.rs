@@ -19,7 +19,7 @@ pub struct Reading {
 }
 
 thread_local! {
-    /// Objects by their text: most of a run's time would go into parsing the same few again.
+    /// Objects by edition: most of a run's time would go into parsing the same few again.
     static PARSED: RefCell<HashMap<String, Arc<dyn Any + Send + Sync>>> = RefCell::default();
 }
 
@@ -33,17 +33,19 @@ impl Reading {
             let (pv, claim) = (format!("pv{volume}"), format!("c{volume}"));
             let attribute = wish.attributes[usize::try_from(volume).unwrap_or(0)];
             let read = || pv_object(volume, attribute);
-            taken.take(&pv, pv.clone(), &self.good.volumes, &mut objects.volumes, read);
+            taken.take((&pv, &attribute), pv.clone(), &self.good.volumes, &mut objects.volumes, read);
             let name = ("default".to_owned(), claim.clone());
-            taken.take(&claim, name, &self.good.claims, &mut objects.claims, || claim_object(volume));
+            taken.take((&claim, &()), name, &self.good.claims, &mut objects.claims, || claim_object(volume));
         }
         for (driver, name) in DRIVERS.iter().enumerate() {
             let file = format!("driver{driver}");
             let read = || driver_object(name);
-            taken.take(&file, (*name).to_owned(), &self.good.drivers, &mut objects.drivers, read);
+            taken.take((&file, &()), (*name).to_owned(), &self.good.drivers, &mut objects.drivers, read);
         }
         for (name, pod) in &wish.pods {
-            taken.take(name, wish::uid(name), &self.good.pods, &mut objects.pods, || pod_object(name, pod));
+            taken.take((name, pod), wish::uid(name), &self.good.pods, &mut objects.pods, || {
+                pod_object(name, pod)
+            });
         }
         self.remember(&objects);
         let directory = DirectoryState { identity: None, files: objects.pods.len() + 9 };
@@ -83,7 +85,7 @@ impl Taken<'_> {
     /// Takes one file's object: as it is, as it last was when the file is broken now, or not at all.
     fn take<K: Ord, T: DeserializeOwned + Send + Sync + 'static>(
         &mut self,
-        file: &str,
+        (file, edition): (&str, &dyn std::fmt::Debug),
         key: K,
         good: &BTreeMap<K, Sourced<T>>,
         into: &mut BTreeMap<K, Sourced<T>>,
@@ -102,21 +104,23 @@ impl Taken<'_> {
             Sourced { object: Arc::clone(&good.object), source: good.source.clone(), stale }
         } else {
             let source = ManifestSource { file: format!("/manifests/{file}.yaml").into(), line: 1 };
-            Sourced { object: parsed(&read()), source, stale: None }
+            Sourced { object: parsed(format!("{file} {edition:?}"), read), source, stale: None }
         };
         into.insert(key, taken);
     }
 }
 
-fn parsed<T: DeserializeOwned + Send + Sync + 'static>(object: &Value) -> Arc<T> {
-    let text = object.to_string();
+/// Returns an object, made the first time that `edition` of it is read.
+fn parsed<T: DeserializeOwned + Send + Sync + 'static>(
+    edition: String,
+    object: impl FnOnce() -> Value,
+) -> Arc<T> {
     PARSED.with_borrow_mut(|known| {
-        let known = known.entry(text).or_insert_with(|| {
-            let object: T =
-                serde_json::from_value(object.clone()).expect("the simulation writes valid objects");
+        let known = known.entry(edition).or_insert_with(|| {
+            let object: T = serde_json::from_value(object()).expect("the simulation writes valid objects");
             Arc::new(object)
         });
-        Arc::clone(known).downcast().expect("the text names the kind")
+        Arc::clone(known).downcast().expect("the edition names the kind")
     })
 }
 
