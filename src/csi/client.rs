@@ -190,7 +190,12 @@ fn too_late(method: &'static str, deadline: Duration) -> CallError {
 }
 
 /// Tells the driver's own answers from what the transport made up: only the former have a code that means something.
-fn call_error(method: &'static str, status: &Status, deadline: Duration, secrets: &Secrets) -> CallError {
+pub(super) fn call_error(
+    method: &'static str,
+    status: &Status,
+    deadline: Duration,
+    secrets: &Secrets,
+) -> CallError {
     let mut causes = Vec::new();
     let mut next = status.source();
     while let Some(cause) = next {

@@ -33,23 +33,49 @@ pub(super) enum InfoError {
 /// (a driver of the configuration; of others the registration says it).
 pub(super) async fn read(client: &Client, name: &DriverName, strict: bool) -> Result<DriverInfo, InfoError> {
     let version = identify(client, name, strict).await?;
-    let plugin = plugin_capabilities(client).await?;
-    let has = |wanted: plugin_capability::service::Type| {
-        plugin.contains(&plugin_capability::Type::Service(plugin_capability::Service {
-            r#type: i32::from(wanted),
-        }))
-    };
-    let controller = if has(plugin_capability::service::Type::ControllerService) {
-        controller_capabilities(client).await?
-    } else {
-        Vec::new()
-    };
-    let node = node_capabilities(client).await?;
-    let publish_unpublish =
-        controller.contains(&i32::from(controller_service_capability::rpc::Type::PublishUnpublishVolume));
-    let topology = has(plugin_capability::service::Type::VolumeAccessibilityConstraints);
-    let (node_id, max_volumes) = node_info(client, publish_unpublish || topology).await?;
-    Ok(DriverInfo {
+    let mut can = Capabilities { plugin: plugin_capabilities(client).await?, ..Capabilities::default() };
+    if can.serves(plugin_capability::service::Type::ControllerService) {
+        can.controller = controller_capabilities(client).await?;
+    }
+    can.node = node_capabilities(client).await?;
+    let node = node_info(client, can.needs_node_id()).await?;
+    Ok(understood(version, &can, node))
+}
+
+/// What a driver says it can do.
+#[derive(Debug, Default)]
+pub(super) struct Capabilities {
+    pub(super) plugin: Vec<plugin_capability::Type>,
+    /// By their numbers in the contract, which may have more of them one day.
+    pub(super) controller: Vec<i32>,
+    pub(super) node: Vec<i32>,
+}
+
+impl Capabilities {
+    pub(super) fn serves(&self, wanted: plugin_capability::service::Type) -> bool {
+        let wanted = plugin_capability::Service { r#type: i32::from(wanted) };
+        self.plugin.contains(&plugin_capability::Type::Service(wanted))
+    }
+
+    fn attaches(&self) -> bool {
+        let attach = controller_service_capability::rpc::Type::PublishUnpublishVolume;
+        self.controller.contains(&i32::from(attach))
+    }
+
+    /// Attaching and topology name the node by its id.
+    pub(super) fn needs_node_id(&self) -> bool {
+        self.attaches() || self.serves(plugin_capability::service::Type::VolumeAccessibilityConstraints)
+    }
+}
+
+/// Puts what a driver said together; `node_id` and `max_volumes` come from `node_said`.
+pub(super) fn understood(
+    version: String,
+    can: &Capabilities,
+    (node_id, max_volumes): (String, i64),
+) -> DriverInfo {
+    let node = &can.node;
+    DriverInfo {
         version,
         node_id,
         max_volumes,
@@ -61,18 +87,21 @@ pub(super) async fn read(client: &Client, name: &DriverName, strict: bool) -> Re
         volume_stats: node.contains(&i32::from(node_service_capability::rpc::Type::GetVolumeStats))
             || node.contains(&i32::from(node_service_capability::rpc::Type::VolumeCondition)),
         volume_health: node.contains(&i32::from(node_service_capability::rpc::Type::GetVolumeHealth)),
-        publish_unpublish,
-        capabilities: capability_names(&plugin, &controller, &node),
-    })
+        publish_unpublish: can.attaches(),
+        capabilities: capability_names(&can.plugin, &can.controller, node),
+    }
 }
 
 /// Returns the driver's version after a look at its name.
 async fn identify(client: &Client, name: &DriverName, strict: bool) -> Result<String, InfoError> {
+    match client.plugin_info().await {
+        Err(error) if error.code == Code::UNIMPLEMENTED && !strict => Ok(String::new()),
+        said => plugin_said(&said?, name),
+    }
+}
+
+pub(super) fn plugin_said(said: &csi::GetPluginInfoResponse, name: &DriverName) -> Result<String, InfoError> {
     const METHOD: &str = "GetPluginInfo";
-    let said = match client.plugin_info().await {
-        Err(error) if error.code == Code::UNIMPLEMENTED && !strict => return Ok(String::new()),
-        said => said?,
-    };
     if said.name != name.as_str() {
         let said = clean(&said.name.chars().take(80).collect::<String>(), &Secrets::default());
         return Err(InfoError::OtherName { said, expected: name.clone() });
@@ -83,42 +112,56 @@ async fn identify(client: &Client, name: &DriverName, strict: bool) -> Result<St
 }
 
 async fn plugin_capabilities(client: &Client) -> Result<Vec<plugin_capability::Type>, InfoError> {
-    let answer = match client.plugin_capabilities().await {
-        Err(error) if error.code == Code::UNIMPLEMENTED => return Ok(Vec::new()),
-        answer => answer?.capabilities,
-    };
-    few("GetPluginCapabilities", answer.len())?;
-    Ok(answer.into_iter().filter_map(|capability| capability.r#type).collect())
+    match client.plugin_capabilities().await {
+        Err(error) if error.code == Code::UNIMPLEMENTED => Ok(Vec::new()),
+        answer => plugin_can(answer?),
+    }
+}
+
+pub(super) fn plugin_can(
+    answer: csi::GetPluginCapabilitiesResponse,
+) -> Result<Vec<plugin_capability::Type>, InfoError> {
+    few("GetPluginCapabilities", answer.capabilities.len())?;
+    Ok(answer.capabilities.into_iter().filter_map(|capability| capability.r#type).collect())
 }
 
 async fn controller_capabilities(client: &Client) -> Result<Vec<i32>, InfoError> {
-    let answer = match client.controller_capabilities().await {
-        Err(error) if error.code == Code::UNIMPLEMENTED => return Ok(Vec::new()),
-        answer => answer?.capabilities,
-    };
-    few("ControllerGetCapabilities", answer.len())?;
+    match client.controller_capabilities().await {
+        Err(error) if error.code == Code::UNIMPLEMENTED => Ok(Vec::new()),
+        answer => controller_can(answer?),
+    }
+}
+
+pub(super) fn controller_can(answer: csi::ControllerGetCapabilitiesResponse) -> Result<Vec<i32>, InfoError> {
+    few("ControllerGetCapabilities", answer.capabilities.len())?;
     let number = |capability: csi::ControllerServiceCapability| {
         capability.r#type.map(|controller_service_capability::Type::Rpc(rpc)| rpc.r#type)
     };
-    Ok(answer.into_iter().filter_map(number).collect())
+    Ok(answer.capabilities.into_iter().filter_map(number).collect())
 }
 
 async fn node_capabilities(client: &Client) -> Result<Vec<i32>, InfoError> {
-    let answer = client.node_capabilities().await?.capabilities;
-    few("NodeGetCapabilities", answer.len())?;
+    node_can(client.node_capabilities().await?)
+}
+
+pub(super) fn node_can(answer: csi::NodeGetCapabilitiesResponse) -> Result<Vec<i32>, InfoError> {
+    few("NodeGetCapabilities", answer.capabilities.len())?;
     let number = |capability: csi::NodeServiceCapability| {
         capability.r#type.map(|node_service_capability::Type::Rpc(rpc)| rpc.r#type)
     };
-    Ok(answer.into_iter().filter_map(number).collect())
+    Ok(answer.capabilities.into_iter().filter_map(number).collect())
 }
 
 /// Returns the node's id and how many volumes it takes. UNIMPLEMENTED is accepted where nothing needs them (csi.md 11).
 async fn node_info(client: &Client, needed: bool) -> Result<(String, i64), InfoError> {
+    match client.node_info().await {
+        Err(error) if error.code == Code::UNIMPLEMENTED && !needed => Ok((String::new(), 0)),
+        said => node_said(said?),
+    }
+}
+
+pub(super) fn node_said(said: csi::NodeGetInfoResponse) -> Result<(String, i64), InfoError> {
     const METHOD: &str = "NodeGetInfo";
-    let said = match client.node_info().await {
-        Err(error) if error.code == Code::UNIMPLEMENTED && !needed => return Ok((String::new(), 0)),
-        said => said?,
-    };
     if said.node_id.is_empty() {
         return Err(absurd(METHOD, "node_id is empty"));
     }

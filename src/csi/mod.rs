@@ -8,6 +8,8 @@
 mod client;
 mod connection;
 mod endpoint;
+#[doc(hidden)]
+pub mod fuzz;
 mod info;
 mod liveness;
 mod never;

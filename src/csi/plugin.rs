@@ -40,7 +40,7 @@ pub(super) struct Rules {
 
 /// Why a plugin is not registered.
 #[derive(Debug, thiserror::Error)]
-enum Refusal {
+pub(super) enum Refusal {
     #[error(transparent)]
     Dial(#[from] DialError),
     #[error(transparent)]
@@ -95,7 +95,7 @@ pub(super) fn jitter(ambient: &Ambient) -> f64 {
 }
 
 /// Returns a refusal as the plugin and the event tell it.
-fn said(refusal: &Refusal) -> String {
+pub(super) fn said(refusal: &Refusal) -> String {
     clean(&Chain(refusal).to_string(), &Secrets::default())
 }
 
@@ -122,6 +122,27 @@ async fn register(socket: &Path, rules: &Rules) -> Result<(Endpoint, Session), R
 
 /// Checks what the plugin said and asks its driver.
 async fn accept(socket: &Path, info: PluginInfo, rules: &Rules) -> Result<(Endpoint, Session), Refusal> {
+    let (name, path) = checked(socket, info, &rules.configured)?;
+    let endpoint = Endpoint {
+        name,
+        path,
+        deadline: rules.deadline,
+        uid: rules.uid,
+        configured: false,
+        probing: rules.probing.clone(),
+    };
+    match endpoint.open().await {
+        Ok(session) => Ok((endpoint, session)),
+        Err(source) => Err(Refusal::Driver { name: endpoint.name, path: endpoint.path, source }),
+    }
+}
+
+/// Returns the driver's name and socket, if what the plugin said can be used.
+pub(super) fn checked(
+    socket: &Path,
+    info: PluginInfo,
+    configured: &BTreeSet<DriverName>,
+) -> Result<(DriverName, PathBuf), Refusal> {
     if info.r#type != "CSIPlugin" {
         return Err(Refusal::Type(info.r#type.chars().take(80).collect()));
     }
@@ -135,21 +156,10 @@ async fn accept(socket: &Path, info: PluginInfo, rules: &Rules) -> Result<(Endpo
         path if path.starts_with('/') && path.len() <= LONGEST_PATH && !path.contains('\0') => path.into(),
         other => return Err(Refusal::Endpoint(other.chars().take(2 * LONGEST_PATH).collect())),
     };
-    if rules.configured.contains(&name) {
+    if configured.contains(&name) {
         return Err(Refusal::Configured(name));
     }
-    let endpoint = Endpoint {
-        name,
-        path,
-        deadline: rules.deadline,
-        uid: rules.uid,
-        configured: false,
-        probing: rules.probing.clone(),
-    };
-    match endpoint.open().await {
-        Ok(session) => Ok((endpoint, session)),
-        Err(source) => Err(Refusal::Driver { name: endpoint.name, path: endpoint.path, source }),
-    }
+    Ok((name, path))
 }
 
 /// Returns whether the highest version that can be read and is not beyond 1 is a 1.x (kubelet.md 7).

@@ -49,15 +49,16 @@ impl Secrets {
         self
     }
 
-    /// Adds a value in the forms in which a driver may repeat it: as it is, trimmed, quoted, and line by line.
+    /// Adds a value in the forms in which a driver may repeat it: as it is, trimmed, quoted, and line by line. All as
+    /// `printable` leaves them.
     fn add(&mut self, value: &str) {
         let quoted = format!("{value:?}");
         let forms = [value, value.trim(), quoted.trim_matches('"')];
         let lines = value.lines().map(str::trim).filter(|line| line.len() >= 4);
-        self.0.extend(forms.into_iter().chain(lines).filter(|form| !form.is_empty()).map(str::to_owned));
+        self.0.extend(forms.into_iter().chain(lines).filter(|form| !form.is_empty()).map(printable));
     }
 
-    /// Returns `text` with every secret replaced by `***`.
+    /// Returns a printable `text` with every secret replaced by `***`.
     fn hide(&self, text: &str) -> String {
         // The longest first: one secret may be a part of another.
         let mut secrets: Vec<&String> = self.0.iter().collect();
@@ -80,12 +81,16 @@ impl Secrets {
 
 /// Returns a driver's text without the secrets, with control characters replaced by spaces, cut to 1 KiB.
 pub(super) fn clean(text: &str, secrets: &Secrets) -> String {
-    readable(&secrets.hide(text), LIMIT)
+    // Made printable first: a secret "a b" would else come out of a driver's "a\nb".
+    cut(secrets.hide(&printable(text)), LIMIT)
 }
 
 /// Returns a driver's text with control characters replaced by spaces, cut to a number of bytes. Not for what may hold a secret.
 pub fn readable(text: &str, limit: usize) -> String {
-    let mut clean: String = text.chars().map(|c| if is_unprintable(c) { ' ' } else { c }).collect();
+    cut(printable(text), limit)
+}
+
+fn cut(mut clean: String, limit: usize) -> String {
     if clean.len() > limit {
         let end = (0..=limit.saturating_sub("...".len()))
             .rev()
@@ -95,6 +100,10 @@ pub fn readable(text: &str, limit: usize) -> String {
         clean.push_str("...");
     }
     clean
+}
+
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if is_unprintable(c) { ' ' } else { c }).collect()
 }
 
 /// Control characters, and the characters that turn the direction of text or end a line on a terminal.
@@ -124,6 +133,12 @@ mod tests {
         let secrets = secrets(&["BEGIN KEY\nc2VjcmV0\nEND KEY\n"]);
         assert_eq!(clean(r#"bad key "BEGIN KEY\nc2VjcmV0\nEND KEY\n""#, &secrets), r#"bad key "***""#);
         assert_eq!(clean("line 2: c2VjcmV0!", &secrets), "line 2: ***!");
+    }
+
+    #[test]
+    fn a_secret_is_found_where_control_characters_stand_for_its_blanks_and_the_other_way() {
+        assert_eq!(clean("bad: open\nses\tame", &secrets(&["open ses ame"])), "bad: ***");
+        assert_eq!(clean("bad: open ses", &secrets(&["open\tses"])), "bad: ***");
     }
 
     #[test]

@@ -128,12 +128,6 @@ impl Linux {
         self.children.run("collect the locks below", self.root(), loops::LIMIT + LIMIT, work).await
     }
 
-    /// Stands where an operation is not written yet.
-    fn not_yet(&self, doing: &'static str, path: &RootPath) -> BoxFuture<'_, Result<(), HostError>> {
-        let source = io::Error::from(io::ErrorKind::Unsupported);
-        Box::pin(std::future::ready(Err(HostError::Io { doing, path: self.root.absolute(path), source })))
-    }
-
     /// Runs work on the root directory in the pool for local calls.
     async fn local<T: Send + 'static>(
         &self,

@@ -38,6 +38,8 @@ use crate::model::{
 pub use accounts::{group_number, is_member, set_group};
 pub use child::as_child;
 pub use linux::Linux;
+#[doc(hidden)]
+pub use mount_table::mounts as parse_mountinfo;
 pub use raw::inherited;
 pub use startup::{Lock, StartError, is_root, lock_root, lock_state, propagates_to_init};
 

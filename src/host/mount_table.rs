@@ -32,17 +32,29 @@ pub(super) struct Line {
 /// taken for none.
 ///
 /// # Errors
-/// `InvalidData` with the line.
+/// `InvalidData` with the line's number and beginning.
 pub(super) fn parse(text: &[u8]) -> io::Result<Vec<Line>> {
-    text.split(|b| *b == b'\n')
-        .filter(|line| !line.is_empty())
-        .map(|line| {
+    /// Shown of a line, in characters.
+    const SHOWN: usize = 120;
+    (1_usize..)
+        .zip(text.split(|b| *b == b'\n'))
+        .filter(|(_, line)| !line.is_empty())
+        .map(|(number, line)| {
             parse_line(line).ok_or_else(|| {
-                let shown = String::from_utf8_lossy(line);
-                io::Error::new(io::ErrorKind::InvalidData, format!("not a line of mountinfo: {shown:?}"))
+                let shown: String = String::from_utf8_lossy(line).chars().take(SHOWN).collect();
+                let problem = format!("line {number} is not one of mountinfo: {shown:?}");
+                io::Error::new(io::ErrorKind::InvalidData, problem)
             })
         })
         .collect()
+}
+
+/// Reads a whole mountinfo as the model has it, in the kernel's order. For the fuzz targets (`tests/fuzz`) too.
+///
+/// # Errors
+/// As `parse`.
+pub fn mounts(text: &[u8]) -> io::Result<Vec<Mount>> {
+    Ok(parse(text)?.into_iter().map(|line| line.mount).collect())
 }
 
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime shared:1 master:2 - ext3 /dev/root rw,errors=continue`
@@ -166,7 +178,7 @@ impl Reader {
             self.file.rewind()?;
             let mut text = Vec::new();
             self.file.read_to_end(&mut text)?;
-            self.cached = Arc::new(MountTable::new(parse(&text)?.into_iter().map(|line| line.mount)));
+            self.cached = Arc::new(MountTable::new(mounts(&text)?));
             self.stale = false;
         }
         Ok(Arc::clone(&self.cached))

@@ -200,7 +200,10 @@ pub(super) fn understand(path: &Path, bytes: Vec<u8>) -> Content {
     }
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
-        Err(error) => return refuse(0, 0, format!("is not UTF-8 text: {}", error.utf8_error())),
+        Err(error) => {
+            let (line, column) = place_of(error.as_bytes(), error.utf8_error().valid_up_to());
+            return refuse(line, column, format!("is not UTF-8 text: {}", error.utf8_error()));
+        }
     };
     let parsed = if path.extension().is_some_and(|e| e == "json") {
         json::documents(&text)
@@ -215,6 +218,14 @@ pub(super) fn understand(path: &Path, bytes: Vec<u8>) -> Content {
             refuse(line, column, shorten(&detail))
         }
     }
+}
+
+/// The line and the column of the character that begins at an offset, up to which the bytes are UTF-8.
+fn place_of(bytes: &[u8], offset: usize) -> (u64, u64) {
+    let before = String::from_utf8_lossy(bytes.get(..offset).unwrap_or(bytes));
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    let count = |n: usize| u64::try_from(n).map_or(u64::MAX, |n| n.saturating_add(1));
+    (count(before.matches('\n').count()), count(line.chars().count()))
 }
 
 /// Leaves out what stands between quotation marks.

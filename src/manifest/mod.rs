@@ -4,6 +4,8 @@
 //! `read` what changed, `yaml` or `json`, `objects`, `validate`); `set` joins the files, keeps what cannot be read now, and says
 //! when something is really gone. Each reading is published as one value, `Manifests`.
 
+#[doc(hidden)]
+pub mod fuzz;
 mod gather;
 mod json;
 mod objects;
