@@ -162,7 +162,7 @@ async fn look_tells_the_kinds_apart() {
     std::fs::write(pods.join("dir/file"), "x").unwrap();
     assert_eq!(seen("dir/file").await, Seen::Other);
     symlink("dir", pods.join("link")).unwrap();
-    assert_eq!(seen("link").await, Seen::Other);
+    assert_eq!(seen("link").await, Seen::Symlink);
     assert!(matches!(
         linux.look(at("pods/link/file")).await,
         Err(HostError::WrongKind { found: "a symlink", path, .. }) if path == pods.join("link")
@@ -259,7 +259,9 @@ async fn volumes_on_disk_are_listed_with_whose_they_are() {
     }
     let block = by(&at("pods/u2/volumeDevices/kubernetes.io~csi/raw"));
     assert_eq!((&block.vol_data, block.empty, block.publication.is_some()), (&None, false, true));
-    assert_eq!(found.len(), 6, "{found:#?}");
+    let old = by(&at("plugins/kubernetes.io/csi/pv/old"));
+    assert_eq!((old.part, old.empty), (volumed::host::Part::OldStaging, true));
+    assert_eq!(found.len(), 7, "{found:#?}");
 }
 
 #[tokio::test]

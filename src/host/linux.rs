@@ -1,6 +1,6 @@
 //! The real host: one root directory, the mount table of the namespace that volumed runs in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,13 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::block::Blocks;
 use super::mount_table::{self, Reader};
 use super::path::Root;
 use super::pool::Pool;
 use super::{
     BlockMap, Directory, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen, Tree, Usage,
-    empty_dir, on_disk, raw, startup, unmount, users,
+    empty_dir, loops, on_disk, raw, startup, unmount, users,
 };
 use crate::BoxFuture;
 use crate::model::{BootId, Millis, MountIdentity, MountTable, Ownership, RootPath};
@@ -41,6 +42,7 @@ pub struct Linux {
     children: Pool,
     given_up: Arc<unmount::GivenUp>,
     looks: users::Looks,
+    blocks: Blocks,
 }
 
 impl Linux {
@@ -79,21 +81,42 @@ impl Linux {
             files: Vec::new(),
         };
         root.create(&tree)?;
+        let looks = users::Looks::new(root.path().to_owned());
+        let (root, table) = (Arc::new(root), Arc::new(Mutex::new(table)));
+        let given_up = Arc::<unmount::GivenUp>::default();
+        let blocks = Blocks {
+            root: Arc::clone(&root),
+            table: Arc::clone(&table),
+            given_up: Arc::clone(&given_up),
+            at_work: Arc::default(),
+        };
         Ok(Self {
-            looks: users::Looks::new(root.path().to_owned()),
-            root: Arc::new(root),
+            root,
             boot,
-            table: Arc::new(Mutex::new(table)),
+            table,
             watch,
             local: Pool::new(),
             children: Pool::new(),
-            given_up: Arc::default(),
+            given_up,
+            looks,
+            blocks,
         })
     }
 
     /// Returns the root directory: absolute and without symlinks, as the mount table shows it.
     pub fn root(&self) -> &Path {
         self.root.path()
+    }
+
+    /// Lets those locks of block devices go that an earlier run made below this root and whose map file is none of these; what
+    /// is still bound keeps its lock. To be called at the start, with the map files of all records. Returns them, for people.
+    ///
+    /// # Errors
+    /// The first lock that could not be let go; another call goes on.
+    pub async fn collect_locks(&self, known: &BTreeSet<RootPath>) -> Result<Vec<String>, HostError> {
+        let (blocks, known) = (self.blocks.clone(), known.clone());
+        let work = move || blocks.collect(&known);
+        self.children.run("collect the locks below", self.root(), loops::LIMIT + LIMIT, work).await
     }
 
     /// Stands where an operation is not written yet.
@@ -166,8 +189,9 @@ impl Host for Linux {
 
     fn remove(&self, removal: Removal) -> BoxFuture<'_, Result<(), HostError>> {
         Box::pin(async move {
-            let all = removal.files.iter().chain(&removal.directories).chain(&removal.if_empty);
-            let Some(first) = all.map(|path| self.root.absolute(path)).next() else { return Ok(()) };
+            let files = removal.files.iter().chain(&removal.empty_files);
+            let mut all = files.chain(&removal.directories).chain(&removal.if_empty);
+            let Some(first) = all.next().map(|path| self.root.absolute(path)) else { return Ok(()) };
             self.local("remove", first, move |root| root.remove(&removal)).await
         })
     }
@@ -194,11 +218,33 @@ impl Host for Linux {
     }
 
     fn map_block(&self, map: BlockMap) -> BoxFuture<'_, Result<(), HostError>> {
-        self.not_yet("map", &map.map)
+        let blocks = self.blocks.clone();
+        Box::pin(async move {
+            let turn = blocks.turn(&map.map)?;
+            let absolute = self.root.absolute(&map.map);
+            let work = move || {
+                let done = blocks.map(&map);
+                drop(turn);
+                done
+            };
+            self.children.run("map the device at", &absolute, loops::LIMIT + LIMIT, work).await
+        })
     }
 
-    fn unmap_block(&self, map: BlockMap, _whoever_has_it: bool) -> BoxFuture<'_, Result<(), HostError>> {
-        self.not_yet("unmap", &map.map)
+    fn unmap_block(&self, map: BlockMap, whoever_has_it: bool) -> BoxFuture<'_, Result<(), HostError>> {
+        let blocks = self.blocks.clone();
+        Box::pin(async move {
+            let turn = blocks.turn(&map.map)?;
+            let absolute = self.root.absolute(&map.map);
+            let work = move || {
+                let done = blocks.unmap(&map, whoever_has_it);
+                drop(turn);
+                done
+            };
+            // Its two children, for lock and mount, give themselves up at their own limits.
+            let limit = loops::LIMIT + unmount::LIMIT + LIMIT;
+            self.children.run("unmap the device at", &absolute, limit, work).await
+        })
     }
 
     fn set_ownership(

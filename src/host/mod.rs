@@ -5,8 +5,11 @@
 pub mod lease;
 
 mod accounts;
+mod block;
+mod device_users;
 mod empty_dir;
 mod linux;
+mod loops;
 mod mount_table;
 mod on_disk;
 mod path;
@@ -129,7 +132,8 @@ pub struct Directory {
 pub struct Removal {
     /// Our own known files, and the temporary names `create` gives them; a directory of this name is an error.
     pub files: Vec<RootPath>,
-    /// Regular files that go if they are empty, and symlinks: what a driver made and may have left.
+    /// What a driver or a kubelet made and may have left (the target of a block volume): a regular file without a byte in it,
+    /// or a symlink. One with content, or anything else of this name, is an error.
     pub empty_files: Vec<RootPath>,
     /// Directories that must go; one that is not empty is `NotEmpty`.
     pub directories: Vec<RootPath>,
@@ -228,18 +232,74 @@ pub enum Seen {
     Other,
 }
 
-/// A volume directory found below the root.
+/// A part of a volume found below the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundVolume {
-    /// `pods/<uid>/volumes/<plugin>/<spec>`, `plugins/kubernetes.io/csi/<driver>/<hash>`, or the link of a block volume,
-    /// `pods/<uid>/volumeDevices/<plugin>/<spec>`: always somebody else's.
+    /// Which part: says what the path's form is.
+    pub part: Part,
+    /// Where it lies.
     pub path: RootPath,
-    /// For what lies below `pods/`: pod, plugin directory name, spec name. `None` too where these are no valid names.
+    /// For what is one pod's: pod, plugin directory name, spec name. `None` too where these are no valid names.
     pub publication: Option<(PodUid, String, SpecName)>,
-    /// Its `vol_data.json`, if there is a readable one.
+    /// Its `vol_data.json`, if there is a readable one; for each part of a CSI block volume the one in its `data`.
     pub vol_data: Option<VolData>,
-    /// Its directories are all empty (an orphan of no interest).
+    /// It is an empty file, or its directories are all empty (an orphan of no interest).
     pub empty: bool,
+}
+
+impl FoundVolume {
+    /// Returns the volume's name in its pod, which for a block volume is also that of its staging path.
+    pub fn spec(&self) -> Option<SpecName> {
+        if let Some((_, _, spec)) = &self.publication {
+            return Some(spec.clone());
+        }
+        match self.part {
+            Part::BlockStaging | Part::BlockVolume => {
+                SpecName::new(self.path.as_path().file_name()?.to_str()?).ok()
+            }
+            Part::Volume
+            | Part::Staging
+            | Part::OldStaging
+            | Part::BlockLink
+            | Part::BlockPublished
+            | Part::BlockMap => None,
+        }
+    }
+}
+
+/// The parts of volumes that lie on disk (kubelet.md 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// A file-system volume of a pod: `pods/<uid>/volumes/<plugin>/<spec>`.
+    Volume,
+    /// A staged CSI file-system volume: `plugins/kubernetes.io/csi/<driver>/<hash>`.
+    Staging,
+    /// One staged by a kubelet before 1.24: `plugins/kubernetes.io/csi/pv/<pv>`.
+    OldStaging,
+    /// A pod's link to a block device: `pods/<uid>/volumeDevices/<plugin>/<spec>`.
+    BlockLink,
+    /// Where a block volume was staged: `plugins/kubernetes.io/csi/volumeDevices/staging/<spec>`.
+    BlockStaging,
+    /// Where a driver published one for a pod: `plugins/kubernetes.io/csi/volumeDevices/publish/<spec>/<uid>`.
+    BlockPublished,
+    /// A block volume's own directory, with `data` and `dev` in it: `plugins/kubernetes.io/csi/volumeDevices/<spec>`.
+    BlockVolume,
+    /// The file on which its device is bound for a pod: `plugins/kubernetes.io/csi/volumeDevices/<spec>/dev/<uid>`.
+    BlockMap,
+}
+
+impl Part {
+    /// Returns whether it is a part of a block volume.
+    pub fn is_block(self) -> bool {
+        match self {
+            Self::Volume | Self::Staging | Self::OldStaging => false,
+            Self::BlockLink
+            | Self::BlockStaging
+            | Self::BlockPublished
+            | Self::BlockVolume
+            | Self::BlockMap => true,
+        }
+    }
 }
 
 /// An operation on the host that failed. Display names the path.

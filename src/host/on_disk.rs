@@ -1,5 +1,6 @@
 //! What lies below the root: volume directories of ours and of others, found without touching what is mounted.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -8,8 +9,8 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::path::{DIRECTORY, Root, names, open_within, read_small};
-use super::{FoundVolume, HostError};
-use crate::model::{PodUid, RootPath, SpecName, VOL_DATA, VolData};
+use super::{FoundVolume, HostError, Part, Seen};
+use crate::model::{Plugin, PodUid, RootPath, SpecName, VOL_DATA, VolData};
 
 /// A `vol_data.json` has a few hundred bytes; anything longer than this is not one.
 const VOL_DATA_MAX: u64 = 64 * 1024;
@@ -22,36 +23,26 @@ const EMPTY_DEPTH: usize = 2;
 /// # Errors
 /// When a directory cannot be read: an incomplete list must not look like a whole one.
 pub(super) fn volumes(root: &Root) -> Result<Vec<FoundVolume>, HostError> {
-    let mut found = Vec::new();
     let list = Listing { root };
-    for pod in list.directory(Path::new("pods"))? {
-        let pod_path = Path::new("pods").join(&pod);
-        for kind in ["volumes", "volumeDevices"] {
-            let kind_path = pod_path.join(kind);
-            for plugin in list.directory(&kind_path)? {
-                let plugin_path = kind_path.join(&plugin);
-                for spec in list.entries(&plugin_path)? {
-                    let publication = publication(&pod, &plugin, &spec);
-                    let path = plugin_path.join(&spec);
-                    if kind == "volumes" {
-                        found.extend(list.volume(&path, publication)?);
-                    } else if let Some(path) = RootPath::new(path) {
-                        found.push(FoundVolume { path, publication, vol_data: None, empty: false });
-                    }
-                }
-            }
-        }
-    }
+    let mut found = list.pods()?;
     let drivers = Path::new("plugins/kubernetes.io/csi");
     for driver in list.directory(drivers)? {
-        let driver_path = drivers.join(&driver);
-        for hash in list.entries(&driver_path)? {
-            // `pv/<name>` (kubelets before 1.24) and `volumeDevices/...` lie beside the drivers (kubelet.md 3).
-            if is_sha256(&hash) {
-                found.extend(list.volume(&driver_path.join(&hash), None)?);
+        let path = drivers.join(&driver);
+        // `pv/<name>` and `volumeDevices/...` lie beside the drivers (kubelet.md 3).
+        if driver == "volumeDevices" {
+            found.extend(list.block_volumes(&path)?);
+            continue;
+        }
+        let old = driver == "pv";
+        for name in list.entries(&path)? {
+            if is_sha256(&name) {
+                found.extend(list.volume(&path.join(&name), Part::Staging, None)?);
+            } else if old {
+                found.extend(list.volume(&path.join(&name), Part::OldStaging, None)?);
             }
         }
     }
+    list.share_vol_data(&drivers.join("volumeDevices"), &mut found)?;
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
 }
@@ -72,6 +63,82 @@ struct Listing<'a> {
 }
 
 impl Listing<'_> {
+    /// Lists what lies below `pods/`.
+    fn pods(&self) -> Result<Vec<FoundVolume>, HostError> {
+        let mut found = Vec::new();
+        for pod in self.directory(Path::new("pods"))? {
+            for (kind, part) in [("volumes", Part::Volume), ("volumeDevices", Part::BlockLink)] {
+                let kind = Path::new("pods").join(&pod).join(kind);
+                for plugin in self.directory(&kind)? {
+                    for spec in self.entries(&kind.join(&plugin))? {
+                        let publication = publication(&pod, &plugin, &spec);
+                        let path = kind.join(&plugin).join(&spec);
+                        found.extend(self.volume(&path, part, publication)?);
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Lists the CSI block volumes: a kubelet that died leaves any part of one without the others (kubelet.md 3).
+    fn block_volumes(&self, top: &Path) -> Result<Vec<FoundVolume>, HostError> {
+        let mut found = Vec::new();
+        for spec in self.entries(&top.join("staging"))? {
+            found.extend(self.volume(&top.join("staging").join(&spec), Part::BlockStaging, None)?);
+        }
+        for spec in self.directory(&top.join("publish"))? {
+            let publish = top.join("publish").join(&spec);
+            found.extend(self.block_pods(&publish, &spec, Part::BlockPublished)?);
+        }
+        for spec in self.entries(top)? {
+            // A PV of such a name has its own directory in the same place; it cannot be told apart.
+            if spec != "staging" && spec != "publish" {
+                let volume = top.join(&spec);
+                found.extend(self.volume(&volume, Part::BlockVolume, None)?);
+                found.extend(self.block_pods(&volume.join("dev"), &spec, Part::BlockMap)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Gives the parts of each CSI block volume the one `vol_data.json` there is of it.
+    fn share_vol_data(&self, top: &Path, found: &mut [FoundVolume]) -> Result<(), HostError> {
+        let mut read = BTreeMap::new();
+        for part in found.iter_mut().filter(|found| found.part.is_block()) {
+            let of_csi =
+                part.publication.as_ref().is_none_or(|(_, plugin, _)| *plugin == Plugin::Csi.directory());
+            let Some(spec) = part.spec().filter(|_| of_csi) else { continue };
+            if !read.contains_key(&spec) {
+                let data = self.vol_data(&top.join(spec.as_str()).join("data"))?;
+                read.insert(spec.clone(), data);
+            }
+            part.vol_data = read.get(&spec).cloned().flatten();
+        }
+        Ok(())
+    }
+
+    /// Lists what a directory of a block volume has for each pod.
+    fn block_pods(&self, path: &Path, spec: &OsString, part: Part) -> Result<Vec<FoundVolume>, HostError> {
+        let mut found = Vec::new();
+        for pod in self.entries(path)? {
+            let publication = publication(&pod, &Plugin::Csi.directory().into(), spec);
+            found.extend(self.volume(&path.join(&pod), part, publication)?);
+        }
+        Ok(found)
+    }
+
+    /// Reads the `vol_data.json` in a directory.
+    fn vol_data(&self, path: &Path) -> Result<Option<VolData>, HostError> {
+        let Some(directory) = self.open(path)? else { return Ok(None) };
+        let content = read_small(&directory, VOL_DATA, VOL_DATA_MAX).map_err(|source| HostError::Io {
+            doing: "read",
+            path: self.root.path().join(path).join(VOL_DATA),
+            source,
+        })?;
+        Ok(content.and_then(|bytes| VolData::parse(&bytes)))
+    }
+
     fn failed(&self, path: &Path, errno: Errno) -> HostError {
         HostError::Io { doing: "list", path: self.root.path().join(path), source: errno.into() }
     }
@@ -102,26 +169,31 @@ impl Listing<'_> {
         Ok(all.into_iter().filter(|(_, kind)| wanted(*kind)).map(|(name, _)| name).collect())
     }
 
+    /// Looks at one part. What is mounted is neither entered nor asked for its status.
     fn volume(
         &self,
         path: &Path,
+        part: Part,
         publication: Option<(PodUid, String, SpecName)>,
     ) -> Result<Option<FoundVolume>, HostError> {
         let Some(relative) = RootPath::new(path) else { return Ok(None) };
         let (vol_data, empty) = match self.root.open_at(&relative, DIRECTORY) {
             Ok(directory) => {
-                let content = read_small(&directory, VOL_DATA, VOL_DATA_MAX).map_err(|source| {
-                    HostError::Io { doing: "read", path: self.root.path().join(path).join(VOL_DATA), source }
-                })?;
-                let vol_data = content.and_then(|bytes| VolData::parse(&bytes));
-                (vol_data, is_empty(&directory, EMPTY_DEPTH).map_err(|e| self.failed(path, e))?)
+                let empty = is_empty(&directory, EMPTY_DEPTH).map_err(|e| self.failed(path, e))?;
+                (self.vol_data(path)?, empty)
             }
             Err(Errno::NOENT) => return Ok(None),
-            // Mounted itself, a link or a file: not looked into.
-            Err(Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => (None, false),
+            // A link or a file: a driver's target without its mount is an empty one.
+            Err(Errno::NOTDIR | Errno::LOOP) => (None, part.is_block() && self.is_empty_file(&relative)),
+            // Mounted itself: not looked into.
+            Err(Errno::XDEV) => (None, false),
             Err(e) => return Err(self.failed(path, e)),
         };
-        Ok(Some(FoundVolume { path: relative, publication, vol_data, empty }))
+        Ok(Some(FoundVolume { part, path: relative, publication, vol_data, empty }))
+    }
+
+    fn is_empty_file(&self, path: &RootPath) -> bool {
+        matches!(self.root.look(path), Ok(Seen::EmptyFile))
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).uni
 const FILE: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 
 /// Never above the start, never through a symlink.
-const BENEATH: ResolveFlags =
+pub(super) const BENEATH: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// And never into another mount.
@@ -61,6 +61,12 @@ impl Root {
     /// Returns the real path.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns device and inode of the root directory: the same until it is another one.
+    pub(super) fn identity(&self) -> io::Result<(u64, u64)> {
+        let stat = rustix::fs::fstat(&self.fd)?;
+        Ok((stat.st_dev, stat.st_ino))
     }
 
     /// Returns the absolute form of a path.
@@ -212,7 +218,7 @@ impl Root {
         Ok((found == content).then(|| file.into()))
     }
 
-    fn wrong_kind(&self, path: &RootPath, found: FileType, expected: &'static str) -> HostError {
+    pub(super) fn wrong_kind(&self, path: &RootPath, found: FileType, expected: &'static str) -> HostError {
         let found = match found {
             FileType::Directory => "a directory",
             FileType::Symlink => "a symlink",
@@ -244,6 +250,8 @@ impl Root {
                 }
             }
             FileType::RegularFile if stat.st_size == 0 => Seen::EmptyFile,
+            FileType::BlockDevice | FileType::CharacterDevice => Seen::Device,
+            FileType::Symlink => Seen::Symlink,
             _ => Seen::Other,
         })
     }
@@ -254,6 +262,7 @@ impl Root {
     /// What was removed before the failure stays removed.
     pub(super) fn remove(&self, removal: &Removal) -> Result<(), HostError> {
         removal.files.iter().try_for_each(|path| self.unlink(path))?;
+        removal.empty_files.iter().try_for_each(|path| self.unlink_empty(path))?;
         removal.directories.iter().try_for_each(|path| self.remove_directory(path))?;
         for path in &removal.if_empty {
             match self.remove_directory(path) {
@@ -289,6 +298,24 @@ impl Root {
             }
         }
         Ok(())
+    }
+
+    /// Unlinks a regular file without content, and the temporary name beside it; one that is gone is fine.
+    pub(super) fn unlink_empty(&self, path: &RootPath) -> Result<(), HostError> {
+        // The look and the unlink are two calls: nobody but a driver writes here, and none writes to its target file.
+        match self.look(path)? {
+            Seen::Absent | Seen::EmptyFile => self.unlink(path),
+            Seen::EmptyDirectory | Seen::Directory => {
+                Err(self.wrong_kind(path, FileType::Directory, "an empty file"))
+            }
+            Seen::Symlink => Err(self.wrong_kind(path, FileType::Symlink, "an empty file")),
+            Seen::Device => Err(self.wrong_kind(path, FileType::BlockDevice, "an empty file")),
+            Seen::Other => Err(HostError::WrongKind {
+                path: self.absolute(path),
+                found: "a file with content",
+                expected: "an empty file",
+            }),
+        }
     }
 
     /// Removes a directory if it is empty; one that is gone is fine.
@@ -357,7 +384,7 @@ pub(super) fn read_small(at: impl AsFd, name: &str, limit: u64) -> io::Result<Op
 }
 
 /// The name under which a file is written before it takes its place. Known, so that a leftover can be removed.
-fn temporary_name(name: &OsStr) -> OsString {
+pub(super) fn temporary_name(name: &OsStr) -> OsString {
     let mut temporary = OsString::from(".");
     temporary.push(name);
     temporary.push(".volumed");

@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "a child without exec, kcmp, tokio's registration of a descriptor, and one that systemd passed"
+    reason = "children without exec, kcmp, loop devices, tokio's registration of a descriptor, and one that systemd passed"
 )]
 
 use std::ffi::CStr;
@@ -89,4 +89,158 @@ pub(super) fn same_files(a: u32, b: u32) -> Option<bool> {
         libc::syscall(libc::SYS_kcmp, libc::c_long::from(a), libc::c_long::from(b), KCMP_FILES, 0, 0)
     };
     (order >= 0).then_some(order == 0)
+}
+
+/// What a loop device says of itself: the part of `LOOP_GET_STATUS64` that knows it again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LoopStatus {
+    /// `lo_file_name`: whatever the one who configured it wrote there, NUL-padded.
+    pub(super) name: [u8; 64],
+    /// `lo_rdevice`: what it is backed by where that is a device, else 0.
+    pub(super) device: u64,
+}
+
+/// `struct loop_info64` of linux/loop.h.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LoopInfo {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+impl LoopInfo {
+    const EMPTY: Self = Self {
+        device: 0,
+        inode: 0,
+        rdevice: 0,
+        offset: 0,
+        size_limit: 0,
+        number: 0,
+        encrypt_type: 0,
+        encrypt_key_size: 0,
+        flags: 0,
+        file_name: [0; 64],
+        crypt_name: [0; 64],
+        encrypt_key: [0; 32],
+        init: [0; 2],
+    };
+}
+
+/// `struct loop_config` of linux/loop.h.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo,
+    reserved: [u64; 8],
+}
+
+const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
+const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
+const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
+
+/// `ioctl(control, LOOP_CTL_GET_FREE)`: the number of a loop device that nobody had configured at that moment.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn loop_free(control: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: the request takes no argument and touches no memory of ours.
+    let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+    u32::try_from(number).map_err(|_negative| io::Error::last_os_error())
+}
+
+/// `ioctl(device, LOOP_CONFIGURE, ...)`: backs a free loop device with all of a file, under a name, without autoclear. The
+/// kernel makes it read-only where the file is open for reading only.
+///
+/// # Errors
+/// EBUSY: it is not free any more.
+pub(super) fn loop_configure(
+    device: BorrowedFd<'_>,
+    backing: BorrowedFd<'_>,
+    name: [u8; 64],
+) -> io::Result<()> {
+    let fd = u32::try_from(backing.as_raw_fd()).map_err(io::Error::other)?;
+    let info = LoopInfo { file_name: name, ..LoopInfo::EMPTY };
+    let config = LoopConfig { fd, block_size: 0, info, reserved: [0; 8] };
+    // SAFETY: the kernel reads one `struct loop_config`, of which LoopConfig is the C layout, from `config`, which is live
+    // across the call, and writes nothing.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `ioctl(device, LOOP_GET_STATUS64, ...)`
+///
+/// # Errors
+/// ENXIO: it is not configured.
+pub(super) fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopStatus> {
+    let mut info = LoopInfo::EMPTY;
+    // SAFETY: the kernel writes one `struct loop_info64`, of which LoopInfo is the C layout (integers only, so that any bytes
+    // are a value), to `info`, which nothing else looks at meanwhile.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(LoopStatus { name: info.file_name, device: info.rdevice })
+}
+
+/// Starts a child process that lets go of what a loop device holds, if that is still what `expected` says. Letting go of the
+/// last hold of a device writes back what is not written yet, which may last, or never end. Exit status as for
+/// `spawn_unmount`; ENXIO: it holds nothing, or something else, by now.
+///
+/// # Errors
+/// When no process can be made.
+pub(super) fn spawn_loop_clear(path: &CStr, expected: &LoopStatus) -> io::Result<Pid> {
+    let path = path.as_ptr();
+    // SAFETY: takes no argument.
+    let parent = unsafe { libc::getpid() };
+    // SAFETY: fork copies the address space. Other threads may hold locks at this moment, so the child must make nothing
+    // but async-signal-safe calls until it exits; `clear_and_exit` does. The copy keeps `path` and `expected` readable there.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        clear_and_exit(parent, path, expected);
+    }
+    match Pid::from_raw(pid) {
+        Some(child) if pid > 0 => Ok(child),
+        Some(_) | None => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The child. Only system calls: no allocation, no lock, no unwinding. `path` points to a NUL-terminated string. Its only
+/// descriptor of the loop device is closed by its end, so that whoever waits for that has waited for the device too.
+fn clear_and_exit(parent: libc::pid_t, path: *const libc::c_char, expected: &LoopStatus) -> ! {
+    // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // SAFETY: takes no argument. A parent that died before prctl took effect sends no signal.
+    let orphan = unsafe { libc::getppid() } != parent;
+    // SAFETY: close_range closes descriptors of this process only: fork gave it a table of its own.
+    unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) };
+    // SAFETY: the kernel reads the NUL-terminated string at `path`, which the caller's &CStr keeps alive.
+    let device = unsafe { libc::open(path, libc::O_RDONLY | libc::O_CLOEXEC) };
+    let mut info = LoopInfo::EMPTY;
+    // SAFETY: as in `loop_status`; a descriptor that is not open is EBADF.
+    let asked = unsafe { libc::ioctl(device, LOOP_GET_STATUS64, &raw mut info) } == 0;
+    let same = asked && info.rdevice == expected.device && info.file_name == expected.name;
+    // SAFETY: the request takes no argument and touches no memory of ours.
+    let done = same && !orphan && unsafe { libc::ioctl(device, LOOP_CLR_FD) } == 0;
+    // Reads errno and allocates nothing.
+    let errno = io::Error::last_os_error().raw_os_error().filter(|e| *e != 0).unwrap_or(libc::EIO);
+    let status = match (done, asked && !same) {
+        (true, _) => 0,
+        (false, true) => libc::ENXIO,
+        (false, false) => errno,
+    };
+    // SAFETY: _exit runs no handler of the parent's and does not return.
+    unsafe { libc::_exit(status) }
 }

@@ -35,12 +35,12 @@ enum Found {
 pub(super) struct GivenUp(Mutex<Vec<Pid>>);
 
 impl GivenUp {
-    fn add(&self, pid: Pid) {
+    pub(super) fn add(&self, pid: Pid) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(pid);
     }
 
     /// Forgets those that have ended meanwhile.
-    fn reap(&self) {
+    pub(super) fn reap(&self) {
         let mut pids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pids.retain(|pid| {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
@@ -138,7 +138,7 @@ fn in_child(
 }
 
 /// Waits for a child's end and reaps it. `None`: it is still there at the limit.
-fn wait(child: Pid, limit: Duration) -> io::Result<Option<i32>> {
+pub(super) fn wait(child: Pid, limit: Duration) -> io::Result<Option<i32>> {
     // The pid is ours until it is reaped, here or in `GivenUp::reap`, so it cannot have been reused.
     let pidfd = rustix::process::pidfd_open(child, PidfdFlags::empty())?;
     let limit = Timespec::try_from(limit).map_err(io::Error::other)?;

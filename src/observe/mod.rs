@@ -94,8 +94,10 @@ pub fn foreign(
 ) -> Vec<Foreign> {
     let staged: std::collections::BTreeSet<&Path> = records
         .values()
-        .filter_map(|record| record.staging.as_ref()?.arguments.staging_path.parent())
+        .filter_map(|record| Some(record.staging.as_ref()?.arguments.staging_path.as_path()))
         .collect();
+    let staged_in: std::collections::BTreeSet<&Path> =
+        staged.iter().filter_map(|path| path.parent()).collect();
     let published: std::collections::BTreeSet<&PublicationId> =
         records.values().flat_map(|record| record.publications.keys()).collect();
     let mut foreign = Vec::new();
@@ -103,7 +105,14 @@ pub fn foreign(
         let path = layout.absolute(&found.path);
         let ours = match place(found) {
             Some(id) => published.contains(&id),
-            None => found.publication.is_none() && staged.contains(path.as_path()),
+            None if found.publication.is_some() => false,
+            // The parts of a block volume that are no pod's are named after it; a file-system volume's staging path lies in
+            // its directory.
+            None if found.part.is_block() => found.spec().is_some_and(|spec| {
+                staged.contains(layout.absolute(&layout.block_staging(&spec)).as_path())
+                    || published.iter().any(|id| id.plugin == Plugin::Csi && id.spec == spec)
+            }),
+            None => staged_in.contains(path.as_path()),
         };
         let mounted = mounts.below(&path).next().is_some() || !matches!(mounts.at(&path), MountsAt::None);
         // Empty directories are what a kubelet leaves of a driver without staging; nobody has anything there.
@@ -244,6 +253,8 @@ fn doubt_disputed(records: &mut BTreeMap<VolumeKey, VolumeRecord>, on_disk: &[Fo
             Some(id) => {
                 publications.insert(id, data);
             }
+            // What a block volume's says is compared for each of its pods.
+            None if found.part.is_block() => {}
             None => {
                 stagings.insert(layout.absolute(&found.path), data);
             }
@@ -261,7 +272,12 @@ fn doubt_disputed(records: &mut BTreeMap<VolumeKey, VolumeRecord>, on_disk: &[Fo
         }
         for (id, publication) in &mut record.publications {
             let ours = VolData::publication(id, driver, handle, "", *lifecycle);
-            if publications.get(id).is_some_and(|data| !ours.disagreements(data).is_empty()) {
+            // That of a block volume says nothing of its lifecycle, which can only be persistent.
+            let disagrees = |data: &&VolData| {
+                let said = |key: &&str| data.get(key).is_some() || *key != "volumeLifecycleMode";
+                ours.disagreements(data).iter().any(said)
+            };
+            if publications.get(id).is_some_and(disagrees) {
                 doubt(&mut publication.boot);
             }
         }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::host::Part;
 use crate::model::{
     AccessMode, Capability, Mount, MountIdentity, PodIdentity, PodUid, PublishArguments, RootPath, SpecName,
     StageArguments, StagingKind,
@@ -154,7 +155,8 @@ fn found(path: &str, vol_data: Option<VolData>) -> FoundVolume {
     let parts: Vec<&str> = path.split('/').collect();
     let publication = (parts[0] == "pods")
         .then(|| (PodUid::new(parts[1]).unwrap(), parts[3].to_owned(), SpecName::new(parts[4]).unwrap()));
-    FoundVolume { path: RootPath::new(path).unwrap(), publication, vol_data, empty: false }
+    let part = if publication.is_some() { Part::Volume } else { Part::Staging };
+    FoundVolume { part, path: RootPath::new(path).unwrap(), publication, vol_data, empty: false }
 }
 
 #[test]

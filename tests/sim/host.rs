@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, watch};
 use volumed::BoxFuture;
-use volumed::host::{BlockMap, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen, Tree, Usage};
+use volumed::host::{
+    BlockMap, FoundVolume, Holder, Host, HostError, Part, Progress, Removal, Seen, Tree, Usage,
+};
 use volumed::model::{
     BootId, Millis, MountIdentity, MountTable, MountsAt, Ownership, PodUid, RootPath, SpecName, VolData,
 };
@@ -99,7 +101,7 @@ impl Host for SimHost {
 
     fn remove(&self, removal: Removal) -> BoxFuture<'_, Result<(), HostError>> {
         Box::pin(async move {
-            for path in &removal.files {
+            for path in removal.files.iter().chain(&removal.empty_files) {
                 self.world.pause().await;
                 self.world.lock().nodes.remove(&absolute(path));
             }
@@ -254,7 +256,8 @@ impl Host for SimHost {
                     .take_while(|(other, _)| other.starts_with(path))
                     .any(|(_, node)| matches!(node, Node::File(_)));
                 let path = relative(path).expect("it is below the root");
-                found.push(FoundVolume { path, publication, vol_data, empty });
+                let part = if publication.is_some() { Part::Volume } else { Part::Staging };
+                found.push(FoundVolume { part, path, publication, vol_data, empty });
             }
             Ok(found)
         })

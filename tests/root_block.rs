@@ -1,0 +1,509 @@
+//! Raw block devices shown to pods, on real loop devices. Needs root.
+//!
+//! Each test runs again as a process of its own in its own mount and process namespaces, so that it sees its own processes and
+//! mounts only. Loop devices are the whole kernel's: each test looks at those that hold its own files and devices only, and
+//! lets them go however it ends.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    reason = "a test: helper functions are not covered by the allow-in-tests settings"
+)]
+
+#[path = "block/isolated.rs"]
+mod isolated;
+#[path = "block/world.rs"]
+mod world;
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use isolated::isolated;
+use nix::mount::umount2;
+use nix::mount::{MntFlags, MsFlags, mount};
+use volumed::host::{Host, HostError, Linux, Removal, Seen};
+use world::{Holder, NONE, World, at};
+
+#[test]
+fn a_published_device_is_bound_locked_and_linked_and_goes_again() {
+    isolated("a_published_device_is_bound_locked_and_linked_and_goes_again", async {
+        let world = World::new();
+        let device = world.device();
+        world.publish_bind(&device);
+        for _twice in 0..2 {
+            world.linux.map_block(world.block()).await.unwrap();
+            world.assert_mapped(&device).await;
+            assert_eq!(std::fs::read_link(world.link()).unwrap(), world.published());
+            assert_eq!(std::fs::metadata(world.link()).unwrap().rdev(), device.number());
+        }
+        for directory in [world.map().parent().unwrap(), world.link().parent().unwrap()] {
+            assert_eq!(std::fs::metadata(directory).unwrap().permissions().mode() & 0o7777, 0o750);
+        }
+        for _twice in 0..2 {
+            world.linux.unmap_block(world.block(), false).await.unwrap();
+            world.assert_unmapped(&device);
+        }
+        assert_eq!(
+            std::fs::metadata(world.published()).unwrap().rdev(),
+            device.number(),
+            "the driver's stays"
+        );
+        umount2(&world.published(), MntFlags::empty()).unwrap();
+        // What is left for `remove`, of driver and kubelet.
+        let (published, map) = (world.block().published, world.block().map);
+        assert_eq!(world.linux.look(published.clone()).await.unwrap(), Seen::EmptyFile);
+        let data = at(world::DATA);
+        std::fs::create_dir_all(world.root.join(data.as_path())).unwrap();
+        std::fs::write(world.root.join(data.as_path()).join("vol_data.json"), "{}").unwrap();
+        let dev = map.parent().unwrap();
+        let volume = dev.parent().unwrap();
+        let removal = Removal {
+            files: vec![data.join("vol_data.json")],
+            empty_files: vec![published.clone()],
+            directories: vec![data, dev, volume, published.parent().unwrap()],
+            if_empty: vec![],
+        };
+        world.linux.remove(removal).await.unwrap();
+        let top = world.root.join("plugins/kubernetes.io/csi/volumeDevices");
+        assert_eq!(world::names(&top), ["publish"]);
+        assert_eq!(world::names(&top.join("publish")), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_node_that_the_driver_made_is_shown_too() {
+    isolated("a_node_that_the_driver_made_is_shown_too", async {
+        let world = World::new();
+        let device = world.device();
+        world.make_published_parent();
+        let (kind, mode) = (nix::sys::stat::SFlag::S_IFBLK, nix::sys::stat::Mode::S_IRUSR);
+        nix::sys::stat::mknod(&world.published(), kind, mode, device.number()).unwrap();
+        assert_eq!(world.linux.look(world.block().published).await.unwrap(), Seen::Device);
+        world.linux.map_block(world.block()).await.unwrap();
+        world.assert_mapped(&device).await;
+        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world.assert_unmapped(&device);
+    });
+}
+
+#[test]
+fn behind_a_driver_s_symlink_the_pod_s_link_leads_to_the_device() {
+    isolated("behind_a_driver_s_symlink_the_pod_s_link_leads_to_the_device", async {
+        let world = World::new();
+        let device = world.device();
+        world.make_published_parent();
+        // As /dev/disk/by-id has them: a link to a link.
+        let by_id = world.top.path().join("by-id");
+        symlink(&device.path, &by_id).unwrap();
+        symlink(&by_id, world.published()).unwrap();
+        world.linux.map_block(world.block()).await.unwrap();
+        world.assert_mapped(&device).await;
+        assert_eq!(std::fs::read_link(world.link()).unwrap(), device.path);
+        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world.assert_unmapped(&device);
+        assert!(world.published().is_symlink());
+    });
+}
+
+#[test]
+fn a_read_only_device_is_locked_read_only() {
+    isolated("a_read_only_device_is_locked_read_only", async {
+        let world = World::new();
+        let device = world.read_only_device();
+        world.publish_bind(&device);
+        world.linux.map_block(world.block()).await.unwrap();
+        world.assert_mapped(&device).await;
+        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world.assert_unmapped(&device);
+    });
+}
+
+#[test]
+fn what_a_crash_left_half_mapped_is_finished_or_undone() {
+    isolated("what_a_crash_left_half_mapped_is_finished_or_undone", async {
+        let world = World::new();
+        let device = world.device();
+        world.publish_bind(&device);
+        for undo in [false, true] {
+            // Cut after each step: the file (its mode not set yet), the bind, the lock, the link's temporary name, the link.
+            for done in 0..5 {
+                world.linux.map_block(world.block()).await.unwrap();
+                let temporary = world.link().with_file_name(".pv-blk.volumed");
+                match done {
+                    4 => {}
+                    3 => std::fs::rename(world.link(), &temporary).unwrap(),
+                    _ => std::fs::remove_file(world.link()).unwrap(),
+                }
+                if done < 2 {
+                    world.locks(&device).iter().for_each(world::losetup_d);
+                }
+                if done < 1 {
+                    umount2(&world.map(), MntFlags::empty()).unwrap();
+                    std::fs::set_permissions(world.map(), PermissionsExt::from_mode(0o600)).unwrap();
+                }
+                if !undo {
+                    world.linux.map_block(world.block()).await.unwrap();
+                    world.assert_mapped(&device).await;
+                    assert_eq!(std::fs::read_link(world.link()).unwrap(), world.published());
+                }
+                world.linux.unmap_block(world.block(), false).await.unwrap();
+                world.assert_unmapped(&device);
+                assert!(!temporary.is_symlink(), "{done}");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_a_crash_left_half_unmapped_is_undone() {
+    isolated("what_a_crash_left_half_unmapped_is_undone", async {
+        let world = World::new();
+        let device = world.device();
+        world.publish_bind(&device);
+        for done in 0..4 {
+            world.linux.map_block(world.block()).await.unwrap();
+            world.locks(&device).iter().for_each(world::losetup_d);
+            if done > 0 {
+                std::fs::remove_file(world.link()).unwrap();
+            }
+            if done > 1 {
+                umount2(&world.map(), MntFlags::empty()).unwrap();
+            }
+            if done > 2 {
+                std::fs::remove_file(world.map()).unwrap();
+            }
+            world.linux.unmap_block(world.block(), false).await.unwrap();
+            world.assert_unmapped(&device);
+        }
+    });
+}
+
+#[test]
+fn a_link_that_leads_elsewhere_is_replaced() {
+    isolated("a_link_that_leads_elsewhere_is_replaced", async {
+        let world = World::new();
+        let device = world.device();
+        world.publish_bind(&device);
+        std::fs::create_dir_all(world.link().parent().unwrap()).unwrap();
+        symlink("/etc/passwd", world.link()).unwrap();
+        // A crash of ours left the temporary name behind.
+        symlink("/etc/group", world.link().with_file_name(".pv-blk.volumed")).unwrap();
+        world.linux.map_block(world.block()).await.unwrap();
+        assert_eq!(std::fs::read_link(world.link()).unwrap(), world.published());
+        assert_eq!(world::names(world.link().parent().unwrap()), ["pv-blk"]);
+        // Somebody's file is not replaced, and nothing else is touched for it.
+        std::fs::remove_file(world.link()).unwrap();
+        std::fs::write(world.link(), "data").unwrap();
+        for refused in
+            [world.linux.map_block(world.block()).await, world.linux.unmap_block(world.block(), true).await]
+        {
+            assert!(
+                matches!(&refused, Err(HostError::WrongKind { path, .. }) if *path == world.link()),
+                "{refused:?}"
+            );
+        }
+        assert_eq!(std::fs::read(world.link()).unwrap(), b"data");
+        world.assert_mapped(&device).await;
+    });
+}
+
+#[test]
+fn another_device_on_the_map_is_neither_covered_nor_unmounted_for_it() {
+    isolated("another_device_on_the_map_is_neither_covered_nor_unmounted_for_it", async {
+        let world = World::new();
+        let (device, other) = (world.device(), world.device());
+        world.publish_bind(&device);
+        std::fs::create_dir_all(world.map().parent().unwrap()).unwrap();
+        std::fs::write(world.map(), "").unwrap();
+        mount(Some(&other.path), &world.map(), NONE, MsFlags::MS_BIND, NONE).unwrap();
+        let refused = world.linux.map_block(world.block()).await;
+        assert!(matches!(&refused, Err(HostError::WrongMount { .. })), "{refused:?}");
+        assert_eq!(world.mounts_at(&world.map()).await, 1);
+        assert!(world.locks(&device).is_empty() && world.locks(&other).is_empty());
+        assert!(!world.link().is_symlink());
+        // Nor is one bind covered by another, or anything but a device unmounted.
+        mount(Some(&device.path), &world.map(), NONE, MsFlags::MS_BIND, NONE).unwrap();
+        for refused in
+            [world.linux.map_block(world.block()).await, world.linux.unmap_block(world.block(), true).await]
+        {
+            assert!(matches!(&refused, Err(HostError::WrongMount { .. })), "{refused:?}");
+        }
+        assert_eq!(world.mounts_at(&world.map()).await, 2);
+        umount2(&world.map(), MntFlags::empty()).unwrap();
+        umount2(&world.map(), MntFlags::empty()).unwrap();
+        let plain = world.top.path().join("plain");
+        std::fs::write(&plain, "data").unwrap();
+        mount(Some(&plain), &world.map(), NONE, MsFlags::MS_BIND, NONE).unwrap();
+        let refused = world.linux.unmap_block(world.block(), true).await;
+        assert!(matches!(&refused, Err(HostError::WrongMount { .. })), "{refused:?}");
+        assert_eq!(world.mounts_at(&world.map()).await, 1);
+    });
+}
+
+#[test]
+fn a_map_file_with_content_is_not_ours() {
+    isolated("a_map_file_with_content_is_not_ours", async {
+        let world = World::new();
+        let device = world.device();
+        world.publish_bind(&device);
+        std::fs::create_dir_all(world.map().parent().unwrap()).unwrap();
+        std::fs::write(world.map(), "data").unwrap();
+        for refused in
+            [world.linux.map_block(world.block()).await, world.linux.unmap_block(world.block(), true).await]
+        {
+            assert!(matches!(&refused, Err(HostError::WrongKind { .. })), "{refused:?}");
+        }
+        assert_eq!(std::fs::read(world.map()).unwrap(), b"data");
+        let file = Removal { empty_files: vec![world.block().map], ..Removal::default() };
+        let refused = world.linux.remove(file).await;
+        assert!(
+            matches!(&refused, Err(HostError::WrongKind { found: "a file with content", .. })),
+            "{refused:?}"
+        );
+        assert_eq!(std::fs::read(world.map()).unwrap(), b"data");
+    });
+}
+
+#[test]
+fn a_locked_device_s_number_is_not_given_to_another() {
+    isolated("a_locked_device_s_number_is_not_given_to_another", async {
+        let world = World::new();
+        let device = world.device();
+        world.publish_bind(&device);
+        world.linux.map_block(world.block()).await.unwrap();
+        // The driver lets its device go, as it does when it is told to unstage behind our back.
+        world::losetup_d(&device.path);
+        assert_eq!(device.backing().as_deref(), Some(device.file.as_path()), "held by the lock");
+        // Somebody else asks for a device: not this one.
+        let other = world.device();
+        assert_ne!(other.path, device.path);
+        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world.assert_unmapped(&device);
+        world::wait_until("the driver's device goes with the lock", || device.backing().is_none());
+    });
+}
+
+#[test]
+fn locks_are_found_again_after_a_restart() {
+    isolated("locks_are_found_again_after_a_restart", async {
+        let mut world = World::new();
+        let device = world.device();
+        world.publish_bind(&device);
+        world.linux.map_block(world.block()).await.unwrap();
+        let lock = world.assert_mapped(&device).await;
+        world.linux = Linux::open(&world.root).unwrap();
+        world.linux.map_block(world.block()).await.unwrap();
+        assert_eq!(world.assert_mapped(&device).await, lock, "found, not made again");
+        // The bind was taken away under it, so that its path says nothing any more.
+        umount2(&world.map(), MntFlags::MNT_DETACH).unwrap();
+        assert_eq!(world::backing(&lock).as_deref(), Some(Path::new("/")));
+        world.linux.map_block(world.block()).await.unwrap();
+        world.assert_mapped(&device).await;
+        umount2(&world.map(), MntFlags::MNT_DETACH).unwrap();
+        umount2(&world.published(), MntFlags::empty()).unwrap();
+        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world.assert_unmapped(&device);
+    });
+}
+
+#[test]
+fn only_locks_of_this_root_that_nobody_knows_are_collected() {
+    isolated("only_locks_of_this_root_that_nobody_knows_are_collected", async {
+        let (world, other) = (World::new(), World::new());
+        let devices = [world.device(), other.device()];
+        for (world, device) in [&world, &other].into_iter().zip(&devices) {
+            world.publish_bind(device);
+            world.linux.map_block(world.block()).await.unwrap();
+        }
+        let theirs = other.assert_mapped(&devices[1]).await;
+        let nobody = BTreeSet::new();
+        // What is still bound is still shown to somebody.
+        assert_eq!(world.linux.collect_locks(&nobody).await.unwrap(), Vec::<String>::new());
+        world.assert_mapped(&devices[0]).await;
+        for world in [&world, &other] {
+            umount2(&world.map(), MntFlags::MNT_DETACH).unwrap();
+        }
+        let known = BTreeSet::from([world.block().map]);
+        assert_eq!(world.linux.collect_locks(&known).await.unwrap(), Vec::<String>::new());
+        let foreign = world.kubelet_lock(&devices[0].path);
+        assert_eq!(world.linux.collect_locks(&nobody).await.unwrap().len(), 1);
+        assert_eq!(world.locks(&devices[0]), [foreign.path.clone()], "ours is gone, the foreign one is not");
+        assert_eq!(other.locks(&devices[1]), [theirs], "another root's is not ours");
+        let again = world.linux.collect_locks(&nobody).await.unwrap();
+        assert_eq!(again, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_kubelet_s_lock_is_taken_over_and_goes_with_ours() {
+    isolated("a_kubelet_s_lock_is_taken_over_and_goes_with_ours", async {
+        let world = World::new();
+        let device = world.device();
+        world.publish_bind(&device);
+        std::fs::create_dir_all(world.map().parent().unwrap()).unwrap();
+        std::fs::write(world.map(), "").unwrap();
+        mount(Some(&device.path), &world.map(), NONE, MsFlags::MS_BIND, NONE).unwrap();
+        let theirs = world.kubelet_lock(&world.map());
+        world.linux.map_block(world.block()).await.unwrap();
+        assert_eq!(world.locks(&device), [theirs.path.clone()], "it holds the device well enough");
+        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world.assert_unmapped(&device);
+    });
+}
+
+#[test]
+fn a_device_in_use_is_not_taken_away_unless_told_to() {
+    isolated("a_device_in_use_is_not_taken_away_unless_told_to", async {
+        let world = World::new();
+        let device = world.device();
+        world.publish_bind(&device);
+        world.linux.map_block(world.block()).await.unwrap();
+        // Through the link, and through a node of a container's own.
+        let node = world.top.path().join("xvda");
+        let (kind, mode) = (nix::sys::stat::SFlag::S_IFBLK, nix::sys::stat::Mode::S_IRUSR);
+        nix::sys::stat::mknod(&node, kind, mode, device.number()).unwrap();
+        for path in [&world.link(), &node] {
+            let holder = Holder::start("exec 3<\"$1\"", path);
+            let refused = world.linux.unmap_block(world.block(), false).await;
+            let name = format!("pid {} (sh) has ", holder.0.id());
+            assert!(
+                matches!(&refused, Err(HostError::Busy { holder, .. }) if holder.starts_with(&name)),
+                "{refused:?}"
+            );
+            world.assert_mapped(&device).await;
+        }
+        // A file system on it, mounted elsewhere.
+        let mnt = world.top.path().join("mnt");
+        std::fs::create_dir(&mnt).unwrap();
+        world::run("mkfs.ext4", &["-q".as_ref(), device.path.as_os_str()]);
+        mount(Some(&device.path), &mnt, Some("ext4"), MsFlags::empty(), NONE).unwrap();
+        let refused = world.linux.unmap_block(world.block(), false).await;
+        let at = format!("has a file system on it mounted at {}", mnt.display());
+        assert!(
+            matches!(&refused, Err(HostError::Busy { holder, .. }) if holder.contains(&at)),
+            "{refused:?}"
+        );
+        umount2(&mnt, MntFlags::empty()).unwrap();
+        let _holder = Holder::start("exec 3<\"$1\"", &node);
+        world.linux.unmap_block(world.block(), true).await.unwrap();
+        world.assert_unmapped(&device);
+    });
+}
+
+#[test]
+fn another_pod_s_use_of_a_shared_device_does_not_keep_this_one_s() {
+    isolated("another_pod_s_use_of_a_shared_device_does_not_keep_this_one_s", async {
+        let world = World::new();
+        let device = world.device();
+        world.publish_bind(&device);
+        let other = world.other_pod();
+        let published = world.root.join(other.published.as_path());
+        world::bind(&device.path, &published);
+        world.linux.map_block(world.block()).await.unwrap();
+        world.linux.map_block(other.clone()).await.unwrap();
+        let theirs = Holder::start("exec 3<\"$1\"", &published);
+        let own = Holder::start("exec 3<\"$1\"", &world.link());
+        let refused = world.linux.unmap_block(world.block(), false).await;
+        assert!(
+            matches!(&refused, Err(HostError::Busy { holder, .. }) if holder.contains(&format!("pid {} ", own.0.id()))),
+            "{refused:?}"
+        );
+        drop(own);
+        world.linux.unmap_block(world.block(), false).await.unwrap();
+        assert!(!world.map().try_exists().unwrap());
+        assert_eq!(world.locks(&device).len(), 1, "the other pod's");
+        drop(theirs);
+        world.linux.unmap_block(other, false).await.unwrap();
+        world.assert_unmapped(&device);
+    });
+}
+
+#[test]
+fn no_symlink_leads_to_what_a_pod_can_write_or_to_what_is_no_device() {
+    isolated("no_symlink_leads_to_what_a_pod_can_write_or_to_what_is_no_device", async {
+        let world = World::new();
+        let device = world.device();
+        world.make_published_parent();
+        let evil = world.root.join("pods/u9/volumes/kubernetes.io~empty-dir/evil");
+        std::fs::create_dir_all(&evil).unwrap();
+        let node = evil.join("node");
+        let (kind, mode) = (nix::sys::stat::SFlag::S_IFBLK, nix::sys::stat::Mode::S_IRUSR);
+        nix::sys::stat::mknod(&node, kind, mode, device.number()).unwrap();
+        let outside = world.top.path().join("outside");
+        symlink(&node, &outside).unwrap();
+        let plain = world.top.path().join("plain");
+        std::fs::write(&plain, "data").unwrap();
+        let up = Path::new("../../../../../../pods/u9/volumes/kubernetes.io~empty-dir/evil/node");
+        for target in [&node, &outside, &plain, Path::new("/dev/null"), Path::new("/proc/self/exe"), up] {
+            symlink(target, world.published()).unwrap();
+            let refused = world.linux.map_block(world.block()).await;
+            assert!(refused.is_err(), "{}", target.display());
+            world.assert_unmapped(&device);
+            std::fs::remove_file(world.published()).unwrap();
+        }
+        // Nor on the way to any of the three.
+        world.publish_bind(&device);
+        let elsewhere = world.top.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        for path in [world.map(), world.link()] {
+            let parent = path.parent().unwrap();
+            std::fs::create_dir_all(parent.parent().unwrap()).unwrap();
+            if parent.is_dir() {
+                std::fs::remove_dir(parent).unwrap();
+            }
+            symlink(&elsewhere, parent).unwrap();
+            let refused = world.linux.map_block(world.block()).await;
+            assert!(matches!(&refused, Err(HostError::WrongKind { found: "a symlink", .. })), "{refused:?}");
+            assert_eq!(world::names(&elsewhere), Vec::<String>::new());
+            std::fs::remove_file(parent).unwrap();
+        }
+        std::fs::create_dir(&elsewhere.join("real")).unwrap();
+        world.linux.map_block(world.block()).await.unwrap();
+        world.linux.unmap_block(world.block(), false).await.unwrap();
+    });
+}
+
+#[test]
+fn nothing_published_and_no_device_are_errors_that_change_nothing() {
+    isolated("nothing_published_and_no_device_are_errors_that_change_nothing", async {
+        let world = World::new();
+        let device = world.device();
+        assert!(matches!(world.linux.map_block(world.block()).await, Err(HostError::Io { .. })));
+        world.make_published_parent();
+        std::fs::write(world.published(), "").unwrap();
+        let refused = world.linux.map_block(world.block()).await;
+        assert!(matches!(&refused, Err(HostError::WrongKind { found: "a file", .. })), "{refused:?}");
+        mount(Some("/dev/null"), &world.published(), NONE, MsFlags::MS_BIND, NONE).unwrap();
+        assert!(std::fs::metadata(world.published()).unwrap().file_type().is_char_device());
+        let refused = world.linux.map_block(world.block()).await;
+        assert!(matches!(&refused, Err(HostError::WrongKind { .. })), "{refused:?}");
+        world.assert_unmapped(&device);
+        world.linux.unmap_block(world.block(), false).await.unwrap();
+    });
+}
+
+#[test]
+fn a_bind_reaches_other_mount_namespaces() {
+    isolated("a_bind_reaches_other_mount_namespaces", async {
+        let world = World::new();
+        let device = world.device();
+        // The root as on a real host: on a shared mount.
+        let root = world.root.clone();
+        mount(Some(&root), &root, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE).unwrap();
+        mount(NONE, &root, NONE, MsFlags::MS_SHARED, NONE).unwrap();
+        let linux = Linux::open(&root).unwrap();
+        world.publish_bind(&device);
+        let elsewhere = Holder::start_elsewhere("true", &root);
+        let seen = |there: bool| {
+            let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", elsewhere.0.id())).unwrap();
+            assert_eq!(table.contains(&format!(" {} ", world.map().display())), there, "{table}");
+        };
+        linux.map_block(world.block()).await.unwrap();
+        seen(true);
+        linux.unmap_block(world.block(), false).await.unwrap();
+        seen(false);
+    });
+}
