@@ -9,6 +9,7 @@ mod block;
 mod device_users;
 mod empty_dir;
 mod linux;
+mod look;
 mod loops;
 mod mount_table;
 mod on_disk;
@@ -230,6 +231,20 @@ pub enum Seen {
     Symlink,
     /// A socket, a pipe, or a file with content.
     Other,
+}
+
+impl Seen {
+    /// Returns what it is, for errors.
+    fn words(self) -> &'static str {
+        match self {
+            Self::Absent => "nothing",
+            Self::EmptyDirectory | Self::Directory => "a directory",
+            Self::EmptyFile => "a file",
+            Self::Device => "a device",
+            Self::Symlink => "a symlink",
+            Self::Other => "a file with content, a pipe or a socket",
+        }
+    }
 }
 
 /// A part of a volume found below the root.

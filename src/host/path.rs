@@ -228,34 +228,6 @@ impl Root {
         HostError::WrongKind { path: self.absolute(path), found, expected }
     }
 
-    /// Says what is at a path (`Host::look`).
-    ///
-    /// # Errors
-    /// `WrongKind` when the way there leads through a symlink or a mount.
-    pub(super) fn look(&self, path: &RootPath) -> Result<Seen, HostError> {
-        let failed = |e| self.failed("look at", path, "a plain file or directory", e);
-        let fd = match self.open_at(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT) => return Ok(Seen::Absent),
-            Err(e) => return Err(failed(e)),
-        };
-        let stat = rustix::fs::fstat(&fd).map_err(failed)?;
-        Ok(match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => {
-                let readable = rustix::fs::openat(&fd, ".", DIRECTORY, Mode::empty()).map_err(failed)?;
-                if names(readable).map_err(failed)?.is_empty() {
-                    Seen::EmptyDirectory
-                } else {
-                    Seen::Directory
-                }
-            }
-            FileType::RegularFile if stat.st_size == 0 => Seen::EmptyFile,
-            FileType::BlockDevice | FileType::CharacterDevice => Seen::Device,
-            FileType::Symlink => Seen::Symlink,
-            _ => Seen::Other,
-        })
-    }
-
     /// Unlinks known files and removes empty directories (`Host::remove`).
     ///
     /// # Errors
@@ -303,19 +275,8 @@ impl Root {
     /// Unlinks a regular file without content, and the temporary name beside it; one that is gone is fine.
     pub(super) fn unlink_empty(&self, path: &RootPath) -> Result<(), HostError> {
         // The look and the unlink are two calls: nobody but a driver writes here, and none writes to its target file.
-        match self.look(path)? {
-            Seen::Absent | Seen::EmptyFile => self.unlink(path),
-            Seen::EmptyDirectory | Seen::Directory => {
-                Err(self.wrong_kind(path, FileType::Directory, "an empty file"))
-            }
-            Seen::Symlink => Err(self.wrong_kind(path, FileType::Symlink, "an empty file")),
-            Seen::Device => Err(self.wrong_kind(path, FileType::BlockDevice, "an empty file")),
-            Seen::Other => Err(HostError::WrongKind {
-                path: self.absolute(path),
-                found: "a file with content",
-                expected: "an empty file",
-            }),
-        }
+        self.look_for(path, &[Seen::Absent, Seen::EmptyFile], "an empty file")?;
+        self.unlink(path)
     }
 
     /// Removes a directory if it is empty; one that is gone is fine.

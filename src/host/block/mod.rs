@@ -2,12 +2,14 @@
 //!
 //! Every step looks first and can be taken twice. A refusal changes nothing.
 
+mod device;
+mod lock;
+
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
@@ -15,12 +17,13 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use super::device_users::{self, Through};
-use super::loops::{self, Loop, Tag};
+use super::loops::{self, Loop};
 use super::mount_table::Reader;
-use super::path::{BENEATH, Root, descriptor_path, temporary_name};
+use super::path::{BENEATH, Root, temporary_name};
 use super::unmount::{self, GivenUp, new_device_each_time};
 use super::{BlockMap, Directory, HostError, Seen, Tree};
 use crate::model::{MountIdentity, MountTable, MountsAt, RootPath};
+use device::{Device, number};
 
 /// A descriptor that names a file and neither opens nor follows it.
 const NAME: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -51,16 +54,6 @@ impl Drop for Turn {
     fn drop(&mut self) {
         self.at_work.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.map);
     }
-}
-
-/// A block device that a driver published.
-#[derive(Debug)]
-struct Device {
-    /// Names its node.
-    node: OwnedFd,
-    number: (u32, u32),
-    /// What the pod's link leads to.
-    shown: PathBuf,
 }
 
 /// A block device that is bound on a map file.
@@ -138,29 +131,6 @@ impl Blocks {
         self.root.unlink_empty(&block.map)
     }
 
-    /// Lets the locks of this root go whose map nobody knows and where nothing is bound any more; returns them, for people.
-    ///
-    /// # Errors
-    /// The first lock that could not be asked or let go; those before it are gone.
-    pub(super) fn collect(&self, known: &BTreeSet<RootPath>) -> Result<Vec<String>, HostError> {
-        let ours = Tag::root(&self.root).map_err(|e| self.failed_root(e))?;
-        let known: BTreeSet<Tag> = known.iter().map(|map| self.tag(map)).collect::<Result<_, _>>()?;
-        let table = self.mounts()?;
-        let mut gone = Vec::new();
-        let may_be = |shown: &Path| is_detached(shown) || shown.iter().any(|name| name == "volumeDevices");
-        for lock in loops::list(may_be)? {
-            let is_known = known.iter().any(|tag| lock.is(tag));
-            // Still bound: somebody's record was lost, not the device. It stays what it is: found, and shown as foreign.
-            let is_bound = !is_detached(&lock.shown) && table.at(&lock.shown) != MountsAt::None;
-            if lock.name().starts_with(&ours) && !is_known && !is_bound {
-                loops::let_go(&lock, &self.given_up, loops::LIMIT)?;
-                let (major, minor) = lock.device();
-                gone.push(format!("{} (of {major}:{minor})", lock.node().display()));
-            }
-        }
-        Ok(gone)
-    }
-
     fn mounts(&self) -> Result<Arc<MountTable>, HostError> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner).read().map_err(|source| HostError::Io {
             doing: "read",
@@ -198,50 +168,6 @@ impl Blocks {
         rustix::fs::openat2(&parent, &name, NAME, Mode::empty(), BENEATH)
     }
 
-    /// Finds the device that a driver published.
-    fn find(&self, published: &RootPath) -> Result<Device, HostError> {
-        let failed = |e| self.root.failed("find the published device", published, A_DEVICE, e);
-        self.check_mount(published)?;
-        let node = self.name(published).map_err(failed)?;
-        let stat = rustix::fs::fstat(&node).map_err(failed)?;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::BlockDevice => {
-                Ok(Device { node, number: number(&stat), shown: self.root.absolute(published) })
-            }
-            FileType::Symlink => {
-                let target = rustix::fs::readlinkat(&node, "", Vec::new()).map_err(failed)?;
-                self.behind(published, OsStr::from_bytes(target.as_bytes()))
-            }
-            other => Err(self.root.wrong_kind(published, other, A_DEVICE)),
-        }
-    }
-
-    /// Finds the device behind a driver's symlink. It must not lie below the root, where pods can write.
-    fn behind(&self, published: &RootPath, target: &OsStr) -> Result<Device, HostError> {
-        const DOING: &str = "follow the published link to";
-        let absolute = self.root.absolute(published);
-        let wrong =
-            |found| HostError::WrongKind { path: absolute.clone(), found, expected: "a link to a device" };
-        let target = plain(absolute.parent().unwrap_or(Path::new("/")), Path::new(target));
-        if target.starts_with(self.root.path()) {
-            return Err(wrong("a symlink to something below the root directory"));
-        }
-        let failed = |source: io::Error| HostError::Io { doing: DOING, path: target.clone(), source };
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let how = ResolveFlags::NO_MAGICLINKS;
-        let node = rustix::fs::openat2(rustix::fs::CWD, &target, flags, Mode::empty(), how)
-            .map_err(|e| failed(e.into()))?;
-        let stat = rustix::fs::fstat(&node).map_err(|e| failed(e.into()))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
-            return Err(wrong("a symlink to something else"));
-        }
-        let shown = descriptor_path(&node).map_err(failed)?;
-        if shown.starts_with(self.root.path()) {
-            return Err(wrong("a symlink to something below the root directory"));
-        }
-        Ok(Device { node, number: number(&stat), shown })
-    }
-
     /// Returns the device that is bound on a map file; an error where something else is mounted.
     fn bound(&self, map: &RootPath) -> Result<Option<Bound>, HostError> {
         let Some(mount) = self.check_mount(map)? else { return Ok(None) };
@@ -256,15 +182,7 @@ impl Blocks {
 
     /// Refuses anything but nothing, or an empty file, where nothing is mounted.
     fn check_file(&self, map: &RootPath) -> Result<Seen, HostError> {
-        let path = self.root.absolute(map);
-        let wrong = |found| Err(HostError::WrongKind { path, found, expected: "an empty file" });
-        match self.root.look(map)? {
-            seen @ (Seen::Absent | Seen::EmptyFile) => Ok(seen),
-            Seen::EmptyDirectory | Seen::Directory => wrong("a directory"),
-            Seen::Symlink => wrong("a symlink"),
-            Seen::Device => wrong("a device"),
-            Seen::Other => wrong("something with content"),
-        }
+        self.root.look_for(map, &[Seen::Absent, Seen::EmptyFile], "an empty file")
     }
 
     /// Makes the map file and binds the device on it.
@@ -292,81 +210,6 @@ impl Blocks {
         self.root.create(&Tree { directories: directories.into_iter().collect(), files: Vec::new() })
     }
 
-    fn tag(&self, map: &RootPath) -> Result<Tag, HostError> {
-        Tag::of(&self.root, map).map_err(|e| self.failed_root(e))
-    }
-
-    fn failed_root(&self, source: io::Error) -> HostError {
-        HostError::Io { doing: "look at", path: self.root.path().to_owned(), source }
-    }
-
-    /// Lists our locks of a map.
-    fn tagged(&self, map: &RootPath) -> Result<Vec<Loop>, HostError> {
-        let tag = self.tag(map)?;
-        // By the end of the path: in another mount namespace the root may have another place.
-        let locks = loops::list(|shown| is_detached(shown) || shown.ends_with(map.as_path()))?;
-        Ok(locks.into_iter().filter(|lock| lock.is(&tag)).collect())
-    }
-
-    /// Lists a kubelet's locks of a map: by the path, and where a bind of the same device was taken away under the lock, by
-    /// the path that it was given, as far as it fitted.
-    fn kubelet_s(&self, map: &RootPath, device: Option<(u32, u32)>) -> Result<Vec<Loop>, HostError> {
-        let absolute = self.root.absolute(map);
-        let given = |lock: &Loop| {
-            let name = lock.name();
-            let name = name.strip_suffix('*').unwrap_or(name).as_bytes();
-            name.len() > self.root.path().as_os_str().len()
-                && absolute.as_os_str().as_bytes().starts_with(name)
-        };
-        let mut locks = loops::list(|shown| is_detached(shown) || shown == absolute)?;
-        locks.retain(|lock| {
-            !lock.is_a_volumed_s()
-                && device.is_none_or(|device| lock.device() == device)
-                && (lock.shown == absolute || (device.is_some() && given(lock)))
-        });
-        Ok(locks)
-    }
-
-    /// Sees to it that exactly one lock holds the bound device, by the bind itself, where a kubelet looks for it.
-    fn lock(&self, map: &RootPath, bound: &Bound) -> Result<(), HostError> {
-        let absolute = self.root.absolute(map);
-        let mut locks = self.tagged(map)?;
-        locks.extend(self.kubelet_s(map, Some(bound.number))?);
-        let right = |lock: &Loop| lock.device() == bound.number && lock.shown == absolute;
-        match locks.iter().position(right) {
-            Some(first) => drop(locks.remove(first)),
-            None => {
-                let device = self.open(map, bound)?;
-                loops::hold(&device, &self.tag(map)?)?;
-            }
-        }
-        // Of another device, of a bind that is gone, or made twice. Only now, so that the device is held throughout.
-        locks.iter().try_for_each(|lock| loops::let_go(lock, &self.given_up, loops::LIMIT))
-    }
-
-    /// Opens the bound device: for writing, unless it is read-only.
-    fn open(&self, map: &RootPath, bound: &Bound) -> Result<OwnedFd, HostError> {
-        // The descriptor leads to the very node that was looked at, by the path of the bind.
-        let path = format!("/proc/self/fd/{}", bound.node.as_raw_fd());
-        let failed = |e: Errno| HostError::Io {
-            doing: "open the device at",
-            path: self.root.absolute(map),
-            source: e.into(),
-        };
-        let open = |flags| rustix::fs::open(&path, flags | OFlags::CLOEXEC, Mode::empty());
-        // The kernel lets some read-only devices be opened for writing, and refuses the writes.
-        let (major, minor) = bound.number;
-        let said = std::fs::read(format!("/sys/dev/block/{major}:{minor}/ro")).unwrap_or_default();
-        if said.starts_with(b"1") {
-            return open(OFlags::RDONLY).map_err(failed);
-        }
-        match open(OFlags::RDWR) {
-            Err(Errno::ACCESS | Errno::ROFS | Errno::PERM) => open(OFlags::RDONLY),
-            opened => opened,
-        }
-        .map_err(failed)
-    }
-
     /// Says who has a device that is to be taken away. Where other pods share it, only who opened it by this pod's paths.
     fn check_unused(&self, block: &BlockMap, number: (u32, u32)) -> Result<(), HostError> {
         let map = self.root.absolute(&block.map);
@@ -384,15 +227,8 @@ impl Blocks {
     }
 
     /// Refuses anything but nothing, or a symlink, at the link's place.
-    fn check_link(&self, link: &RootPath) -> Result<(), HostError> {
-        let path = self.root.absolute(link);
-        let wrong = |found| Err(HostError::WrongKind { path, found, expected: "a symlink" });
-        match self.root.look(link)? {
-            Seen::Absent | Seen::Symlink => Ok(()),
-            Seen::EmptyDirectory | Seen::Directory => wrong("a directory"),
-            Seen::Device => wrong("a device"),
-            Seen::EmptyFile | Seen::Other => wrong("a file"),
-        }
+    fn check_link(&self, link: &RootPath) -> Result<Seen, HostError> {
+        self.root.look_for(link, &[Seen::Absent, Seen::Symlink], "a symlink")
     }
 
     /// Makes the link, or lets it lead where it should; at every moment it is there or not, never half.
@@ -427,15 +263,6 @@ impl Blocks {
     }
 }
 
-fn number(stat: &rustix::fs::Stat) -> (u32, u32) {
-    (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
-}
-
-/// The backing file of a loop device whose bind mount was taken away is shown as the root of nothing.
-fn is_detached(shown: &Path) -> bool {
-    shown == Path::new("/")
-}
-
 /// Removes a symlink, or nothing.
 fn remove_name(parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
     match rustix::fs::readlinkat(parent, name, Vec::new()) {
@@ -447,17 +274,4 @@ fn remove_name(parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
         Err(Errno::NOENT) => Ok(()),
         done => done,
     }
-}
-
-/// Returns where a link in a directory without symlinks above it leads, by its text alone.
-fn plain(directory: &Path, target: &Path) -> PathBuf {
-    let mut path = PathBuf::new();
-    for part in directory.join(target).components() {
-        match part {
-            Component::ParentDir => drop(path.pop()),
-            Component::CurDir => {}
-            Component::RootDir | Component::Normal(_) | Component::Prefix(_) => path.push(part),
-        }
-    }
-    path
 }
