@@ -82,10 +82,19 @@ fn a_node_that_the_driver_made_is_shown_too() {
         let (kind, mode) = (nix::sys::stat::SFlag::S_IFBLK, nix::sys::stat::Mode::S_IRUSR);
         nix::sys::stat::mknod(&world.published(), kind, mode, device.number()).unwrap();
         assert_eq!(world.linux.look(world.block().published).await.unwrap(), Seen::Device);
-        world.linux.map_block(world.block()).await.unwrap();
-        world.assert_mapped(&device).await;
-        world.linux.unmap_block(world.block(), false).await.unwrap();
-        world.assert_unmapped(&device);
+        for node_goes in [false, true] {
+            world.linux.map_block(world.block()).await.unwrap();
+            let lock = world.assert_mapped(&device).await;
+            if node_goes {
+                // Then the path of what the lock holds says nothing any more.
+                umount2(&world.map(), MntFlags::MNT_DETACH).unwrap();
+                std::fs::remove_file(world.published()).unwrap();
+                assert_eq!(world::backing(&lock).as_deref(), Some(Path::new("/ (deleted)")));
+            }
+            world.linux.unmap_block(world.block(), false).await.unwrap();
+            world.assert_unmapped(&device);
+            assert_eq!(world::backing(&lock), None);
+        }
     });
 }
 
@@ -364,7 +373,10 @@ fn two_calls_for_one_map_do_not_run_at_once() {
         let (first, second) =
             tokio::join!(world.linux.map_block(world.block()), world.linux.unmap_block(world.block(), true),);
         first.unwrap();
-        assert!(matches!(&second, Err(HostError::Busy { .. })), "{second:?}");
+        assert!(
+            matches!(&second, Err(HostError::Busy { holder, .. }) if holder.contains("an earlier call")),
+            "{second:?}"
+        );
         world.assert_mapped(&device).await;
         world.linux.unmap_block(world.block(), true).await.unwrap();
         world.assert_unmapped(&device);
