@@ -128,7 +128,8 @@ impl Blocks {
             let (root, table) = (&self.root, &self.table);
             unmount::unmount(root, table, &self.given_up, &block.map, &mount, unmount::LIMIT)?;
         }
-        self.root.unlink_empty(&block.map)
+        self.check_file(&block.map)?;
+        self.root.unlink(&block.map)
     }
 
     fn mounts(&self) -> Result<Arc<MountTable>, HostError> {
