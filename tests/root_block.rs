@@ -154,7 +154,7 @@ fn what_a_crash_left_half_mapped_is_finished_or_undone() {
                     _ => std::fs::remove_file(world.link()).unwrap(),
                 }
                 if done < 2 {
-                    world.locks(&device).iter().for_each(world::losetup_d);
+                    world.clear_locks(&device);
                 }
                 if done < 1 {
                     umount2(&world.map(), MntFlags::empty()).unwrap();
@@ -181,7 +181,7 @@ fn what_a_crash_left_half_unmapped_is_undone() {
         world.publish_bind(&device);
         for done in 0..4 {
             world.linux.map_block(world.block()).await.unwrap();
-            world.locks(&device).iter().for_each(world::losetup_d);
+            world.clear_locks(&device);
             if done > 0 {
                 std::fs::remove_file(world.link()).unwrap();
             }

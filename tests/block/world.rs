@@ -151,6 +151,12 @@ impl World {
         found
     }
 
+    /// Lets the locks of a device go. Another test's look at all loop devices can delay that.
+    pub fn clear_locks(&self, device: &Device) {
+        self.locks(device).iter().for_each(losetup_d);
+        wait_until("the locks go", || self.locks(device).is_empty());
+    }
+
     pub async fn mounts_at(&self, path: &Path) -> usize {
         match self.linux.mounts().await.unwrap().at(path) {
             MountsAt::None => 0,
