@@ -43,7 +43,11 @@ fn a_published_device_is_bound_locked_and_linked_and_goes_again() {
             assert_eq!(std::fs::metadata(directory).unwrap().permissions().mode() & 0o7777, 0o750);
         }
         for _twice in 0..2 {
-            world.linux.unmap_block(world.block(), false).await.unwrap();
+            world
+                .linux
+                .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
+                .await
+                .unwrap();
             world.assert_unmapped(&device);
         }
         assert_eq!(
@@ -82,10 +86,27 @@ fn a_node_that_the_driver_made_is_shown_too() {
         let (kind, mode) = (nix::sys::stat::SFlag::S_IFBLK, nix::sys::stat::Mode::S_IRUSR);
         nix::sys::stat::mknod(&world.published(), kind, mode, device.number()).unwrap();
         assert_eq!(world.linux.look(world.block().published).await.unwrap(), Seen::Device);
-        world.linux.map_block(world.block()).await.unwrap();
-        world.assert_mapped(&device).await;
-        world.linux.unmap_block(world.block(), false).await.unwrap();
-        world.assert_unmapped(&device);
+        for node_goes in [false, true] {
+            world.linux.map_block(world.block()).await.unwrap();
+            let lock = world.assert_mapped(&device).await;
+            if node_goes {
+                // Then the path of what the lock holds says nothing any more.
+                umount2(&world.map(), MntFlags::MNT_DETACH).unwrap();
+                std::fs::remove_file(world.published()).unwrap();
+                assert_eq!(world::backing(&lock).as_deref(), Some(Path::new("/ (deleted)")));
+            }
+            world
+                .linux
+                .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
+                .await
+                .unwrap();
+            world.assert_unmapped(&device);
+            // By now it may be another test's.
+            let shown = world::backing(&lock);
+            assert!(
+                shown.as_deref() != Some(&world.map()) && shown.as_deref() != Some(Path::new("/ (deleted)"))
+            );
+        }
     });
 }
 
@@ -102,9 +123,16 @@ fn behind_a_driver_s_symlink_the_pod_s_link_leads_to_the_device() {
         world.linux.map_block(world.block()).await.unwrap();
         world.assert_mapped(&device).await;
         assert_eq!(std::fs::read_link(world.link()).unwrap(), device.path);
-        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world
+            .linux
+            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
+            .await
+            .unwrap();
         world.assert_unmapped(&device);
         assert!(world.published().is_symlink());
+        let left = Removal { empty_files: vec![world.block().published], ..Removal::default() };
+        world.linux.remove(left).await.unwrap();
+        assert!(!world.published().is_symlink() && device.path.try_exists().unwrap());
     });
 }
 
@@ -116,7 +144,11 @@ fn a_read_only_device_is_locked_read_only() {
         world.publish_bind(&device);
         world.linux.map_block(world.block()).await.unwrap();
         world.assert_mapped(&device).await;
-        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world
+            .linux
+            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
+            .await
+            .unwrap();
         world.assert_unmapped(&device);
     });
 }
@@ -138,7 +170,7 @@ fn what_a_crash_left_half_mapped_is_finished_or_undone() {
                     _ => std::fs::remove_file(world.link()).unwrap(),
                 }
                 if done < 2 {
-                    world.locks(&device).iter().for_each(world::losetup_d);
+                    world.clear_locks(&device);
                 }
                 if done < 1 {
                     umount2(&world.map(), MntFlags::empty()).unwrap();
@@ -149,7 +181,11 @@ fn what_a_crash_left_half_mapped_is_finished_or_undone() {
                     world.assert_mapped(&device).await;
                     assert_eq!(std::fs::read_link(world.link()).unwrap(), world.published());
                 }
-                world.linux.unmap_block(world.block(), false).await.unwrap();
+                world
+                    .linux
+                    .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
+                    .await
+                    .unwrap();
                 world.assert_unmapped(&device);
                 assert!(!temporary.is_symlink(), "{done}");
             }
@@ -165,7 +201,7 @@ fn what_a_crash_left_half_unmapped_is_undone() {
         world.publish_bind(&device);
         for done in 0..4 {
             world.linux.map_block(world.block()).await.unwrap();
-            world.locks(&device).iter().for_each(world::losetup_d);
+            world.clear_locks(&device);
             if done > 0 {
                 std::fs::remove_file(world.link()).unwrap();
             }
@@ -175,7 +211,11 @@ fn what_a_crash_left_half_unmapped_is_undone() {
             if done > 2 {
                 std::fs::remove_file(world.map()).unwrap();
             }
-            world.linux.unmap_block(world.block(), false).await.unwrap();
+            world
+                .linux
+                .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
+                .await
+                .unwrap();
             world.assert_unmapped(&device);
         }
     });
@@ -197,9 +237,10 @@ fn a_link_that_leads_elsewhere_is_replaced() {
         // Somebody's file is not replaced, and nothing else is touched for it.
         std::fs::remove_file(world.link()).unwrap();
         std::fs::write(world.link(), "data").unwrap();
-        for refused in
-            [world.linux.map_block(world.block()).await, world.linux.unmap_block(world.block(), true).await]
-        {
+        for refused in [
+            world.linux.map_block(world.block()).await,
+            world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Ignored).await,
+        ] {
             assert!(
                 matches!(&refused, Err(HostError::WrongKind { path, .. }) if *path == world.link()),
                 "{refused:?}"
@@ -226,9 +267,10 @@ fn another_device_on_the_map_is_neither_covered_nor_unmounted_for_it() {
         assert!(!world.link().is_symlink());
         // Nor is one bind covered by another, or anything but a device unmounted.
         mount(Some(&device.path), &world.map(), NONE, MsFlags::MS_BIND, NONE).unwrap();
-        for refused in
-            [world.linux.map_block(world.block()).await, world.linux.unmap_block(world.block(), true).await]
-        {
+        for refused in [
+            world.linux.map_block(world.block()).await,
+            world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Ignored).await,
+        ] {
             assert!(matches!(&refused, Err(HostError::WrongMount { .. })), "{refused:?}");
         }
         assert_eq!(world.mounts_at(&world.map()).await, 2);
@@ -237,7 +279,7 @@ fn another_device_on_the_map_is_neither_covered_nor_unmounted_for_it() {
         let plain = world.top.path().join("plain");
         std::fs::write(&plain, "data").unwrap();
         mount(Some(&plain), &world.map(), NONE, MsFlags::MS_BIND, NONE).unwrap();
-        let refused = world.linux.unmap_block(world.block(), true).await;
+        let refused = world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Ignored).await;
         assert!(matches!(&refused, Err(HostError::WrongMount { .. })), "{refused:?}");
         assert_eq!(world.mounts_at(&world.map()).await, 1);
     });
@@ -251,16 +293,17 @@ fn a_map_file_with_content_is_not_ours() {
         world.publish_bind(&device);
         std::fs::create_dir_all(world.map().parent().unwrap()).unwrap();
         std::fs::write(world.map(), "data").unwrap();
-        for refused in
-            [world.linux.map_block(world.block()).await, world.linux.unmap_block(world.block(), true).await]
-        {
+        for refused in [
+            world.linux.map_block(world.block()).await,
+            world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Ignored).await,
+        ] {
             assert!(matches!(&refused, Err(HostError::WrongKind { .. })), "{refused:?}");
         }
         assert_eq!(std::fs::read(world.map()).unwrap(), b"data");
         let file = Removal { empty_files: vec![world.block().map], ..Removal::default() };
         let refused = world.linux.remove(file).await;
         assert!(
-            matches!(&refused, Err(HostError::WrongKind { expected: "an empty file", .. })),
+            matches!(&refused, Err(HostError::WrongKind { expected: "an empty file or a symlink", .. })),
             "{refused:?}"
         );
         assert_eq!(std::fs::read(world.map()).unwrap(), b"data");
@@ -308,7 +351,11 @@ fn no_symlink_leads_to_what_a_pod_can_write_or_to_what_is_no_device() {
         }
         std::fs::create_dir(elsewhere.join("real")).unwrap();
         world.linux.map_block(world.block()).await.unwrap();
-        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world
+            .linux
+            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
+            .await
+            .unwrap();
     });
 }
 
@@ -327,7 +374,11 @@ fn nothing_published_and_no_device_are_errors_that_change_nothing() {
         let refused = world.linux.map_block(world.block()).await;
         assert!(matches!(&refused, Err(HostError::WrongKind { .. })), "{refused:?}");
         world.assert_unmapped(&device);
-        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world
+            .linux
+            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
+            .await
+            .unwrap();
     });
 }
 
@@ -349,7 +400,7 @@ fn a_bind_reaches_other_mount_namespaces() {
         };
         linux.map_block(world.block()).await.unwrap();
         seen(true);
-        linux.unmap_block(world.block(), false).await.unwrap();
+        linux.unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None }).await.unwrap();
         seen(false);
     });
 }
@@ -361,12 +412,17 @@ fn two_calls_for_one_map_do_not_run_at_once() {
         let device = world.device();
         world.publish_bind(&device);
         // A call that was given up and still hangs in the kernel is such a first one.
-        let (first, second) =
-            tokio::join!(world.linux.map_block(world.block()), world.linux.unmap_block(world.block(), true),);
+        let (first, second) = tokio::join!(
+            world.linux.map_block(world.block()),
+            world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Ignored),
+        );
         first.unwrap();
-        assert!(matches!(&second, Err(HostError::Busy { .. })), "{second:?}");
+        assert!(
+            matches!(&second, Err(HostError::Busy { holder, .. }) if holder.contains("an earlier call")),
+            "{second:?}"
+        );
         world.assert_mapped(&device).await;
-        world.linux.unmap_block(world.block(), true).await.unwrap();
+        world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Ignored).await.unwrap();
         world.assert_unmapped(&device);
     });
 }

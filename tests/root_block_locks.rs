@@ -40,7 +40,11 @@ fn a_locked_device_s_number_is_not_given_to_another() {
         // Somebody else asks for a device: not this one.
         let other = world.device();
         assert_ne!(other.path, device.path);
-        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world
+            .linux
+            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
+            .await
+            .unwrap();
         world.assert_unmapped(&device);
         world::wait_until("the driver's device goes with the lock", || device.backing().is_none());
     });
@@ -64,7 +68,11 @@ fn locks_are_found_again_after_a_restart() {
         world.assert_mapped(&device).await;
         umount2(&world.map(), MntFlags::MNT_DETACH).unwrap();
         umount2(&world.published(), MntFlags::empty()).unwrap();
-        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world
+            .linux
+            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
+            .await
+            .unwrap();
         world.assert_unmapped(&device);
     });
 }
@@ -81,22 +89,22 @@ fn only_locks_of_this_root_that_nobody_knows_are_collected() {
         let theirs = other.assert_mapped(&devices[1]).await;
         let nobody = BTreeSet::new();
         // What is still bound is still shown to somebody.
-        assert_eq!(world.linux.collect_locks(&nobody).await.unwrap(), Vec::<String>::new());
+        assert_eq!(world.linux.collect_locks(nobody.clone()).await.unwrap(), Vec::<String>::new());
         world.assert_mapped(&devices[0]).await;
         for world in [&world, &other] {
             umount2(&world.map(), MntFlags::MNT_DETACH).unwrap();
         }
         let known = BTreeSet::from([world.block().map]);
-        assert_eq!(world.linux.collect_locks(&known).await.unwrap(), Vec::<String>::new());
+        assert_eq!(world.linux.collect_locks(known.clone()).await.unwrap(), Vec::<String>::new());
         let foreign = world.kubelet_lock(&devices[0].path);
-        assert_eq!(world.linux.collect_locks(&nobody).await.unwrap().len(), 1);
+        assert_eq!(world.linux.collect_locks(nobody.clone()).await.unwrap().len(), 1);
         assert_eq!(
             world.locks(&devices[0]),
             std::slice::from_ref(&foreign.path),
             "ours is gone, the foreign one is not"
         );
         assert_eq!(other.locks(&devices[1]), [theirs], "another root's is not ours");
-        let again = world.linux.collect_locks(&nobody).await.unwrap();
+        let again = world.linux.collect_locks(nobody.clone()).await.unwrap();
         assert_eq!(again, Vec::<String>::new());
     });
 }
@@ -117,7 +125,11 @@ fn a_kubelet_s_lock_is_taken_over_and_goes_with_ours() {
             std::slice::from_ref(&theirs.path),
             "it holds the device well enough"
         );
-        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world
+            .linux
+            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
+            .await
+            .unwrap();
         world.assert_unmapped(&device);
     });
 }
@@ -135,7 +147,10 @@ fn a_device_in_use_is_not_taken_away_unless_told_to() {
         nix::sys::stat::mknod(&node, kind, mode, device.number()).unwrap();
         for path in [&world.link(), &node] {
             let holder = Holder::start("exec 3<\"$1\"", path);
-            let refused = world.linux.unmap_block(world.block(), false).await;
+            let refused = world
+                .linux
+                .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
+                .await;
             let name = format!("pid {} (sh) has ", holder.0.id());
             assert!(
                 matches!(&refused, Err(HostError::Busy { holder, .. }) if holder.starts_with(&name)),
@@ -148,7 +163,8 @@ fn a_device_in_use_is_not_taken_away_unless_told_to() {
         std::fs::create_dir(&mnt).unwrap();
         world::run("mkfs.ext4", &["-q".as_ref(), device.path.as_os_str()]);
         mount(Some(&device.path), &mnt, Some("ext4"), MsFlags::empty(), NONE).unwrap();
-        let refused = world.linux.unmap_block(world.block(), false).await;
+        let refused =
+            world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None }).await;
         let at = format!("has a file system on it mounted at {}", mnt.display());
         assert!(
             matches!(&refused, Err(HostError::Busy { holder, .. }) if holder.contains(&at)),
@@ -156,7 +172,7 @@ fn a_device_in_use_is_not_taken_away_unless_told_to() {
         );
         umount2(&mnt, MntFlags::empty()).unwrap();
         let _holder = Holder::start("exec 3<\"$1\"", &node);
-        world.linux.unmap_block(world.block(), true).await.unwrap();
+        world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Ignored).await.unwrap();
         world.assert_unmapped(&device);
     });
 }
@@ -174,17 +190,22 @@ fn another_pod_s_use_of_a_shared_device_does_not_keep_this_one_s() {
         world.linux.map_block(other.clone()).await.unwrap();
         let theirs = Holder::start("exec 3<\"$1\"", &published);
         let own = Holder::start("exec 3<\"$1\"", &world.link());
-        let refused = world.linux.unmap_block(world.block(), false).await;
+        let refused =
+            world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None }).await;
         assert!(
             matches!(&refused, Err(HostError::Busy { holder, .. }) if holder.contains(&format!("pid {} ", own.0.id()))),
             "{refused:?}"
         );
         drop(own);
-        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world
+            .linux
+            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
+            .await
+            .unwrap();
         assert!(!world.map().try_exists().unwrap());
         assert_eq!(world.locks(&device).len(), 1, "the other pod's");
         drop(theirs);
-        world.linux.unmap_block(other, false).await.unwrap();
+        world.linux.unmap_block(other, volumed::host::DeviceUsers::Count { driver: None }).await.unwrap();
         world.assert_unmapped(&device);
     });
 }
@@ -198,14 +219,19 @@ fn a_lock_that_somebody_has_open_goes_with_them() {
         world.linux.map_block(world.block()).await.unwrap();
         let lock = world.assert_mapped(&device).await;
         let holder = Holder::start("exec 3<\"$1\"", &lock);
-        let refused = world.linux.unmap_block(world.block(), false).await;
+        let refused =
+            world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None }).await;
         let name = format!("pid {} (sh) has {} open", holder.0.id(), lock.display());
         assert!(
             matches!(&refused, Err(HostError::Busy { holder, path }) if *holder == name && *path == lock),
             "{refused:?}"
         );
         drop(holder);
-        world.linux.unmap_block(world.block(), false).await.unwrap();
+        world
+            .linux
+            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
+            .await
+            .unwrap();
         world.assert_unmapped(&device);
     });
 }

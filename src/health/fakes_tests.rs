@@ -169,7 +169,11 @@ impl Host for FakeHost {
     fn map_block(&self, _: BlockMap) -> Done<'_, ()> {
         unreachable!()
     }
-    fn unmap_block(&self, _: BlockMap, _: bool) -> Done<'_, ()> {
+    fn collect_locks(&self, _: std::collections::BTreeSet<RootPath>) -> Done<'_, Vec<String>> {
+        unreachable!()
+    }
+
+    fn unmap_block(&self, _: BlockMap, _: crate::host::DeviceUsers) -> Done<'_, ()> {
         unreachable!()
     }
     fn set_ownership(&self, _: RootPath, _: Ownership, _: Progress) -> Done<'_, ()> {

@@ -19,11 +19,16 @@ pub(super) struct Through<'a> {
     pub(super) paths: [&'a Path; 2],
 }
 
-/// Finds somebody who has a device, by its number: a container opens a node of its own.
+/// Finds somebody who has a device, by its number: a container opens a node of its own. A driver, and what it started, may
+/// serve the device and does not count.
 ///
 /// # Errors
 /// When `/proc` cannot be read at all.
-pub(super) fn first(device: (u32, u32), through: Option<&Through<'_>>) -> io::Result<Option<String>> {
+pub(super) fn first(
+    device: (u32, u32),
+    through: Option<&Through<'_>>,
+    driver: Option<u32>,
+) -> io::Result<Option<String>> {
     let pids = numbers(Path::new("/proc"))?;
     let mut mounts = Mounts::default();
     pids.iter().for_each(|pid| mounts.add(*pid));
@@ -35,7 +40,9 @@ pub(super) fn first(device: (u32, u32), through: Option<&Through<'_>>) -> io::Re
             if tid != pid && raw::same_files(pid, tid) == Some(true) {
                 continue;
             }
-            if let Some(how) = open_file(&tasks.join(tid.to_string()), device, &mounts, through) {
+            if let Some(how) = open_file(&tasks.join(tid.to_string()), device, &mounts, through)
+                && !driver.is_some_and(|driver| descends(pid, driver))
+            {
                 return Ok(Some(holder(pid, how).to_string()));
             }
         }
@@ -53,6 +60,15 @@ pub(super) fn first(device: (u32, u32), through: Option<&Through<'_>>) -> io::Re
 fn holder(pid: u32, how: String) -> Holder {
     let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Holder { pid, command: command.trim().to_owned(), unit: None, how }
+}
+
+/// Whether a process is another or was started by it, by as many others as may be between.
+fn descends(pid: u32, from: u32) -> bool {
+    let parent = |pid: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        field(&status, "PPid:")?.parse::<u32>().ok().filter(|parent| *parent != 0)
+    };
+    std::iter::successors(Some(pid), parent).any(|pid| pid == from)
 }
 
 /// Lists what is a number in a directory of `/proc`.
@@ -160,6 +176,6 @@ mod tests {
 
     #[test]
     fn nobody_has_a_device_that_does_not_exist() {
-        assert_eq!(first((4095, 1_048_575), None).unwrap(), None);
+        assert_eq!(first((4095, 1_048_575), None, None).unwrap(), None);
     }
 }

@@ -16,8 +16,8 @@ use super::mount_table::{self, Reader};
 use super::path::Root;
 use super::pool::Pool;
 use super::{
-    BlockMap, Directory, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen, Tree, Usage,
-    empty_dir, loops, on_disk, raw, startup, token, unmount, users,
+    BlockMap, DeviceUsers, Directory, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen, Tree,
+    Usage, empty_dir, loops, on_disk, raw, startup, token, unmount, users,
 };
 use crate::BoxFuture;
 use crate::model::{BootId, Millis, MountIdentity, MountTable, Ownership, RootPath};
@@ -115,17 +115,6 @@ impl Linux {
     /// Returns the root directory: absolute and without symlinks, as the mount table shows it.
     pub fn root(&self) -> &Path {
         self.root.path()
-    }
-
-    /// Lets those locks of block devices go that an earlier run made below this root and whose map file is none of these; what
-    /// is still bound keeps its lock. To be called at the start, with the map files of all records. Returns them, for people.
-    ///
-    /// # Errors
-    /// The first lock that could not be let go; another call goes on.
-    pub async fn collect_locks(&self, known: &BTreeSet<RootPath>) -> Result<Vec<String>, HostError> {
-        let (blocks, known) = (self.blocks.clone(), known.clone());
-        let work = move || blocks.collect(&known);
-        self.children.run("collect the locks below", self.root(), loops::LIMIT + LIMIT, work).await
     }
 
     /// Runs work on the root directory in the pool for local calls.
@@ -234,13 +223,13 @@ impl Host for Linux {
         })
     }
 
-    fn unmap_block(&self, map: BlockMap, whoever_has_it: bool) -> BoxFuture<'_, Result<(), HostError>> {
+    fn unmap_block(&self, map: BlockMap, users: DeviceUsers) -> BoxFuture<'_, Result<(), HostError>> {
         let blocks = self.blocks.clone();
         Box::pin(async move {
             let turn = blocks.turn(&map.map)?;
             let absolute = self.root.absolute(&map.map);
             let work = move || {
-                let done = blocks.unmap(&map, whoever_has_it);
+                let done = blocks.unmap(&map, users);
                 drop(turn);
                 done
             };
@@ -248,6 +237,12 @@ impl Host for Linux {
             let limit = loops::LIMIT + unmount::LIMIT + LIMIT;
             self.children.run("unmap the device at", &absolute, limit, work).await
         })
+    }
+
+    fn collect_locks(&self, known: BTreeSet<RootPath>) -> BoxFuture<'_, Result<Vec<String>, HostError>> {
+        let blocks = self.blocks.clone();
+        let work = move || blocks.collect(&known);
+        Box::pin(self.children.run("collect the locks below", self.root(), loops::LIMIT + LIMIT, work))
     }
 
     fn set_ownership(

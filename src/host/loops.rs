@@ -245,7 +245,7 @@ pub(super) fn let_go(one: &Loop, given_up: &GivenUp, limit: Duration) -> Result<
         }
     }
     let number = (7, one.number);
-    let holder = super::device_users::first(number, None).map_err(failed)?;
+    let holder = super::device_users::first(number, None, None).map_err(failed)?;
     Err(HostError::Busy { path: one.node(), holder: holder.unwrap_or_else(|| "another process".to_owned()) })
 }
 

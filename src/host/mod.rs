@@ -22,7 +22,7 @@ mod token;
 mod unmount;
 mod users;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;
@@ -77,8 +77,12 @@ pub trait Host: Send + Sync + Debug {
     fn map_block(&self, map: BlockMap) -> BoxFuture<'_, Result<(), HostError>>;
 
     /// Undoes `map_block`: lets the lock go, unlinks, unmounts and removes the file. What is gone already is fine. `Busy` when
-    /// a process still has the device open, unless `whoever_has_it`: then nothing was changed.
-    fn unmap_block(&self, map: BlockMap, whoever_has_it: bool) -> BoxFuture<'_, Result<(), HostError>>;
+    /// a process still has the device open, unless nobody counts: then nothing was changed.
+    fn unmap_block(&self, map: BlockMap, users: DeviceUsers) -> BoxFuture<'_, Result<(), HostError>>;
+
+    /// Lets go of the locks of block volumes below this root whose map is neither known nor bound any more: what a crash left
+    /// between lock and record. Returns what was let go, in words.
+    fn collect_locks(&self, known: BTreeSet<RootPath>) -> BoxFuture<'_, Result<Vec<String>, HostError>>;
 
     /// Gives everything in a mounted volume to a group (kubelet.md 6.1), in a child process. `progress` hears how many files
     /// were done. Dropping the future ends the child; the root directory comes last, so that it is done again.
@@ -166,6 +170,18 @@ pub struct BlockMap {
     pub map: RootPath,
     /// The link in the pod's directory.
     pub link: RootPath,
+}
+
+/// Whether somebody who has a block device open keeps it from being taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceUsers {
+    /// Everybody but the driver (its pid) and what it started, which may serve the device.
+    Count {
+        /// `None` where it is not known.
+        driver: Option<u32>,
+    },
+    /// Nobody: the operator said so.
+    Ignored,
 }
 
 /// Somebody who has a volume.

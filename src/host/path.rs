@@ -258,7 +258,7 @@ impl Root {
     /// What was removed before the failure stays removed.
     pub(super) fn remove(&self, removal: &Removal) -> Result<(), HostError> {
         removal.files.iter().try_for_each(|path| self.unlink(path))?;
-        removal.empty_files.iter().try_for_each(|path| self.unlink_empty(path))?;
+        removal.empty_files.iter().try_for_each(|path| self.unlink_leftover(path))?;
         removal.directories.iter().try_for_each(|path| self.remove_directory(path))?;
         for path in &removal.if_empty {
             match self.remove_directory(path) {
@@ -269,7 +269,7 @@ impl Root {
         Ok(())
     }
 
-    fn unlink(&self, path: &RootPath) -> Result<(), HostError> {
+    pub(super) fn unlink(&self, path: &RootPath) -> Result<(), HostError> {
         let failed = |e| self.failed("remove", path, "a file", e);
         let (parent, name) = match self.open_parent(path) {
             Ok(found) => found,
@@ -296,11 +296,19 @@ impl Root {
         Ok(())
     }
 
-    /// Unlinks a regular file without content, and the temporary name beside it; one that is gone is fine.
-    pub(super) fn unlink_empty(&self, path: &RootPath) -> Result<(), HostError> {
+    /// Unlinks a regular file without content, or a symlink, and the temporary name beside a file; one that is gone is fine.
+    fn unlink_leftover(&self, path: &RootPath) -> Result<(), HostError> {
         // The look and the unlink are two calls: nobody but a driver writes here, and none writes to its target file.
-        self.look_for(path, &[Seen::Absent, Seen::EmptyFile], "an empty file")?;
-        self.unlink(path)
+        let fine = [Seen::Absent, Seen::EmptyFile, Seen::Symlink];
+        if self.look_for(path, &fine, "an empty file or a symlink")? != Seen::Symlink {
+            return self.unlink(path);
+        }
+        let failed = |e| self.failed("remove", path, "a symlink", e);
+        let (parent, name) = self.open_parent(path).map_err(failed)?;
+        match rustix::fs::unlinkat(&parent, &name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(failed(e)),
+        }
     }
 
     /// Removes a directory if it is empty; one that is gone is fine.

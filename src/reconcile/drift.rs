@@ -1,14 +1,16 @@
 //! What is there, looked at again: mounts that came and went, file systems that died, volumes that others made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::task::JoinError;
 
 use super::pass::Loop;
+use crate::error::Chain;
 use crate::model::{
-    EventKind, Layout, MountTable, MountsAt, Presence, VolumeKey, VolumeMode, VolumeRecord, has_server,
+    EventKind, Layout, MountTable, MountsAt, Presence, RootPath, VolumeKey, VolumeMode, VolumeRecord,
+    has_server,
 };
 use crate::observe::{self, Site};
 
@@ -99,6 +101,29 @@ impl Loop {
         self.touched.insert(key.clone());
     }
 
+    /// Lets go of what a crash left of block volumes that no record knows. Not while a record cannot be read: its volume's lock
+    /// would be taken for a leftover.
+    pub(super) fn collect_locks(&mut self) {
+        if !self.damaged.is_empty() {
+            return;
+        }
+        let layout = &self.parts.layout;
+        let known = self.records.values().flat_map(|record| record.publications.keys());
+        let known: BTreeSet<RootPath> = known.map(|id| layout.block_map(id)).collect();
+        let host = Arc::clone(&self.parts.host);
+        self.round.spawn(async move {
+            match host.collect_locks(known).await {
+                Ok(collected) => {
+                    collected
+                        .iter()
+                        .for_each(|lock| tracing::info!("let go of a lock that a crash left: {lock}"));
+                }
+                Err(error) => tracing::warn!("cannot look for locks of block devices: {}", Chain(&error)),
+            }
+            None
+        });
+    }
+
     /// Asks the file systems that can die at the next turn.
     pub(super) fn round_soon(&mut self) {
         self.round_at = Some(self.now().mono);
@@ -126,17 +151,22 @@ impl Loop {
         self.round.spawn(async move { host.dead_mounts(points).await.ok() });
     }
 
+    fn round_soon_again(&mut self) {
+        self.round_at = Some(self.now().mono + ROUND_MS);
+    }
+
     /// Takes a round's findings. One that could not be made leaves what is known.
     pub(super) fn take_round(&mut self, found: Result<Option<BTreeMap<PathBuf, String>>, JoinError>) {
-        self.round_at = Some(self.now().mono + ROUND_MS);
         let dead = match found {
             Ok(Some(dead)) => dead,
-            Ok(None) => return,
+            // It could not be made, or it was the look for locks.
+            Ok(None) => return self.round_soon_again(),
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(_cancelled) => return,
             },
         };
+        self.round_soon_again();
         let old = std::mem::replace(&mut self.dead, dead);
         if old != self.dead {
             self.observe_all();

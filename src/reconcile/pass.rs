@@ -134,6 +134,7 @@ impl Loop {
             parts,
         };
         start.observe_all();
+        start.collect_locks();
         start.round_soon();
         start.show_paused();
         start.tell(EventKind::Reconstructed { records: start.records.len(), rebooted });

@@ -48,6 +48,8 @@ pub struct World {
     pub top: tempfile::TempDir,
     devices: RefCell<Vec<Device>>,
     others: RefCell<Vec<PathBuf>>,
+    /// Device and inode of the nodes that were seen mapped, to know their locks when the nodes are gone.
+    nodes: RefCell<Vec<(u64, u64)>>,
 }
 
 impl World {
@@ -55,7 +57,8 @@ impl World {
         let top = tempfile::tempdir().unwrap();
         let linux = Linux::open(&top.path().join("root")).unwrap();
         let root = linux.root().to_owned();
-        Self { linux, root, top, devices: RefCell::default(), others: RefCell::default() }
+        let (devices, others, nodes) = Default::default();
+        Self { linux, root, top, devices, others, nodes }
     }
 
     pub fn device(&self) -> Device {
@@ -128,6 +131,7 @@ impl World {
             .filter_map(|path| std::fs::symlink_metadata(path).ok())
             .filter(|meta| meta.file_type().is_block_device() && meta.rdev() == device.number())
             .map(|meta| (meta.dev(), meta.ino()))
+            .chain(self.nodes.borrow().iter().copied())
             .collect();
         let columns = ["--list", "--raw", "--noheadings", "-O", "NAME,BACK-MAJ:MIN,BACK-INO"].map(OsStr::new);
         let mut found = Vec::new();
@@ -147,6 +151,12 @@ impl World {
         found
     }
 
+    /// Lets the locks of a device go. Another test's look at all loop devices can delay that.
+    pub fn clear_locks(&self, device: &Device) {
+        self.locks(device).iter().for_each(losetup_d);
+        wait_until("the locks go", || self.locks(device).is_empty());
+    }
+
     pub async fn mounts_at(&self, path: &Path) -> usize {
         match self.linux.mounts().await.unwrap().at(path) {
             MountsAt::None => 0,
@@ -155,12 +165,27 @@ impl World {
         }
     }
 
+    /// The mode of the map file itself, under its mount.
+    fn map_mode(&self) -> u32 {
+        let beneath = self.top.path().join("beneath");
+        std::fs::create_dir_all(&beneath).unwrap();
+        mount(Some(&self.root), &beneath, NONE, MsFlags::MS_BIND, NONE).unwrap();
+        let mode = std::fs::metadata(beneath.join(self.block().map.as_path())).unwrap().mode();
+        umount2(&beneath, MntFlags::empty()).unwrap();
+        mode
+    }
+
     /// Asserts that the map shows the device and that one lock as a kubelet's holds it; returns the lock.
     pub async fn assert_mapped(&self, device: &Device) -> PathBuf {
         assert_eq!(self.mounts_at(&self.map()).await, 1);
         let meta = std::fs::metadata(self.map()).unwrap();
         assert!(meta.file_type().is_block_device());
+        assert_eq!(self.map_mode(), 0o100_750);
         assert_eq!(meta.rdev(), device.number());
+        // A node of /dev may be another test's next device; one of the root directory is this one's.
+        if meta.dev() == std::fs::metadata(&self.root).unwrap().dev() {
+            self.nodes.borrow_mut().push((meta.dev(), meta.ino()));
+        }
         let locks = self.locks(device);
         let [lock] = &locks[..] else { panic!("{locks:?}") };
         assert_eq!(backing(lock), Some(self.map()), "where a kubelet looks for it");

@@ -1,13 +1,13 @@
 //! `host::Host` over the simulated world.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, watch};
 use volumed::BoxFuture;
 use volumed::host::{
-    BlockMap, FoundVolume, Holder, Host, HostError, Part, Progress, Removal, Seen, Tree, Usage,
+    BlockMap, DeviceUsers, FoundVolume, Holder, Host, HostError, Part, Progress, Removal, Seen, Tree, Usage,
 };
 use volumed::model::{
     BootId, Millis, MountIdentity, MountTable, MountsAt, Ownership, PodUid, RootPath, SpecName, VolData,
@@ -171,7 +171,7 @@ impl Host for SimHost {
         })
     }
 
-    fn unmap_block(&self, map: BlockMap, _whoever_has_it: bool) -> BoxFuture<'_, Result<(), HostError>> {
+    fn unmap_block(&self, map: BlockMap, _users: DeviceUsers) -> BoxFuture<'_, Result<(), HostError>> {
         Box::pin(async move {
             self.world.pause().await;
             let (point, link) = (absolute(&map.map), absolute(&map.link));
@@ -182,6 +182,10 @@ impl Host for SimHost {
             self.world.lock().nodes.remove(&point);
             Ok(())
         })
+    }
+
+    fn collect_locks(&self, _known: BTreeSet<RootPath>) -> BoxFuture<'_, Result<Vec<String>, HostError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
     }
 
     fn set_ownership(

@@ -21,7 +21,7 @@ use super::loops::{self, Loop};
 use super::mount_table::Reader;
 use super::path::{BENEATH, Root, temporary_name};
 use super::unmount::{self, GivenUp, new_device_each_time};
-use super::{BlockMap, Directory, HostError, Seen, Tree};
+use super::{BlockMap, DeviceUsers, Directory, HostError, Seen, Tree};
 use crate::model::{MountIdentity, MountTable, MountsAt, RootPath};
 use device::{Device, number};
 
@@ -105,7 +105,7 @@ impl Blocks {
     ///
     /// # Errors
     /// `WrongKind`, `WrongMount`, and `Busy` of the device: nothing was changed.
-    pub(super) fn unmap(&self, block: &BlockMap, whoever_has_it: bool) -> Result<(), HostError> {
+    pub(super) fn unmap(&self, block: &BlockMap, users: DeviceUsers) -> Result<(), HostError> {
         let bound = self.bound(&block.map)?;
         self.check_link(&block.link)?;
         if bound.is_none() {
@@ -113,10 +113,10 @@ impl Blocks {
         }
         let tagged = self.tagged(&block.map)?;
         let number = bound.as_ref().map(|bound| bound.number).or(tagged.first().map(Loop::device));
-        if !whoever_has_it {
+        if let DeviceUsers::Count { driver } = users {
             // With neither bind nor lock, what the driver shows now is all there is to ask about.
             let number = number.or_else(|| Some(self.find(&block.published).ok()?.number));
-            number.map_or(Ok(()), |number| self.check_unused(block, number))?;
+            number.map_or(Ok(()), |number| self.check_unused(block, number, driver))?;
         }
         for lock in tagged.into_iter().chain(self.kubelet_s(&block.map, number)?) {
             loops::let_go(&lock, &self.given_up, loops::LIMIT)?;
@@ -128,7 +128,8 @@ impl Blocks {
             let (root, table) = (&self.root, &self.table);
             unmount::unmount(root, table, &self.given_up, &block.map, &mount, unmount::LIMIT)?;
         }
-        self.root.unlink_empty(&block.map)
+        self.check_file(&block.map)?;
+        self.root.unlink(&block.map)
     }
 
     fn mounts(&self) -> Result<Arc<MountTable>, HostError> {
@@ -210,18 +211,22 @@ impl Blocks {
         self.root.create(&Tree { directories: directories.into_iter().collect(), files: Vec::new() })
     }
 
-    /// Says who has a device that is to be taken away. Where other pods share it, only who opened it by this pod's paths.
-    fn check_unused(&self, block: &BlockMap, number: (u32, u32)) -> Result<(), HostError> {
+    /// Says who has a device that is to be taken away, its driver apart. Where other pods share it, only who opened it by this
+    /// pod's paths.
+    fn check_unused(
+        &self,
+        block: &BlockMap,
+        number: (u32, u32),
+        driver: Option<u32>,
+    ) -> Result<(), HostError> {
         let map = self.root.absolute(&block.map);
         let published = self.root.absolute(&block.published);
         let table = self.mounts()?;
         let beside = map.parent().into_iter().flat_map(|directory| table.below(directory));
         let shared = beside.into_iter().any(|mount| mount.point != map);
         let through = shared.then_some(Through { paths: [&map, &published] });
-        let holder = device_users::first(number, through.as_ref()).map_err(|source| HostError::Io {
-            doing: "look who has the device at",
-            path: map.clone(),
-            source,
+        let holder = device_users::first(number, through.as_ref(), driver).map_err(|source| {
+            HostError::Io { doing: "look who has the device at", path: map.clone(), source }
         })?;
         holder.map_or(Ok(()), |holder| Err(HostError::Busy { path: map, holder }))
     }

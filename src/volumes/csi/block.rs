@@ -1,7 +1,7 @@
 //! What a block volume has instead of a mount: a device bound on a file of its own, and the pod's link (kubelet.md 1.11, 5.6).
 
 use super::calls::Target;
-use crate::host::{BlockMap, Removal};
+use crate::host::{BlockMap, DeviceUsers, Removal};
 use crate::model::{Effect, Failure, PublicationId, RootPath, SpecName, VOL_DATA, VolData};
 use crate::volumes::{Site, host_failure, pod_directories};
 
@@ -26,8 +26,8 @@ pub(super) async fn map(site: &Site, id: &PublicationId) -> Result<(), Failure> 
 }
 
 /// Takes the device from the pod.
-pub(super) async fn unmap(site: &Site, id: &PublicationId, forced: bool) -> Result<(), Failure> {
-    let unmapped = site.host.unmap_block(places(site, id), forced).await;
+pub(super) async fn unmap(site: &Site, id: &PublicationId, users: DeviceUsers) -> Result<(), Failure> {
+    let unmapped = site.host.unmap_block(places(site, id), users).await;
     unmapped.map_err(|error| host_failure(&error, Effect::NotDone))
 }
 

@@ -8,7 +8,7 @@ use calls::{Target, capability, failure, not_grown, undone};
 
 use super::{Answer, Call, ExpandError, Place, Site, VolumeType, host_failure, own, pod_directories};
 use crate::BoxFuture;
-use crate::host::{Directory, Progress, Removal, Tree};
+use crate::host::{DeviceUsers, Directory, Progress, Removal, Tree};
 use crate::model::{
     Effect, ExpandArguments, Failure, MountsAt, PublicationId, PublishArguments, PublishStep, RootPath,
     SecretMap, StageArguments, StageStep, StagingKind, VOL_DATA, VolData, VolumeMode,
@@ -129,7 +129,11 @@ impl VolumeType for Csi {
             let target = Target::of(call)?;
             let arguments = place.arguments.ok_or_else(no_arguments)?;
             if arguments.capability.volume_mode == VolumeMode::Block {
-                block::unmap(site, place.id, forced).await?;
+                let users = match forced {
+                    true => DeviceUsers::Ignored,
+                    false => DeviceUsers::Count { driver: target.driver.pid() },
+                };
+                block::unmap(site, place.id, users).await?;
             }
             let request = wire::NodeUnpublishVolumeRequest {
                 volume_id: target.handle.to_owned(),
