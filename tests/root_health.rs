@@ -1,6 +1,10 @@
 //! What volumectl shows of a driver's Probe and of a volume's usage and health, with real processes.
 
-#![expect(clippy::expect_used, reason = "a test: its helpers may fail loudly")]
+#![expect(
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test: its helpers may fail loudly and start processes of their own"
+)]
 
 mod support;
 
@@ -98,4 +102,44 @@ fn a_driver_that_is_not_well_is_shown_and_called() {
     let drivers = shown(&host, &["drivers"]);
     assert!(drivers.contains("unwell") && drivers.contains("depends on: no iscsid"), "{drivers}");
     assert!(shown(&host, &["explain", "pod/web"]).contains("not well: it lacks"));
+}
+
+#[test]
+fn the_file_system_tells_what_the_driver_does_not() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&["--no-stats"]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    until("the usage is known", || volume(&host)["usage"]["total_bytes"].is_u64());
+    let known = volume(&host);
+    assert!(known["usage"]["used_bytes"].as_u64().is_some_and(|used| used > 0), "{known}");
+    assert_eq!(known["usage"]["error"], "");
+    assert_eq!(host.calls(&["NodeGetVolumeStats", "NodeGetVolumeHealth"]), []);
+}
+
+#[test]
+fn a_block_volume_is_asked_about_where_it_is_bound() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&[]);
+    let _daemon = host.volumed(&[]);
+    let manifest = pod_with_claim("web", "uid-web", "data")
+        .replace("accessModes: [ReadWriteOnce]", "accessModes: [ReadWriteOnce]\n  volumeMode: Block")
+        .replace(
+            "volumeMounts: [{name: data, mountPath: /data}]",
+            "volumeDevices: [{name: data, devicePath: /dev/x}]",
+        );
+    host.manifest("web.yaml", &manifest);
+    host.wait(&["pod/web"]);
+    until("the size is known", || volume(&host)["usage"]["total_bytes"] == 16 << 20);
+    let known = volume(&host);
+    assert_eq!(known["usage"]["used_bytes"], Value::Null, "nobody knows what is used of a device");
+    let link = host.root.join("pods/uid-web/volumeDevices/kubernetes.io~csi/data");
+    assert_eq!(known["path"], link.display().to_string(), "where the pod finds it");
+    let bound = host.root.join("plugins/kubernetes.io/csi/volumeDevices/data/dev/uid-web");
+    let (_, request) = host.calls(&["NodeGetVolumeStats"]).remove(0);
+    assert_eq!(request["volume_path"], bound.display().to_string());
+    host.remove_manifest("web.yaml");
+    host.wait(&["--for=released", "pod/web"]);
+    until("no device is left", || support::loop_devices(&host.path("")).is_empty());
 }

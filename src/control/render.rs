@@ -146,7 +146,7 @@ pub fn status(answer: &api::GetStatusResponse, style: Style) -> String {
             field("Measured", &measured(usage, now));
         }
         for ill in &volume.ills {
-            field("Not well", &[&*ill.status, &ill.reason, &ill.message].join(" ").trim_end().to_owned());
+            field("Not well", [&*ill.status, &ill.reason, &ill.message].join(" ").trim_end());
         }
         field("Staging", &place(&volume.staging_path, &volume.staging, volume.staging_not_a_mount_point));
         field("Path", &place(&volume.path, "", volume.not_a_mount_point));

@@ -25,10 +25,10 @@ impl Poller {
                     self.due.retain(|(_, whom, other)| (*whom, other) != (Whom::FileSystem, &id));
                     self.due.insert((now, Whom::FileSystem, id.clone()));
                 }
-                if self.targets.get(&id) == Some(&target) {
+                if self.targets.get(&id) == Some(&*target) {
                     let again = self.again(now);
                     self.due.insert((again, Whom::Driver, id.clone()));
-                    self.learn(&id, &target, Whom::Driver, answer);
+                    self.learn(&id, &target, Whom::Driver, *answer);
                 }
             }
             Asked::FileSystems { targets, usage } => {

@@ -128,9 +128,9 @@ struct Process {
 enum Asked {
     Driver {
         id: PublicationId,
-        target: Target,
+        target: Box<Target>,
         client: Arc<dyn Driver>,
-        answer: Answer,
+        answer: Box<Answer>,
     },
     FileSystems {
         targets: Vec<(PublicationId, Target)>,
@@ -259,7 +259,7 @@ impl Poller {
         let client = entry.client;
         self.asked.spawn(async move {
             let answer = ask::driver(Arc::clone(&client), offers, question).await;
-            Asked::Driver { id, target, client, answer }
+            Asked::Driver { id, target: Box::new(target), client, answer: Box::new(answer) }
         });
     }
 
