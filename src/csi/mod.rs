@@ -17,11 +17,13 @@ mod plugin;
 mod registry;
 mod text;
 mod transitions;
+mod turns;
 mod watch;
 
 pub use client::Client;
 pub use registry::{Configured, PROBE_PERIOD, Registry, Settings, registry};
 pub use text::readable;
+pub use turns::{Turn, Turns};
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

@@ -197,9 +197,11 @@ impl House {
         let again = Arc::new(Notify::new());
         let ask_again = Arc::clone(&again);
         let host: Arc<dyn Host> = Arc::new(linux);
+        let turns = csi::Turns::default();
         let (poller, health) = health::poller(
             health::Parts {
                 host: Arc::clone(&host),
+                turns: turns.clone(),
                 layout: layout.clone(),
                 ambient: Arc::clone(&ambient),
                 events: events.clone(),
@@ -210,6 +212,7 @@ impl House {
         let parts = Parts {
             host,
             store: Arc::clone(&store),
+            turns,
             layout,
             node: node.clone(),
             tokens: token_files(config),

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, watch};
 
-use crate::csi::DriverSet;
+use crate::csi::{DriverSet, Turns};
 use crate::error::Chain;
 use crate::host::{Host, Progress};
 use crate::model::{
@@ -33,6 +33,7 @@ pub struct Executor {
     host: Arc<dyn Host>,
     store: Arc<dyn Store>,
     drivers: watch::Receiver<Arc<DriverSet>>,
+    turns: Turns,
     layout: Layout,
     node: String,
     boot: BootId,
@@ -75,16 +76,18 @@ impl Executor {
         host: Arc<dyn Host>,
         store: Arc<dyn Store>,
         drivers: watch::Receiver<Arc<DriverSet>>,
+        turns: Turns,
         layout: Layout,
         node: String,
     ) -> Self {
         let boot = host.boot();
-        Self { host, store, drivers, layout, node, boot, slots: Mutex::default() }
+        Self { host, store, drivers, turns, layout, node, boot, slots: Mutex::default() }
     }
 
     /// Takes a step. `record` is the volume's record as it is on disk. Dropping the future leaves what a crash would leave.
     pub async fn run(&self, step: Step, record: Option<VolumeRecord>, progress: Progress) -> Ended {
         let key = step.key().clone();
+        let _turn = self.turns.take(&key).await;
         let stored = record.is_some();
         let record = match (record, &step) {
             (Some(record), _) => record,

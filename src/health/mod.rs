@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::csi::{Driver, DriverSet};
+use crate::csi::{Driver, DriverSet, Turns};
 use crate::host::{Host, HostError, Usage};
 use crate::model::{
     Ambient, Connection, DriverName, Events, HealthMap, Layout, PublicationId, Status, VolumeKey,
@@ -46,6 +46,8 @@ const PER_DRIVER: usize = 4;
 pub struct Parts {
     /// For the usage where a driver does not tell it.
     pub host: Arc<dyn Host>,
+    /// A volume is asked about only while nothing else is called for it.
+    pub turns: Turns,
     /// Where block devices are bound.
     pub layout: Layout,
     /// Clock and chance.
@@ -238,17 +240,15 @@ impl Poller {
             self.due.insert((again, Whom::Driver, id));
             return;
         };
-        let in_progress =
-            self.status.borrow().volumes.get(&target.key).is_some_and(|volume| volume.in_progress.is_some());
-        if in_progress {
-            self.due.insert((now + POSTPONED, Whom::Driver, id));
-            return;
-        }
         let of_driver = self.busy.values().filter(|driver| **driver == target.driver).count();
         if of_driver >= PER_DRIVER || self.busy.contains_key(&target.key) {
             self.waiting.insert(id);
             return;
         }
+        let Some(turn) = self.parts.turns.try_take(&target.key) else {
+            self.due.insert((now + POSTPONED, Whom::Driver, id));
+            return;
+        };
         self.busy.insert(target.key.clone(), target.driver.clone());
         let text = |path: &PathBuf| path.display().to_string();
         let question = Question {
@@ -259,6 +259,7 @@ impl Poller {
         let client = entry.client;
         self.asked.spawn(async move {
             let answer = ask::driver(Arc::clone(&client), offers, question).await;
+            drop(turn);
             Asked::Driver { id, target: Box::new(target), client, answer: Box::new(answer) }
         });
     }

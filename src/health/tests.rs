@@ -34,6 +34,7 @@ impl World {
         let host = Arc::new(FakeHost::default());
         let parts = Parts {
             host: Arc::clone(&host) as Arc<dyn Host>,
+            turns: Turns::default(),
             layout: Layout::new("/r"),
             ambient: Arc::new(Ambient::new(7, || 1000)),
             events: Events::new(move |event| told.lock().unwrap().push(event.kind)),

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::csi::DriverSet;
+use crate::csi::{DriverSet, Turns};
 use crate::desired::TokenFiles;
 use crate::host::Host;
 use crate::manifest::Manifests;
@@ -32,6 +32,8 @@ pub struct Parts {
     pub host: Arc<dyn Host>,
     /// The records.
     pub store: Arc<dyn Store>,
+    /// At most one call is under way for a volume, whoever makes it.
+    pub turns: Turns,
     /// The paths.
     pub layout: Layout,
     /// This node's name, for `vol_data.json` and attachments.

@@ -91,6 +91,7 @@ impl Loop {
             Arc::clone(&parts.host),
             Arc::clone(&parts.store),
             inputs.drivers.clone(),
+            parts.turns.clone(),
             parts.layout.clone(),
             parts.node.clone(),
         ));

@@ -125,6 +125,7 @@ impl Node {
         let parts = Parts {
             host: Arc::new(host),
             store: Arc::new(store),
+            turns: volumed::csi::Turns::default(),
             layout: Layout::new(&root),
             node: NODE.to_owned(),
             tokens: TokenFiles::default(),

@@ -75,6 +75,7 @@ impl Daemon {
         let parts = Parts {
             host: Arc::new(SimHost::new(world.clone())),
             store: Arc::new(SimStore::new(world.clone())),
+            turns: volumed::csi::Turns::default(),
             layout: Layout::new(ROOT),
             node: "node".to_owned(),
             tokens: volumed::desired::TokenFiles::default(),
