@@ -63,9 +63,11 @@ impl View<'_> {
         let Some(volume) = self.have else { return };
         let (Some(size), Some(arguments)) = (volume.size, &have.arguments) else { return };
         let may = !csi.read_only && !csi.source_read_only && info.expand_volume;
-        let Some(wanted) = csi.size.filter(|wanted| may && wanted.capacity > size) else { return };
-        let expansion = volume.expansion.as_deref();
-        if expansion.is_some_and(|expansion| expansion.state == ExpansionState::InUse) {
+        let state = volume.expansion.as_ref().map(|expansion| expansion.state);
+        // What was begun and not answered is finished, whatever the manifests say by now (csi.md 10, 26).
+        let open = state == Some(ExpansionState::Open);
+        let Some(wanted) = csi.size.filter(|wanted| may && (wanted.capacity > size || open)) else { return };
+        if state == Some(ExpansionState::InUse) {
             let cause = BlockedCause::new(
                 "FAILED_PRECONDITION",
                 format!(

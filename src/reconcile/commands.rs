@@ -26,10 +26,8 @@ impl Loop {
     fn retry(&mut self, object: Option<&ObjectRef>) -> usize {
         let mut tried = 0;
         for key in self.volumes_named(object) {
-            if let Some(mut retries) = self.retries.remove(&key) {
-                tried += retries.reset();
-                self.touched.insert(key);
-            }
+            tried += self.forget_failures(&key);
+            self.touched.insert(key);
         }
         tried
     }

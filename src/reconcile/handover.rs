@@ -44,9 +44,7 @@ impl Loop {
             }
             if force && self.is_going(&key) {
                 self.operator.forced.insert(key.clone());
-                if let Some(retries) = self.retries.get_mut(&key) {
-                    retries.reset();
-                }
+                self.forget_failures(&key);
                 self.touched.insert(key.clone());
                 done.push(format!("{key} is taken down whoever has it"));
             }

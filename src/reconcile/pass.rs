@@ -238,8 +238,8 @@ impl Loop {
                 self.actual.drivers.get(driver).is_some_and(|state| state.connection == Connection::Ready)
             });
             // The cause has changed: what failed with the old instance is tried with the new one at once.
-            if driver_ready && let Some(retries) = self.retries.get_mut(&key) {
-                retries.reset();
+            if driver_ready {
+                self.forget_failures(&key);
             }
             self.touched.insert(key);
         }
@@ -281,16 +281,26 @@ impl Loop {
         self.confirm_at = settled.confirm_after_ms;
         let old = std::mem::replace(&mut self.desired, settled.desired);
         self.contested = contested(&self.desired);
+        let mut changed = Vec::new();
         for key in old.volumes.keys().chain(self.desired.volumes.keys()) {
             if old.volumes.get(key) != self.desired.volumes.get(key) {
                 self.touched.insert(key.clone());
                 // The cause has changed.
-                if let Some(retries) = self.retries.get_mut(key) {
-                    retries.reset();
-                }
+                changed.push(key.clone());
             }
         }
+        changed.iter().for_each(|key| drop(self.forget_failures(key)));
         self.show_brake(settled.brake);
+    }
+
+    /// Forgets what failed of a volume, since the cause changed; returns how many steps that was.
+    pub(super) fn forget_failures(&mut self, key: &VolumeKey) -> usize {
+        let Some(retries) = self.retries.get_mut(key) else { return 0 };
+        let forgotten = retries.reset();
+        if retries.is_empty() {
+            self.retries.remove(key);
+        }
+        forgotten
     }
 
     /// Keeps what the brake holds on disk. If that fails it is tried again with the next decision.
