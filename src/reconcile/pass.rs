@@ -289,7 +289,9 @@ impl Loop {
                 changed.push(key.clone());
             }
         }
-        changed.iter().for_each(|key| drop(self.forget_failures(key)));
+        for key in &changed {
+            self.forget_failures(key);
+        }
         self.show_brake(settled.brake);
     }
 
