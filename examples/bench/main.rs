@@ -10,6 +10,8 @@
 //! 1000   the same with 1,000
 //! empty  CPU, wake-ups and memory of an idle volumed without volumes
 //! full   the same with 1,000 volumes, and the restart of volumed until its Status is complete
+//! hung   one pod, with a CSI volume and with an emptyDir, beside 50 volumes hung in one driver and in each of five
+//! mounts one pod beside 3,000 unrelated mounts
 //! ```
 //!
 //! `--json` prints one object per figure and line: name, value, unit, floor and ratio (null where there is no floor), and
@@ -22,6 +24,7 @@
 
 mod figures;
 mod floor;
+mod isolation;
 mod world;
 
 use std::time::Duration;
@@ -58,6 +61,8 @@ enum Name {
     Thousand,
     Empty,
     Full,
+    Hung,
+    Mounts,
 }
 
 /// The many that the design names.
@@ -77,7 +82,7 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(options: &Options) -> anyhow::Result<()> {
     let mut printer = Printer::new(options.json)?;
-    let all = [Name::One, Name::Hundred, Name::Thousand, Name::Empty, Name::Full];
+    let all = [Name::One, Name::Hundred, Name::Thousand, Name::Empty, Name::Full, Name::Hung, Name::Mounts];
     for name in all {
         if !options.names.is_empty() && !options.names.contains(&name) {
             continue;
@@ -88,6 +93,8 @@ async fn run(options: &Options) -> anyhow::Result<()> {
             Name::Thousand => pods(&mut printer, MANY, if options.quick { 1 } else { 5 }).await?,
             Name::Empty => empty(&mut printer, options.quick).await?,
             Name::Full => full(&mut printer, options.quick).await?,
+            Name::Hung => isolation::hung(&mut printer, options.quick).await?,
+            Name::Mounts => isolation::mounts(&mut printer, options.quick).await?,
         }
     }
     Ok(())

@@ -29,11 +29,23 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Pods {
     batch: usize,
     count: usize,
+    /// `None`: an emptyDir in place of a CSI volume.
+    driver: Option<String>,
 }
 
 impl Pods {
     pub(crate) fn new(batch: usize, count: usize) -> Self {
-        Self { batch, count }
+        Self { batch, count, driver: Some(DRIVER.to_owned()) }
+    }
+
+    /// Lets another driver have their volumes.
+    pub(crate) fn on(self, driver: String) -> Self {
+        Self { driver: Some(driver), ..self }
+    }
+
+    /// Gives them an emptyDir instead.
+    pub(crate) fn with_empty_dir(self) -> Self {
+        Self { driver: None, ..self }
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = String> {
@@ -87,6 +99,7 @@ pub(crate) struct Memory {
 pub(crate) struct World {
     volumed: Option<Process>,
     _driver: Process,
+    hung: Vec<Process>,
     programs: PathBuf,
     directory: TempDir,
 }
@@ -112,7 +125,13 @@ impl World {
             driver.arg("--log").arg(at("calls"));
         }
         let driver = start(&mut driver, &at("driver.log"))?;
-        let mut world = Self { volumed: None, _driver: driver, programs: programs.to_owned(), directory };
+        let mut world = Self {
+            volumed: None,
+            _driver: driver,
+            hung: Vec::new(),
+            programs: programs.to_owned(),
+            directory,
+        };
         world.start_volumed()?;
         let mut client = world.connect().await?;
         let begun = Instant::now();
@@ -121,6 +140,69 @@ impl World {
             sleep(Duration::from_millis(10)).await;
         }
         Ok(world)
+    }
+
+    pub(crate) fn hung_drivers(&self) -> usize {
+        self.hung.len()
+    }
+
+    pub(crate) fn hung_name(number: usize) -> String {
+        format!("hung{number}.csi.volumed.io")
+    }
+
+    /// Starts another driver, which never answers NodePublish; returns when it is registered.
+    pub(crate) async fn add_hung_driver(&mut self, number: usize) -> anyhow::Result<()> {
+        let name = Self::hung_name(number);
+        let at = |what: &str| self.directory.path().join(format!("{what}{number}"));
+        fs::create_dir_all(at("hung"))?;
+        fs::write(at("faults"), r#"[{"method": "NodePublishVolume", "action": "hang"}]"#)?;
+        let mut driver = Command::new(self.programs.join("examples/fakecsi"));
+        driver.arg("--no-mount").args(["--name", &name]);
+        driver.arg("--endpoint").arg(at("sock")).arg("--state").arg(at("hung"));
+        driver.arg("--registry").arg(self.path("root/plugins_registry")).arg("--faults").arg(at("faults"));
+        self.hung.push(start(&mut driver, &at("log"))?);
+        let mut client = self.connect().await?;
+        let begun = Instant::now();
+        while !client.drivers().await?.drivers.iter().any(|d| d.name == name && d.state == "ready") {
+            ensure!(begun.elapsed() < PATIENCE, "driver {name} is not registered within {PATIENCE:?}");
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// Puts manifests in place without waiting for anything.
+    pub(crate) fn write(&self, pods: &Pods) -> anyhow::Result<()> {
+        for name in pods.names() {
+            let aside = self.path("manifests").join(format!(".{name}"));
+            fs::write(&aside, manifest(&name, false, pods.driver.as_deref()))?;
+            fs::rename(&aside, self.manifest(&name))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until so many volumes are being published.
+    pub(crate) async fn wait_until_publishing(&self, count: usize) -> anyhow::Result<()> {
+        let mut client = self.connect().await?;
+        let begun = Instant::now();
+        loop {
+            let status = client.status(Vec::new()).await?;
+            let publishing =
+                status.volumes.iter().filter(|v| v.running.as_ref().is_some_and(|r| r.step == "publish"));
+            if publishing.count() >= count {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < PATIENCE, "not all volumes hang within {PATIENCE:?}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Runs `volumectl list`.
+    pub(crate) fn volumectl_list(&self) -> anyhow::Result<()> {
+        let mut command = Command::new(self.programs.join("volumectl"));
+        command.arg("--socket").arg(self.path("control.sock")).arg("list");
+        let ended = tokio::task::block_in_place(|| command.stdin(Stdio::null()).output())?;
+        ensure!(ended.status.success(), "volumectl list: {}", String::from_utf8_lossy(&ended.stderr));
+        Ok(())
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -177,7 +259,7 @@ impl World {
         let mut files = Vec::new();
         for name in pods.names() {
             let aside = self.path("manifests").join(format!(".{name}"));
-            fs::write(&aside, manifest(&name, leaving))?;
+            fs::write(&aside, manifest(&name, leaving, pods.driver.as_deref()))?;
             files.push((aside, self.manifest(&name)));
         }
         // What volumed is told of the files aside is not part of it.
@@ -269,8 +351,24 @@ fn start(command: &mut Command, log: &Path) -> anyhow::Result<Process> {
     Ok(Process(child))
 }
 
-fn manifest(name: &str, leaving: bool) -> String {
+fn manifest(name: &str, leaving: bool, driver: Option<&str>) -> String {
     let leaving = if leaving { ", deletionTimestamp: \"2026-01-01T00:00:00Z\"" } else { "" };
+    let Some(driver) = driver else {
+        return format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}{leaving}}}
+spec:
+  containers:
+  - name: main
+    image: example
+    volumeMounts: [{{name: data, mountPath: /data}}]
+  volumes:
+  - name: data
+    emptyDir: {{}}
+"
+        );
+    };
     format!(
         "apiVersion: v1
 kind: PersistentVolume
@@ -280,7 +378,7 @@ spec:
   accessModes: [ReadWriteOnce]
   claimRef: {{namespace: default, name: {name}}}
   csi:
-    driver: {DRIVER}
+    driver: {driver}
     volumeHandle: handle-{name}
     volumeAttributes: {{pool: fast}}
 ---
