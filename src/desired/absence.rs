@@ -77,6 +77,7 @@ impl Absences {
         wall: Millis,
     ) -> Settled {
         let mut desired = wanted(resolved);
+        desired.is_read = resolved.reading.generation > 0;
         let mut volumes = BTreeSet::new();
         let mut candidates = Vec::new();
         let recorded: Vec<Recorded<'a>> = recorded.into_iter().collect();

@@ -124,8 +124,8 @@ impl Executor {
             RecordedVolume::Csi { driver, .. } => driver,
             RecordedVolume::EmptyDir => return Ok(None),
         };
-        let client = self.drivers.borrow().drivers.get(name).map(|entry| Arc::clone(&entry.client));
-        let client = client.ok_or_else(|| Failure {
+        let entry = self.drivers.borrow().drivers.get(name).cloned();
+        let entry = entry.ok_or_else(|| Failure {
             effect: Effect::NotDone,
             settled: false,
             retry: Retry::Backoff,
@@ -134,7 +134,8 @@ impl Executor {
         })?;
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let slots = slots.entry(name.clone()).or_insert_with(|| Arc::new(Semaphore::new(CALLS_PER_DRIVER)));
-        Ok(Some(DriverLine { client, slots: Arc::clone(slots) }))
+        let stages = entry.state.info.stage_unstage;
+        Ok(Some(DriverLine { client: entry.client, slots: Arc::clone(slots), stages }))
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::{Work, fault, guard, set_publication, set_staging};
 use crate::model::{
-    BlockedCause, CallState, Effect, Failure, Outcome, PublicationRecord, PublishStep, RecordedMount, Retry,
-    StageStep, StagingRecord,
+    BlockedCause, BootId, CallState, Effect, Failure, Outcome, PublicationRecord, PublishStep, RecordedMount,
+    Retry, StageStep, StagingRecord, VolumeRecord,
 };
 use crate::record::Durability;
 use crate::volumes;
@@ -28,12 +28,6 @@ impl Work<'_> {
         self.not_a_mount_point = mount == RecordedMount::NotAMountPoint;
         self.update(Durability::Written, |record, boot| {
             set_staging(record, (CallState::Done { mount }, boot.clone()));
-            // Their turn has come, and this write spares each of them one of its own.
-            for publication in record.publications.values_mut() {
-                if publication.state == CallState::Planned {
-                    publication.state = CallState::Intended { settled: false };
-                }
-            }
         })
         .await?;
         fault::reached("stage:outcome");
@@ -56,16 +50,30 @@ impl Work<'_> {
         .await
     }
 
+    /// Writes a publication's intent. One that was synced with its staging's need not be synced again: after a power cut what
+    /// was planned in another boot counts as in doubt too.
+    async fn intend_publication(&mut self, step: &PublishStep) -> Result<(), Failure> {
+        let id = &step.id;
+        let intended = |record: &mut VolumeRecord, boot: &BootId, state| {
+            let intended = PublicationRecord::new(&step.plan, boot.clone(), state);
+            record.publications.insert(id.clone(), Box::new(intended));
+        };
+        let mut planned = self.record.clone();
+        intended(&mut planned, &self.executor.boot, CallState::Planned);
+        let state = CallState::Intended { settled: false };
+        if self.stored && planned == self.record {
+            let written =
+                self.update(Durability::Written, |record, boot| intended(record, boot, state)).await;
+            return written.map_err(|failure| Failure { effect: Effect::NotDone, ..failure });
+        }
+        self.intend(|record, boot| intended(record, boot, state)).await
+    }
+
     pub(super) async fn publish(&mut self, step: &PublishStep) -> Result<Outcome, Failure> {
         let call = self.call()?;
         let id = &step.id;
         guard::before_publication(self.executor, &self.record, step).await?;
-        self.intend(|record, boot| {
-            let state = CallState::Intended { settled: false };
-            let intended = PublicationRecord::new(&step.plan, boot.clone(), state);
-            record.publications.insert(id.clone(), Box::new(intended));
-        })
-        .await?;
+        self.intend_publication(step).await?;
         fault::reached("publish:intent");
         let site = self.site();
         let volume = volumes::of(&self.record.volume);

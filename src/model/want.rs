@@ -11,6 +11,8 @@ use super::{DriverName, ObjectRef, PodUid, PublicationId, SecretMap, VolumeKey, 
 /// What was decided about every publication that a manifest or a record names. Only `desired` makes one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Desired {
+    /// The manifests were read at least once: what is not listed below is not wanted.
+    pub is_read: bool,
     /// By volume. A recorded publication that is not in here is not decided about yet: nothing moves, as if held.
     pub volumes: BTreeMap<VolumeKey, WantVolume>,
 }

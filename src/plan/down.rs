@@ -59,6 +59,10 @@ impl View<'_> {
         if self.wanted().next().is_some() && !self.staging_to_undo() {
             return;
         }
+        if !self.world.desired.is_read {
+            // Who wants it is not known yet (csi.md 10, 29).
+            return;
+        }
         let kind = StepKind::Unstage;
         if let Some(foreign) = self.foreign_publications().next() {
             let cause = BlockedCause::new(

@@ -151,7 +151,7 @@ fn presence(start: Start) -> Presence {
 }
 
 fn world(case: &Case) -> (Desired, Actual) {
-    let mut desired = Desired::default();
+    let mut desired = Desired { is_read: true, ..Desired::default() };
     let mut actual = Actual::default();
     let state = DriverState {
         connection: Connection::Ready,

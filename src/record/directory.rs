@@ -1,13 +1,16 @@
 //! The records as files: `<state>/volumes/<sha256 of the key>.json`, one per volume, the sizes as `<state>/sizes/<the same>`,
 //! and the notes as `<state>/<name>.json`.
 //!
-//! A file is written under a temporary name, synced where that is asked for, and renamed: it is whole or it is the old one.
+//! A synced file is written under a temporary name, synced and renamed: it is whole or it is the old one. An outcome, which is not
+//! synced, is added to the file as one more document: the last whole one counts. So a power cut costs at most what was added, on
+//! every file system (renaming an unsynced file over a synced one may leave an empty one), and no outcome costs an inode.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +27,9 @@ const AT_A_TIME: usize = 16;
 /// How long one file may take: a disk that writes back a lot can need seconds for an fsync.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// A record that has grown to this many bytes is replaced.
+const LONGEST: u64 = 64 << 10;
+
 /// What files in the making end in; a crash leaves them behind.
 const TEMPORARY: &str = ".tmp";
 
@@ -34,6 +40,9 @@ pub struct Directory {
     volumes: PathBuf,
     sizes: PathBuf,
     slots: Arc<Semaphore>,
+    /// The records that this process wrote whole, and their length in bytes: only to these may be added. A std mutex: held for
+    /// a map look-up only.
+    whole: Arc<Mutex<BTreeMap<PathBuf, u64>>>,
 }
 
 /// The size that a volume was last known to have.
@@ -67,7 +76,13 @@ impl Directory {
                 sync(parent)?;
             }
         }
-        Ok(Self { state: state_dir.to_owned(), volumes, sizes, slots: Arc::new(Semaphore::new(AT_A_TIME)) })
+        Ok(Self {
+            state: state_dir.to_owned(),
+            volumes,
+            sizes,
+            slots: Arc::new(Semaphore::new(AT_A_TIME)),
+            whole: Arc::default(),
+        })
     }
 
     /// Runs blocking work, a bounded number at a time, with a deadline.
@@ -114,14 +129,19 @@ impl Store for Directory {
 
     fn write(&self, record: VolumeRecord, durability: Durability) -> BoxFuture<'_, Result<(), StoreError>> {
         let path = self.volumes.join(file_name(&record.key));
-        Box::pin(self.run("write", path.clone(), move || write(&path, &record, durability)))
+        let whole = Arc::clone(&self.whole);
+        Box::pin(self.run("write", path.clone(), move || put(&whole, &path, &record, durability)))
     }
 
     fn remove(&self, key: VolumeKey) -> BoxFuture<'_, Result<(), StoreError>> {
         let path = self.volumes.join(file_name(&key));
-        Box::pin(self.run("remove", path.clone(), move || match std::fs::remove_file(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.map_err(failed("remove", &path)),
+        let whole = Arc::clone(&self.whole);
+        Box::pin(self.run("remove", path.clone(), move || {
+            whole.lock().unwrap_or_else(PoisonError::into_inner).remove(&path);
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed.map_err(failed("remove", &path)),
+            }
         }))
     }
 
@@ -140,7 +160,7 @@ impl Store for Directory {
     fn set_size(&self, key: VolumeKey, bytes: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         let path = self.sizes.join(file_name(&key));
         let size = Size { key, bytes };
-        Box::pin(self.run("write", path.clone(), move || write(&path, &size, Durability::Written)))
+        Box::pin(self.run("write", path.clone(), move || write(&path, &size, Durability::Written).map(drop)))
     }
 
     fn note(&self, name: &'static str) -> BoxFuture<'_, Result<Option<serde_json::Value>, StoreError>> {
@@ -158,7 +178,7 @@ impl Store for Directory {
         value: serde_json::Value,
     ) -> BoxFuture<'_, Result<(), StoreError>> {
         let path = self.note_path(name);
-        Box::pin(self.run("write", path.clone(), move || write(&path, &value, Durability::Synced)))
+        Box::pin(self.run("write", path.clone(), move || write(&path, &value, Durability::Synced).map(drop)))
     }
 }
 
@@ -178,10 +198,41 @@ fn file_name(key: &VolumeKey) -> String {
     name
 }
 
-/// Replaces a file. Each of the steps can be repeated; a failure leaves the old file, and at most a temporary one.
-fn write(path: &Path, content: &impl Serialize, durability: Durability) -> Result<(), StoreError> {
+/// Writes a record: adds an outcome to a file that this process wrote whole, else replaces the file.
+fn put(
+    whole: &Mutex<BTreeMap<PathBuf, u64>>,
+    path: &Path,
+    record: &VolumeRecord,
+    durability: Durability,
+) -> Result<(), StoreError> {
+    let lock = || whole.lock().unwrap_or_else(PoisonError::into_inner);
+    // Taken out while it is worked on: whatever goes wrong, the next write replaces the file.
+    let length = lock().remove(path);
+    let length = match (durability, length) {
+        (Durability::Written, Some(length)) if length < LONGEST => add(path, record, length)?,
+        (Durability::Written | Durability::Synced, _) => write(path, record, durability)?,
+    };
+    lock().insert(path.to_owned(), length);
+    Ok(())
+}
+
+/// Adds a document to a file of a known length, and returns the new one.
+fn add(path: &Path, content: &impl Serialize, length: u64) -> Result<u64, StoreError> {
+    let text = text(path, content)?;
+    let mut file = std::fs::OpenOptions::new().append(true).open(path).map_err(failed("open", path))?;
+    file.write_all(&text).map_err(failed("add to", path))?;
+    Ok(length + text.len() as u64)
+}
+
+fn text(path: &Path, content: &impl Serialize) -> Result<Vec<u8>, StoreError> {
     let mut text = serde_json::to_vec_pretty(content).map_err(|e| failed("write", path)(e.into()))?;
     text.push(b'\n');
+    Ok(text)
+}
+
+/// Replaces a file and returns its length. Each of the steps can be repeated; a failure leaves the old file, and at most a temporary one.
+fn write(path: &Path, content: &impl Serialize, durability: Durability) -> Result<u64, StoreError> {
+    let text = text(path, content)?;
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(TEMPORARY);
     let temporary = PathBuf::from(temporary);
@@ -194,10 +245,10 @@ fn write(path: &Path, content: &impl Serialize, durability: Durability) -> Resul
         Durability::Written => {}
     }
     std::fs::rename(&temporary, path).map_err(failed("rename a new file to", path))?;
-    match (durability, path.parent()) {
-        (Durability::Synced, Some(parent)) => sync(parent),
-        (Durability::Synced, None) | (Durability::Written, _) => Ok(()),
+    if let (Durability::Synced, Some(parent)) = (durability, path.parent()) {
+        sync(parent)?;
     }
+    Ok(text.len() as u64)
 }
 
 /// Syncs a directory: the names in it.
@@ -247,19 +298,35 @@ fn read(path: &Path) -> Result<VolumeRecord, String> {
         return Err("is not a regular file".to_owned());
     }
     let text = std::fs::read(path).map_err(|e| format!("cannot be read: {e}"))?;
-    let Version { version } = serde_json::from_slice(&text).map_err(|e| format!("is not a record: {e}"))?;
+    let text = last(&text)?;
+    let Version { version } = serde_json::from_slice(text).map_err(|e| format!("is not a record: {e}"))?;
     if version != VolumeRecord::VERSION {
         return Err(format!(
             "has the format version {version}; this volumed knows {}",
             VolumeRecord::VERSION
         ));
     }
-    let record: VolumeRecord = serde_json::from_slice(&text).map_err(|e| format!("is not a record: {e}"))?;
+    let record: VolumeRecord = serde_json::from_slice(text).map_err(|e| format!("is not a record: {e}"))?;
     let expected = file_name(&record.key);
     if path.file_name() != Some(std::ffi::OsStr::new(&expected)) {
         return Err(format!("is the record of {}, which belongs in {expected}", record.key));
     }
     Ok(record)
+}
+
+/// Returns the last whole document of a file: what follows it was cut off by a power cut.
+fn last(text: &[u8]) -> Result<&[u8], String> {
+    let mut documents = serde_json::Deserializer::from_slice(text).into_iter::<serde::de::IgnoredAny>();
+    let mut found = None;
+    loop {
+        let from = documents.byte_offset();
+        match (documents.next(), found) {
+            (Some(Ok(_)), _) => found = text.get(from..documents.byte_offset()),
+            (None, Some(found)) | (Some(Err(_)), Some(found)) => return Ok(found),
+            (None, None) => return Err("is empty".to_owned()),
+            (Some(Err(e)), None) => return Err(format!("is not a record: {e}")),
+        }
+    }
 }
 
 fn damaged(path: &Path, detail: String) -> Problem {

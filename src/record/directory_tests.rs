@@ -152,7 +152,7 @@ async fn a_damaged_record_harms_no_other_and_stays() {
     let right = file_name(&small("bad").key);
     let cases = [
         (right.as_str(), text[..text.len() / 2].to_owned(), "is not a record"),
-        (right.as_str(), String::new(), "is not a record"),
+        (right.as_str(), String::new(), "is empty"),
         (right.as_str(), text.replace("\"version\":1", "\"version\":2"), "format version 2"),
         (right.as_str(), text.replace("{\"version\"", "{\"surprise\":1,\"version\""), "surprise"),
         ("copy of it.json", text.clone(), "belongs in"),
@@ -186,6 +186,62 @@ async fn what_a_crash_left_half_written_is_not_in_force() {
     std::fs::write(&leftover, "longer than what is written next".repeat(100)).unwrap();
     store.write(small("v"), Durability::Written).await.unwrap();
     assert_eq!(store.load().await.unwrap().records, [small("v")]);
+}
+
+/// Returns a record that differs from `small` in its size only.
+fn sized(handle: &str, size: u64) -> VolumeRecord {
+    VolumeRecord { size: Some(size), ..small(handle) }
+}
+
+#[tokio::test]
+async fn an_outcome_is_added_and_the_last_whole_document_counts() {
+    let (_top, store) = open();
+    let path = store.volumes.join(file_name(&small("v").key));
+    store.write(small("v"), Durability::Synced).await.unwrap();
+    let synced = std::fs::read(&path).unwrap();
+    let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&path).unwrap());
+    store.write(sized("v", 1), Durability::Written).await.unwrap();
+    store.write(sized("v", 2), Durability::Written).await.unwrap();
+    assert_eq!(
+        std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&path).unwrap()),
+        inode,
+        "not replaced"
+    );
+    assert_eq!(store.load().await.unwrap().records, [sized("v", 2)]);
+    let whole = std::fs::read(&path).unwrap();
+    // A power cut may take any part of what was added, or leave zeroes in its place; never what was synced.
+    for end in synced.len()..whole.len() {
+        for tail in [&b""[..], &[0; 64]] {
+            std::fs::write(&path, [&whole[..end], tail].concat()).unwrap();
+            let loaded = store.load().await.unwrap();
+            assert_eq!(loaded.damaged, [], "cut at {end}");
+            assert!([small("v"), sized("v", 1), sized("v", 2)].contains(&loaded.records[0]), "cut at {end}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_added_to_what_another_process_wrote() {
+    let (_top, store) = open();
+    let path = store.volumes.join(file_name(&small("v").key));
+    store.write(small("v"), Durability::Synced).await.unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, [&whole[..], b"{\"version\": 1, \"ke"].concat()).unwrap();
+    let next = Directory::open(&store.state).unwrap();
+    assert_eq!(next.load().await.unwrap().records, [small("v")]);
+    next.write(sized("v", 3), Durability::Written).await.unwrap();
+    assert_eq!(next.load().await.unwrap().records, [sized("v", 3)]);
+}
+
+#[tokio::test]
+async fn a_record_does_not_grow_for_ever() {
+    let (_top, store) = open();
+    for size in 0..600 {
+        store.write(sized("v", size), Durability::Written).await.unwrap();
+    }
+    let length = std::fs::metadata(store.volumes.join(file_name(&small("v").key))).unwrap().len();
+    assert!(length < 2 * LONGEST, "{length}");
+    assert_eq!(store.load().await.unwrap().records, [sized("v", 599)]);
 }
 
 #[tokio::test]

@@ -44,6 +44,8 @@ pub struct DriverLine {
     pub client: Arc<dyn Driver>,
     /// Its free slots.
     pub slots: Arc<Semaphore>,
+    /// Whether it has STAGE_UNSTAGE_VOLUME now.
+    pub stages: bool,
 }
 
 /// How an undo was answered.

@@ -169,6 +169,10 @@ impl VolumeType for Csi {
             if arguments.kind == StagingKind::DirectoryOnly {
                 return Ok(Answer::Done);
             }
+            if call.driver.as_ref().is_some_and(|line| !line.stages) {
+                // It lost the capability since it staged: a kubelet only tidies then, and so nothing may be mounted.
+                return Ok(Answer::NotFound);
+            }
             let target = Target::of(call)?;
             let request = wire::NodeUnstageVolumeRequest {
                 volume_id: target.handle.to_owned(),
