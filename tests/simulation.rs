@@ -60,7 +60,8 @@ async fn live(world: &World) -> Vec<String> {
     let before = done();
     sleep(Duration::from_secs(900)).await;
     if wrong.is_empty() {
-        if done() != before {
+        // Where drivers want to be called again and again there is no rest.
+        if done() != before && !life.wish.republish {
             world.violation("a safety pass found something to do in a world at rest");
         }
         wrong = differences(&life);

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use volumed::model::{
-    CallState, Layout, MountIdentity, Plugin, PublicationId, RecordedMount, VolumeKey, VolumeRecord,
+    CallState, ExpansionState, MountIdentity, Plugin, PublicationId, RecordedMount, VolumeKey, VolumeRecord,
 };
 use volumed::proto::csi as wire;
 
 use super::wish::{self, DRIVERS};
-use super::world::{Node, ROOT, State};
+use super::world::{Node, State};
 
 /// What the auditor knows.
 #[derive(Debug, Default)]
@@ -46,6 +46,7 @@ pub struct Sent {
 pub enum Request {
     Stage(Box<wire::NodeStageVolumeRequest>),
     Publish(Box<wire::NodePublishVolumeRequest>),
+    Expand(Box<wire::NodeExpandVolumeRequest>),
     Unstage(wire::NodeUnstageVolumeRequest),
     Unpublish(wire::NodeUnpublishVolumeRequest),
 }
@@ -60,6 +61,7 @@ impl Request {
         match self {
             Self::Stage(_) => "NodeStageVolume",
             Self::Publish(_) => "NodePublishVolume",
+            Self::Expand(_) => "NodeExpandVolume",
             Self::Unstage(_) => "NodeUnstageVolume",
             Self::Unpublish(_) => "NodeUnpublishVolume",
         }
@@ -69,6 +71,7 @@ impl Request {
         match self {
             Self::Stage(request) => &request.volume_id,
             Self::Publish(request) => &request.volume_id,
+            Self::Expand(request) => &request.volume_id,
             Self::Unstage(request) => &request.volume_id,
             Self::Unpublish(request) => &request.volume_id,
         }
@@ -78,9 +81,14 @@ impl Request {
         Path::new(match self {
             Self::Stage(request) => &request.staging_target_path,
             Self::Publish(request) => &request.target_path,
+            Self::Expand(request) => &request.volume_path,
             Self::Unstage(request) => &request.staging_target_path,
             Self::Unpublish(request) => &request.target_path,
         })
+    }
+
+    fn is_expand(&self) -> bool {
+        matches!(self, Self::Expand(_))
     }
 
     pub fn is_undo(&self) -> bool {
@@ -102,7 +110,10 @@ impl State {
         if !self.drivers[driver].stages && matches!(request, Request::Stage(_) | Request::Unstage(_)) {
             wrong.push(format!("13: {method} {handle} without STAGE_UNSTAGE_VOLUME"));
         }
-        let strangers = self.strangers_at(path);
+        if !self.drivers[driver].expands && request.is_expand() {
+            wrong.push(format!("13: {method} {handle} without EXPAND_VOLUME"));
+        }
+        let strangers = if request.is_expand() { Strangers::default() } else { self.strangers_at(path) };
         if strangers.below || strangers.stacked || (strangers.alone && !self.may_be_ours(path)) {
             wrong.push(format!("rule 10: {method} for {}, where somebody else has mounted", path.display()));
         }
@@ -112,9 +123,10 @@ impl State {
         match request {
             Request::Stage(_) => self.staging_begins(driver, request, &mut wrong),
             Request::Publish(publish) => self.publishing_begins(driver, publish, &mut wrong),
+            Request::Expand(_) => {}
             Request::Unstage(_) | Request::Unpublish(_) => self.undo_begins(driver, request, &mut wrong),
         }
-        if !request.is_undo() {
+        if !request.is_undo() && !request.is_expand() {
             let old = self.audit.up.get(path);
             if let Some(old) = old.filter(|old| !old.settled && old.request != *request) {
                 let now = format!("{request:?}");
@@ -141,7 +153,7 @@ impl State {
             if code == 0 || (code == 5 && !self.is_mounted(path)) {
                 self.audit.up.remove(path);
             }
-        } else if let Some(sent) = self.audit.up.get_mut(path) {
+        } else if let Some(sent) = self.audit.up.get_mut(path).filter(|_| !request.is_expand()) {
             match code {
                 0 => sent.done_in = Some(boot),
                 1 | 4 | 8 | 10 | 14 => {}
@@ -203,6 +215,13 @@ impl State {
         if self.nodes.contains_key(target) && !again {
             wrong.push(format!("11: {} is there before its first publish", target.display()));
         }
+        let single = (0..wish::VOLUMES).any(|v| wish::is_single_pod(v) && wish::handle(v) == *handle);
+        let is_other = |(path, sent): (&PathBuf, &Sent)| {
+            path != target && sent.handle == *handle && matches!(sent.request, Request::Publish(_))
+        };
+        if single && self.audit.up.iter().any(is_other) {
+            wrong.push(format!("24: {handle} is published to {} and to another pod", target.display()));
+        }
         if handle.starts_with("csi-") || !self.drivers[driver].stages {
             return;
         }
@@ -254,6 +273,10 @@ impl State {
                         && arguments.publish_context == sent.publish_context
                         && arguments.read_only == sent.readonly
                 }),
+                Request::Expand(sent) => record.expansion.as_ref().is_some_and(|expansion| {
+                    let bytes = sent.capacity_range.as_ref().map_or(0, |range| range.required_bytes);
+                    Ok(expansion.arguments.required_bytes) == u64::try_from(bytes)
+                }),
                 Request::Unstage(_) => staging.is_some_and(|arguments| arguments.staging_path == path),
                 Request::Unpublish(_) => publications.any(|arguments| arguments.target_path == path),
             }
@@ -265,6 +288,9 @@ impl State {
         let mut wrong = Vec::new();
         let Some(old) = self.records.get(key).and_then(|disk| disk.written.as_ref()) else { return wrong };
         let boot = format!("boot-{}", self.boot);
+        if let Some(new) = new {
+            growth_changes(old, new, &mut wrong);
+        }
         if let Some(staging) = &old.staging {
             let path = &staging.arguments.staging_path;
             match new.and_then(|new| new.staging.as_ref()) {
@@ -334,7 +360,7 @@ impl State {
             }
             return;
         }
-        let path = Layout::new(ROOT).absolute(&Layout::new(ROOT).csi_target(id));
+        let path = wish::target(id);
         let at: Vec<MountIdentity> =
             self.mounts.iter().filter(|m| m.point == path).map(volumed::model::Mount::identity).collect();
         let is_there = match was {
@@ -393,7 +419,7 @@ impl State {
             let needed = match &sent.request {
                 Request::Publish(_) => wanted.contains_key(path),
                 Request::Stage(_) => volumes.contains(&sent.handle),
-                Request::Unstage(_) | Request::Unpublish(_) => false,
+                Request::Expand(_) | Request::Unstage(_) | Request::Unpublish(_) => false,
             };
             if !needed {
                 wrong.push(format!("7: {} at {} was never undone", sent.handle, path.display()));
@@ -401,12 +427,34 @@ impl State {
         }
         for (path, id) in &wanted {
             let done = self.audit.up.get(path).is_some_and(|sent| sent.done_in == Some(self.boot));
-            if !done {
+            // Of a volume for one pod the others wait.
+            let waits = wish::volume_at(id).is_some_and(wish::is_single_pod);
+            if !done && !waits {
                 wrong.push(format!("29: {id} was not published in this boot"));
             }
         }
         wrong
     }
+}
+
+/// A growth that was begun is finished first; one that was refused because the volume is in use waits until it is not (26).
+fn growth_changes(old: &VolumeRecord, new: &VolumeRecord, wrong: &mut Vec<String>) {
+    let (Some(was), Some(is)) = (&old.expansion, &new.expansion) else { return };
+    let (from, to) = (was.arguments.required_bytes, is.arguments.required_bytes);
+    let again = is.state == ExpansionState::Open;
+    match was.state {
+        ExpansionState::Open if from != to => {
+            wrong.push(format!("26: {} is to grow to {to} bytes before {from} is answered", old.key));
+        }
+        ExpansionState::InUse if again && old.publications.values().any(|p| is_done(&p.state)) => {
+            wrong.push(format!("26: {} is to grow to {to} bytes though it is in use", old.key));
+        }
+        ExpansionState::Open | ExpansionState::Refused | ExpansionState::InUse => {}
+    }
+}
+
+fn is_done(state: &CallState) -> bool {
+    matches!(state, CallState::Done { .. })
 }
 
 #[derive(Debug, Default)]

@@ -151,13 +151,19 @@ impl SimDriver {
     fn apply(&self, request: &Request) -> Result<(), CallError> {
         let (world, path, handle) = (&self.world, request.path(), request.handle());
         match request {
+            Request::Expand(_) => {}
             Request::Stage(_) => {
                 world.lock().staged.insert(handle.to_owned(), path.to_owned());
-                self.mount(path, handle);
+                if wish::is_mounted_staged(handle) {
+                    self.mount(path, handle);
+                }
             }
             Request::Publish(_) => {
-                world.lock().nodes.insert(path.to_owned(), Node::Directory);
-                self.mount(path, handle);
+                let node = if wish::is_block(handle) { Node::File(Vec::new()) } else { Node::Directory };
+                world.lock().nodes.insert(path.to_owned(), node);
+                if wish::is_mounted(handle) {
+                    self.mount(path, handle);
+                }
                 world.lock().published.insert(path.to_owned(), handle.to_owned());
             }
             Request::Unpublish(_) => {
@@ -179,7 +185,7 @@ impl SimDriver {
     }
 
     fn mount(&self, path: &Path, handle: &str) {
-        if wish::is_mounted(handle) && !self.world.lock().is_mounted(path) {
+        if !self.world.lock().is_mounted(path) {
             self.world.mount(path, handle);
         }
     }
@@ -208,5 +214,9 @@ impl Driver for SimDriver {
 
     fn unpublish(&self, request: wire::NodeUnpublishVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
         self.call(Request::Unpublish(request))
+    }
+
+    fn expand(&self, request: wire::NodeExpandVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
+        self.call(Request::Expand(Box::new(request)))
     }
 }

@@ -24,12 +24,13 @@ impl Life {
     pub fn begin(world: &World) -> Self {
         world.tell(|| "begin".to_owned());
         for driver in 0..DRIVERS.len() {
-            let (stages, forgets) = (world.below(4) > 0, world.below(2) == 0);
+            let (stages, forgets, expands) = (world.below(4) > 0, world.below(2) == 0, world.below(3) > 0);
             let mut state = world.lock();
+            state.drivers[driver].expands = expands;
             state.drivers[driver].stages = stages;
             state.drivers[driver].forgets = forgets;
         }
-        let mut wish = Wish::default();
+        let mut wish = Wish { republish: world.below(4) == 0, ..Wish::default() };
         let steady = PodWish { claims: [0, 3].into(), empty_dir: true, ..PodWish::default() };
         wish.pods.insert(STEADY.to_owned(), steady);
         let life = Self { world: world.clone(), wish, daemon: Daemon::start(world) };
@@ -116,7 +117,7 @@ impl Life {
         self.read();
     }
 
-    /// The attributes of a PV, or how a pod uses its claims.
+    /// The attributes or the size of a PV, or how a pod uses its claims.
     fn edit(&mut self) {
         let volume = self.world.below(VOLUMES);
         let name = self.any_pod();
@@ -125,8 +126,12 @@ impl Life {
                 pod.read_only = !pod.read_only;
                 self.world.tell(|| format!("edit {name} {pod:?}"));
             }
+            Some(_) | None if self.world.below(2) == 0 => {
+                self.wish.grown[wish::index(volume)] += 1;
+                self.world.tell(|| format!("pv{volume} grows"));
+            }
             Some(_) | None => {
-                self.wish.attributes[usize::try_from(volume).unwrap_or(0)] += 1;
+                self.wish.attributes[wish::index(volume)] += 1;
                 self.world.tell(|| format!("edit pv{volume}"));
             }
         }
@@ -232,7 +237,9 @@ impl Life {
     /// Somebody mounts over, below, instead of, or where soon a volume will be.
     fn strange_mount(&self) {
         let world = &self.world;
-        let mut points: Vec<PathBuf> = world.lock().mounts.iter().map(|mount| mount.point.clone()).collect();
+        let is_map = |mount: &&volumed::model::Mount| mount.source == "device";
+        let mut points: Vec<PathBuf> =
+            world.lock().mounts.iter().filter(|mount| !is_map(mount)).map(|m| m.point.clone()).collect();
         let pod = PodWish { claims: (0..VOLUMES).collect(), ..PodWish::default() };
         points.extend(wish::places(&self.any_pod(), &pod).iter().map(wish::target));
         let Some(point) = world.one_of(&points).cloned() else { return };
@@ -286,7 +293,9 @@ impl Life {
         // What vanishes in the moment in which it was made is not missed: some drivers mount nothing.
         let points: Vec<PathBuf> = {
             let state = self.world.lock();
-            state.mounts.iter().filter(|mount| state.is_old(mount.id)).map(|m| m.point.clone()).collect()
+            let is_meant =
+                |mount: &&volumed::model::Mount| state.is_old(mount.id) && mount.source != "device";
+            state.mounts.iter().filter(is_meant).map(|m| m.point.clone()).collect()
         };
         if let Some(point) = self.world.one_of(&points) {
             self.world.tell(|| format!("the mount at {} vanishes", point.display()));

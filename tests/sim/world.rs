@@ -59,6 +59,8 @@ pub enum Node {
 pub struct DriverMind {
     /// STAGE_UNSTAGE_VOLUME.
     pub stages: bool,
+    /// EXPAND_VOLUME.
+    pub expands: bool,
     pub contact: Contact,
     /// It forgets what is staged and published when the power goes.
     pub forgets: bool,
