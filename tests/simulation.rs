@@ -36,7 +36,7 @@ struct Lived {
 /// Lives through a few seconds full of trouble, then without, and says what is wrong at the end.
 async fn live(world: &World) -> Vec<String> {
     let mut life = Life::begin(world);
-    for _ in 0..6 + world.below(14) {
+    for _ in 0..5 + world.below(11) {
         sleep(Duration::from_millis(world.below(400))).await;
         life = life.trouble().await;
     }

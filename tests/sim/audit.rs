@@ -175,10 +175,16 @@ impl State {
         vec![format!("30: {} for {} is repeated without patience", request.method(), path.display())]
     }
 
-    /// Whether a record of this boot says that a call for the path was under way: then a mount alone there may be its work.
+    /// Whether a record of this boot says that a call for the path was under way, or found this mount: then it may be its work.
     fn may_be_ours(&self, path: &Path) -> bool {
         let boot = format!("boot-{}", self.boot);
-        let is_open = |state: &CallState| matches!(state, CallState::Intended { .. } | CallState::Undoing);
+        let top =
+            self.mounts.iter().rev().find(|mount| mount.point == path).map(volumed::model::Mount::identity);
+        let is_open = |state: &CallState| match state {
+            CallState::Intended { .. } | CallState::Undoing => true,
+            CallState::Done { mount: RecordedMount::Mount(recorded) } => top.as_ref() == Some(recorded),
+            CallState::Done { mount: RecordedMount::NotAMountPoint } | CallState::Planned => false,
+        };
         self.records.values().filter_map(|disk| disk.written.as_ref()).any(|record| {
             let staging = record.staging.as_ref();
             staging.is_some_and(|s| s.arguments.staging_path == path && s.boot.0 == boot && is_open(&s.state))

@@ -150,9 +150,11 @@ fn staging(volume: u64) -> PathBuf {
 }
 
 impl State {
-    /// Whether anything of a driver's is recorded.
+    /// Whether anything of a driver's is recorded, or will be after a power cut.
     pub fn has_records_of(&self, driver: usize) -> bool {
-        self.records.values().filter_map(|disk| disk.written.as_ref()).any(|record| match &record.volume {
+        let records = self.records.values().flat_map(|disk| [&disk.written, &disk.synced]).flatten();
+        let mut records = records;
+        records.any(|record| match &record.volume {
             RecordedVolume::Csi { driver: name, .. } => name.as_str() == DRIVERS[driver],
             RecordedVolume::EmptyDir => false,
         })

@@ -257,7 +257,7 @@ impl Host for SimHost {
                         (*plugin).to_owned(),
                         SpecName::new(*spec).expect("the simulation makes good names"),
                     )),
-                    ["plugins", "kubernetes.io", "csi", _, _] => None,
+                    ["plugins", "kubernetes.io", "csi", driver, _] if *driver != "volumeDevices" => None,
                     _ => continue,
                 };
                 let vol_data = match state.nodes.get(&path.join("vol_data.json")) {

@@ -30,7 +30,7 @@ impl Life {
             state.drivers[driver].stages = stages;
             state.drivers[driver].forgets = forgets;
         }
-        let mut wish = Wish { republish: world.below(4) == 0, ..Wish::default() };
+        let mut wish = Wish { republish: world.below(8) == 0, ..Wish::default() };
         let steady = PodWish { claims: [0, 3].into(), empty_dir: true, ..PodWish::default() };
         wish.pods.insert(STEADY.to_owned(), steady);
         let life = Self { world: world.clone(), wish, daemon: Daemon::start(world) };
@@ -244,7 +244,9 @@ impl Life {
         points.extend(wish::places(&self.any_pod(), &pod).iter().map(wish::target));
         let Some(point) = world.one_of(&points).cloned() else { return };
         let instead = world.below(3) == 0;
-        let point = if !instead && world.below(3) == 0 { point.join("below") } else { point };
+        // Where a block device is published there is a file.
+        let may_be_below = !instead && !point.iter().any(|part| part == "volumeDevices");
+        let point = if may_be_below && world.below(3) == 0 { point.join("below") } else { point };
         world.tell(|| format!("somebody mounts at {}, instead: {instead}", point.display()));
         if instead {
             world.unmount_if(|state, mount| state.is_old(mount.id) && mount.point == point);
