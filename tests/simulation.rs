@@ -40,7 +40,7 @@ async fn live(world: &World) -> Vec<String> {
         sleep(Duration::from_millis(world.below(400))).await;
         life = life.trouble().await;
     }
-    life.peace();
+    life.peace().await;
     let differences =
         |life: &Life| goal::differences(&world.lock(), &life.wish, &life.daemon.status.borrow());
     // Longer than any deadline and the longest pauses between tries.

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
+use volumed::model::Mount;
 
 use super::daemon::Daemon;
 use super::wish::{self, DRIVERS, Damage, PodWish, VOLUMES, Wish};
-use super::world::{Contact, ROOT, World};
+use super::world::{Contact, ROOT, State, World};
 
 /// A world, what is wished of it, and who sees to that.
 #[derive(Debug)]
@@ -73,11 +74,15 @@ impl Life {
     }
 
     /// Nothing goes wrong any more, and what did is mended.
-    pub fn peace(&self) {
+    pub async fn peace(&self) {
         let world = &self.world;
         world.tell(|| "the trouble ends".to_owned());
         world.lock().faults = false;
-        while self.world.unmount_if(|_, mount| mount.source.starts_with("strange")) {}
+        while !world.lock().strangers.is_empty() {
+            if !world.unmount_if(is_strange) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
         self.tidy();
         for driver in 0..DRIVERS.len() {
             if world.lock().drivers[driver].hangs {
@@ -192,7 +197,7 @@ impl Life {
                     let is_its = |handle: &str| {
                         (0..VOLUMES).any(|v| wish::driver(v) == driver && wish::handle(v) == handle)
                     };
-                    while world.unmount_if(|state, mount| state.is_old(mount.id) && is_its(&mount.source)) {}
+                    while world.unmount_if(|state, mount| state.may_vanish(mount) && is_its(&mount.source)) {}
                     world.lock().forget(driver);
                 }
                 2 => {
@@ -237,7 +242,7 @@ impl Life {
     /// Somebody mounts over, below, instead of, or where soon a volume will be.
     fn strange_mount(&self) {
         let world = &self.world;
-        let is_map = |mount: &&volumed::model::Mount| mount.source == "device";
+        let is_map = |mount: &&Mount| mount.source == "device";
         let mut points: Vec<PathBuf> =
             world.lock().mounts.iter().filter(|mount| !is_map(mount)).map(|m| m.point.clone()).collect();
         let pod = PodWish { claims: (0..VOLUMES).collect(), ..PodWish::default() };
@@ -249,7 +254,7 @@ impl Life {
         let point = if may_be_below && world.below(3) == 0 { point.join("below") } else { point };
         world.tell(|| format!("somebody mounts at {}, instead: {instead}", point.display()));
         if instead {
-            world.unmount_if(|state, mount| state.is_old(mount.id) && mount.point == point);
+            world.unmount_if(|state, mount| state.may_vanish(mount) && mount.point == point);
         }
         let mut state = world.lock();
         for path in point.ancestors().filter(|path| path.starts_with(ROOT)) {
@@ -264,7 +269,7 @@ impl Life {
     }
 
     fn strange_unmount(&self) {
-        if self.world.unmount_if(|_, mount| mount.source.starts_with("strange")) {
+        if self.world.unmount_if(is_strange) {
             self.world.tell(|| "somebody unmounts what he mounted".to_owned());
         }
         self.tidy();
@@ -292,11 +297,9 @@ impl Life {
 
     /// A mount goes without a word.
     fn vanish(&self) {
-        // What vanishes in the moment in which it was made is not missed: some drivers mount nothing.
         let points: Vec<PathBuf> = {
             let state = self.world.lock();
-            let is_meant =
-                |mount: &&volumed::model::Mount| state.is_old(mount.id) && mount.source != "device";
+            let is_meant = |mount: &&Mount| state.may_vanish(mount) && mount.source != "device";
             state.mounts.iter().filter(is_meant).map(|m| m.point.clone()).collect()
         };
         if let Some(point) = self.world.one_of(&points) {
@@ -359,4 +362,9 @@ impl Life {
         life.read();
         life
     }
+}
+
+/// Whether a mount is somebody else's and may go now.
+fn is_strange(state: &State, mount: &Mount) -> bool {
+    state.strangers.contains(&mount.id) && state.may_vanish(mount)
 }
