@@ -8,6 +8,7 @@
     clippy::expect_used,
     clippy::print_stderr,
     clippy::disallowed_methods,
+    clippy::panic,
     unreachable_pub,
     reason = "a test: its helpers may fail loudly and spawn tasks on a runtime of their own"
 )]

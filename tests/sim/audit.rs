@@ -13,6 +13,7 @@ use volumed::model::{
 };
 use volumed::proto::csi as wire;
 
+use super::request::Request;
 use super::wish::{self, DRIVERS};
 use super::world::{Node, State};
 
@@ -34,67 +35,17 @@ pub struct Audit {
 pub struct Sent {
     pub driver: usize,
     pub handle: String,
-    request: Request,
+    pub request: Request,
     /// Answered with a final error: other arguments may be sent.
     settled: bool,
     /// The boot in which it was answered OK.
     pub done_in: Option<u64>,
 }
 
-/// A request as it goes over the wire, but for secrets.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Request {
-    Stage(Box<wire::NodeStageVolumeRequest>),
-    Publish(Box<wire::NodePublishVolumeRequest>),
-    Expand(Box<wire::NodeExpandVolumeRequest>),
-    Unstage(wire::NodeUnstageVolumeRequest),
-    Unpublish(wire::NodeUnpublishVolumeRequest),
-}
-
 /// So long ago a place must have been wanted.
 const KNOWN: Duration = Duration::from_millis(1000);
 /// So many failures of one call fit into a minute with backoff, a few restarts and edits included (csi.md 10, 30).
 const PATIENCE: usize = 40;
-
-impl Request {
-    pub fn method(&self) -> &'static str {
-        match self {
-            Self::Stage(_) => "NodeStageVolume",
-            Self::Publish(_) => "NodePublishVolume",
-            Self::Expand(_) => "NodeExpandVolume",
-            Self::Unstage(_) => "NodeUnstageVolume",
-            Self::Unpublish(_) => "NodeUnpublishVolume",
-        }
-    }
-
-    pub fn handle(&self) -> &str {
-        match self {
-            Self::Stage(request) => &request.volume_id,
-            Self::Publish(request) => &request.volume_id,
-            Self::Expand(request) => &request.volume_id,
-            Self::Unstage(request) => &request.volume_id,
-            Self::Unpublish(request) => &request.volume_id,
-        }
-    }
-
-    pub fn path(&self) -> &Path {
-        Path::new(match self {
-            Self::Stage(request) => &request.staging_target_path,
-            Self::Publish(request) => &request.target_path,
-            Self::Expand(request) => &request.volume_path,
-            Self::Unstage(request) => &request.staging_target_path,
-            Self::Unpublish(request) => &request.target_path,
-        })
-    }
-
-    fn is_expand(&self) -> bool {
-        matches!(self, Self::Expand(_))
-    }
-
-    pub fn is_undo(&self) -> bool {
-        matches!(self, Self::Unstage(_) | Self::Unpublish(_))
-    }
-}
 
 impl State {
     /// A call is about to be made: checks that it may be, and remembers it.
@@ -136,6 +87,14 @@ impl State {
             self.audit.up.insert(path.to_owned(), sent);
         }
         wrong
+    }
+
+    /// Returns the volumes of which a call was sent and is not answered for good.
+    pub fn in_doubt(&self) -> Vec<u64> {
+        let is_open = |sent: &&Sent| !sent.settled && sent.done_in != Some(self.boot);
+        let open: Vec<&str> =
+            self.audit.up.values().filter(is_open).map(|sent| sent.handle.as_str()).collect();
+        (0..wish::VOLUMES).filter(|volume| open.contains(&wish::handle(*volume).as_str())).collect()
     }
 
     /// Nobody waits for the answer any more.
@@ -408,38 +367,6 @@ impl State {
         found.stacked = found.alone && at > 1;
         found.alone &= at == 1;
         found
-    }
-
-    /// What came up, is not wanted and was never undone (7), and what is wanted and was not done in this boot (29).
-    pub fn audit_at_rest(&self) -> Vec<String> {
-        let wanted: BTreeMap<PathBuf, &PublicationId> = self
-            .wanted
-            .keys()
-            .filter(|id| id.plugin == Plugin::Csi)
-            .map(|id| (wish::target(id), id))
-            .collect();
-        let volumes: Vec<String> =
-            wanted.values().filter_map(|id| wish::volume_at(id)).map(wish::handle).collect();
-        let mut wrong = Vec::new();
-        for (path, sent) in &self.audit.up {
-            let needed = match &sent.request {
-                Request::Publish(_) => wanted.contains_key(path),
-                Request::Stage(_) => volumes.contains(&sent.handle),
-                Request::Expand(_) | Request::Unstage(_) | Request::Unpublish(_) => false,
-            };
-            if !needed {
-                wrong.push(format!("7: {} at {} was never undone", sent.handle, path.display()));
-            }
-        }
-        for (path, id) in &wanted {
-            let done = self.audit.up.get(path).is_some_and(|sent| sent.done_in == Some(self.boot));
-            // Of a volume for one pod the others wait.
-            let waits = wish::volume_at(id).is_some_and(wish::is_single_pod);
-            if !done && !waits {
-                wrong.push(format!("29: {id} was not published in this boot"));
-            }
-        }
-        wrong
     }
 }
 

@@ -11,7 +11,7 @@ use volumed::BoxFuture;
 use volumed::csi::{CallError, Code, Driver};
 use volumed::proto::csi as wire;
 
-use super::audit::Request;
+use super::request::Request;
 use super::wish;
 use super::world::{Contact, Line, Node, World};
 

@@ -8,6 +8,7 @@ use volumed::model::{
     VolumeKey,
 };
 
+use super::request::Request;
 use super::wish::{self, DRIVERS, Wish};
 use super::world::{Node, ROOT, State};
 
@@ -150,6 +151,38 @@ fn staging(volume: u64) -> PathBuf {
 }
 
 impl State {
+    /// What came up, is not wanted and was never undone (7), and what is wanted and was not done in this boot (29).
+    pub fn audit_at_rest(&self) -> Vec<String> {
+        let wanted: BTreeMap<PathBuf, &PublicationId> = self
+            .wanted
+            .keys()
+            .filter(|id| id.plugin == Plugin::Csi)
+            .map(|id| (wish::target(id), id))
+            .collect();
+        let volumes: Vec<String> =
+            wanted.values().filter_map(|id| wish::volume_at(id)).map(wish::handle).collect();
+        let mut wrong = Vec::new();
+        for (path, sent) in &self.audit.up {
+            let needed = match &sent.request {
+                Request::Publish(_) => wanted.contains_key(path),
+                Request::Stage(_) => volumes.contains(&sent.handle),
+                Request::Expand(_) | Request::Unstage(_) | Request::Unpublish(_) => false,
+            };
+            if !needed {
+                wrong.push(format!("7: {} at {} was never undone", sent.handle, path.display()));
+            }
+        }
+        for (path, id) in &wanted {
+            let done = self.audit.up.get(path).is_some_and(|sent| sent.done_in == Some(self.boot));
+            // Of a volume for one pod the others wait.
+            let waits = wish::volume_at(id).is_some_and(wish::is_single_pod);
+            if !done && !waits {
+                wrong.push(format!("29: {id} was not published in this boot"));
+            }
+        }
+        wrong
+    }
+
     /// Whether anything of a driver's is recorded, or will be after a power cut.
     pub fn has_records_of(&self, driver: usize) -> bool {
         let records = self.records.values().flat_map(|disk| [&disk.written, &disk.synced]).flatten();

@@ -208,6 +208,6 @@ fn pod_object(name: &str, wish: &PodWish) -> Pod {
     let spec = PodSpec { volumes: Some(volumes), containers: vec![container], ..PodSpec::default() };
     let mut metadata = named(name, Some("default"));
     metadata.uid = Some(wish::uid(name).to_string());
-    metadata.deletion_timestamp = wish.leaving.then(|| Time(Timestamp::UNIX_EPOCH));
+    metadata.deletion_timestamp = wish.leaving.then_some(Time(Timestamp::UNIX_EPOCH));
     Pod { metadata, spec: Some(spec), status: None }
 }

@@ -124,7 +124,12 @@ impl Life {
 
     /// The attributes or the size of a PV, or how a pod uses its claims.
     fn edit(&mut self) {
-        let volume = self.world.below(VOLUMES);
+        // Edits hurt most where the outcome of a call is open.
+        let in_doubt = self.world.lock().in_doubt();
+        let volume = match self.world.one_of(&in_doubt) {
+            Some(volume) if self.world.below(2) == 0 => *volume,
+            Some(_) | None => self.world.below(VOLUMES),
+        };
         let name = self.any_pod();
         match self.wish.pods.get_mut(&name) {
             Some(pod) if self.world.below(3) == 0 => {

@@ -10,7 +10,8 @@ use super::world::{ROOT, World};
 /// The simulated drivers' names.
 pub const DRIVERS: [&str; 2] = ["one.example.com", "two.example.com"];
 /// How many PVs there are; claim `c<i>` is bound to PV `pv<i>`.
-pub const VOLUMES: u64 = 5;
+pub const VOLUMES: u64 = PVS as u64;
+const PVS: usize = 5;
 
 /// What one pod uses.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,9 +31,9 @@ pub struct PodWish {
 pub struct Wish {
     pub pods: BTreeMap<String, PodWish>,
     /// The PVs' `volumeAttributes`, which are edited now and then.
-    pub attributes: [u64; VOLUMES as usize],
+    pub attributes: [u64; PVS],
     /// By how many GiB the PVs have grown.
-    pub grown: [u64; VOLUMES as usize],
+    pub grown: [u64; PVS],
     /// The second driver's CSIDriver says `requiresRepublish`.
     pub republish: bool,
 }
