@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use volumed::model::{
-    CallState, Layout, MountIdentity, Plugin, PublicationId, RecordedMount, VolumeKey, VolumeRecord,
+    CallState, ExpansionState, MountIdentity, Plugin, PublicationId, RecordedMount, VolumeKey, VolumeRecord,
 };
 use volumed::proto::csi as wire;
 
+use super::request::Request;
 use super::wish::{self, DRIVERS};
-use super::world::{Node, ROOT, State};
+use super::world::{Node, State};
 
 /// What the auditor knows.
 #[derive(Debug, Default)]
@@ -34,59 +35,17 @@ pub struct Audit {
 pub struct Sent {
     pub driver: usize,
     pub handle: String,
-    request: Request,
+    pub request: Request,
     /// Answered with a final error: other arguments may be sent.
     settled: bool,
     /// The boot in which it was answered OK.
     pub done_in: Option<u64>,
 }
 
-/// A request as it goes over the wire, but for secrets.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Request {
-    Stage(Box<wire::NodeStageVolumeRequest>),
-    Publish(Box<wire::NodePublishVolumeRequest>),
-    Unstage(wire::NodeUnstageVolumeRequest),
-    Unpublish(wire::NodeUnpublishVolumeRequest),
-}
-
 /// So long ago a place must have been wanted.
 const KNOWN: Duration = Duration::from_millis(1000);
 /// So many failures of one call fit into a minute with backoff, a few restarts and edits included (csi.md 10, 30).
 const PATIENCE: usize = 40;
-
-impl Request {
-    pub fn method(&self) -> &'static str {
-        match self {
-            Self::Stage(_) => "NodeStageVolume",
-            Self::Publish(_) => "NodePublishVolume",
-            Self::Unstage(_) => "NodeUnstageVolume",
-            Self::Unpublish(_) => "NodeUnpublishVolume",
-        }
-    }
-
-    pub fn handle(&self) -> &str {
-        match self {
-            Self::Stage(request) => &request.volume_id,
-            Self::Publish(request) => &request.volume_id,
-            Self::Unstage(request) => &request.volume_id,
-            Self::Unpublish(request) => &request.volume_id,
-        }
-    }
-
-    pub fn path(&self) -> &Path {
-        Path::new(match self {
-            Self::Stage(request) => &request.staging_target_path,
-            Self::Publish(request) => &request.target_path,
-            Self::Unstage(request) => &request.staging_target_path,
-            Self::Unpublish(request) => &request.target_path,
-        })
-    }
-
-    pub fn is_undo(&self) -> bool {
-        matches!(self, Self::Unstage(_) | Self::Unpublish(_))
-    }
-}
 
 impl State {
     /// A call is about to be made: checks that it may be, and remembers it.
@@ -102,7 +61,10 @@ impl State {
         if !self.drivers[driver].stages && matches!(request, Request::Stage(_) | Request::Unstage(_)) {
             wrong.push(format!("13: {method} {handle} without STAGE_UNSTAGE_VOLUME"));
         }
-        let strangers = self.strangers_at(path);
+        if !self.drivers[driver].expands && request.is_expand() {
+            wrong.push(format!("13: {method} {handle} without EXPAND_VOLUME"));
+        }
+        let strangers = if request.is_expand() { Strangers::default() } else { self.strangers_at(path) };
         if strangers.below || strangers.stacked || (strangers.alone && !self.may_be_ours(path)) {
             wrong.push(format!("rule 10: {method} for {}, where somebody else has mounted", path.display()));
         }
@@ -112,9 +74,10 @@ impl State {
         match request {
             Request::Stage(_) => self.staging_begins(driver, request, &mut wrong),
             Request::Publish(publish) => self.publishing_begins(driver, publish, &mut wrong),
+            Request::Expand(_) => {}
             Request::Unstage(_) | Request::Unpublish(_) => self.undo_begins(driver, request, &mut wrong),
         }
-        if !request.is_undo() {
+        if !request.is_undo() && !request.is_expand() {
             let old = self.audit.up.get(path);
             if let Some(old) = old.filter(|old| !old.settled && old.request != *request) {
                 let now = format!("{request:?}");
@@ -124,6 +87,14 @@ impl State {
             self.audit.up.insert(path.to_owned(), sent);
         }
         wrong
+    }
+
+    /// Returns the volumes of which a call was sent and is not answered for good.
+    pub fn in_doubt(&self) -> Vec<u64> {
+        let is_open = |sent: &&Sent| !sent.settled && sent.done_in != Some(self.boot);
+        let open: Vec<&str> =
+            self.audit.up.values().filter(is_open).map(|sent| sent.handle.as_str()).collect();
+        (0..wish::VOLUMES).filter(|volume| open.contains(&wish::handle(*volume).as_str())).collect()
     }
 
     /// Nobody waits for the answer any more.
@@ -141,7 +112,7 @@ impl State {
             if code == 0 || (code == 5 && !self.is_mounted(path)) {
                 self.audit.up.remove(path);
             }
-        } else if let Some(sent) = self.audit.up.get_mut(path) {
+        } else if let Some(sent) = self.audit.up.get_mut(path).filter(|_| !request.is_expand()) {
             match code {
                 0 => sent.done_in = Some(boot),
                 1 | 4 | 8 | 10 | 14 => {}
@@ -163,10 +134,16 @@ impl State {
         vec![format!("30: {} for {} is repeated without patience", request.method(), path.display())]
     }
 
-    /// Whether a record of this boot says that a call for the path was under way: then a mount alone there may be its work.
+    /// Whether a record of this boot says that a call for the path was under way, or found this mount: then it may be its work.
     fn may_be_ours(&self, path: &Path) -> bool {
         let boot = format!("boot-{}", self.boot);
-        let is_open = |state: &CallState| matches!(state, CallState::Intended { .. } | CallState::Undoing);
+        let top =
+            self.mounts.iter().rev().find(|mount| mount.point == path).map(volumed::model::Mount::identity);
+        let is_open = |state: &CallState| match state {
+            CallState::Intended { .. } | CallState::Undoing => true,
+            CallState::Done { mount: RecordedMount::Mount(recorded) } => top.as_ref() == Some(recorded),
+            CallState::Done { mount: RecordedMount::NotAMountPoint } | CallState::Planned => false,
+        };
         self.records.values().filter_map(|disk| disk.written.as_ref()).any(|record| {
             let staging = record.staging.as_ref();
             staging.is_some_and(|s| s.arguments.staging_path == path && s.boot.0 == boot && is_open(&s.state))
@@ -202,6 +179,13 @@ impl State {
         let again = self.audit.up.contains_key(target) || self.strange_places.contains(target);
         if self.nodes.contains_key(target) && !again {
             wrong.push(format!("11: {} is there before its first publish", target.display()));
+        }
+        let single = (0..wish::VOLUMES).any(|v| wish::is_single_pod(v) && wish::handle(v) == *handle);
+        let is_other = |(path, sent): (&PathBuf, &Sent)| {
+            path != target && sent.handle == *handle && matches!(sent.request, Request::Publish(_))
+        };
+        if single && self.audit.up.iter().any(is_other) {
+            wrong.push(format!("24: {handle} is published to {} and to another pod", target.display()));
         }
         if handle.starts_with("csi-") || !self.drivers[driver].stages {
             return;
@@ -254,6 +238,10 @@ impl State {
                         && arguments.publish_context == sent.publish_context
                         && arguments.read_only == sent.readonly
                 }),
+                Request::Expand(sent) => record.expansion.as_ref().is_some_and(|expansion| {
+                    let bytes = sent.capacity_range.as_ref().map_or(0, |range| range.required_bytes);
+                    Ok(expansion.arguments.required_bytes) == u64::try_from(bytes)
+                }),
                 Request::Unstage(_) => staging.is_some_and(|arguments| arguments.staging_path == path),
                 Request::Unpublish(_) => publications.any(|arguments| arguments.target_path == path),
             }
@@ -265,6 +253,9 @@ impl State {
         let mut wrong = Vec::new();
         let Some(old) = self.records.get(key).and_then(|disk| disk.written.as_ref()) else { return wrong };
         let boot = format!("boot-{}", self.boot);
+        if let Some(new) = new {
+            growth_changes(old, new, &mut wrong);
+        }
         if let Some(staging) = &old.staging {
             let path = &staging.arguments.staging_path;
             match new.and_then(|new| new.staging.as_ref()) {
@@ -334,7 +325,7 @@ impl State {
             }
             return;
         }
-        let path = Layout::new(ROOT).absolute(&Layout::new(ROOT).csi_target(id));
+        let path = wish::target(id);
         let at: Vec<MountIdentity> =
             self.mounts.iter().filter(|m| m.point == path).map(volumed::model::Mount::identity).collect();
         let is_there = match was {
@@ -377,36 +368,26 @@ impl State {
         found.alone &= at == 1;
         found
     }
+}
 
-    /// What came up, is not wanted and was never undone (7), and what is wanted and was not done in this boot (29).
-    pub fn audit_at_rest(&self) -> Vec<String> {
-        let wanted: BTreeMap<PathBuf, &PublicationId> = self
-            .wanted
-            .keys()
-            .filter(|id| id.plugin == Plugin::Csi)
-            .map(|id| (wish::target(id), id))
-            .collect();
-        let volumes: Vec<String> =
-            wanted.values().filter_map(|id| wish::volume_at(id)).map(wish::handle).collect();
-        let mut wrong = Vec::new();
-        for (path, sent) in &self.audit.up {
-            let needed = match &sent.request {
-                Request::Publish(_) => wanted.contains_key(path),
-                Request::Stage(_) => volumes.contains(&sent.handle),
-                Request::Unstage(_) | Request::Unpublish(_) => false,
-            };
-            if !needed {
-                wrong.push(format!("7: {} at {} was never undone", sent.handle, path.display()));
-            }
+/// A growth that was begun is finished first; one that was refused because the volume is in use waits until it is not (26).
+fn growth_changes(old: &VolumeRecord, new: &VolumeRecord, wrong: &mut Vec<String>) {
+    let (Some(was), Some(is)) = (&old.expansion, &new.expansion) else { return };
+    let (from, to) = (was.arguments.required_bytes, is.arguments.required_bytes);
+    let again = is.state == ExpansionState::Open;
+    match was.state {
+        ExpansionState::Open if from != to => {
+            wrong.push(format!("26: {} is to grow to {to} bytes before {from} is answered", old.key));
         }
-        for (path, id) in &wanted {
-            let done = self.audit.up.get(path).is_some_and(|sent| sent.done_in == Some(self.boot));
-            if !done {
-                wrong.push(format!("29: {id} was not published in this boot"));
-            }
+        ExpansionState::InUse if again && old.publications.values().any(|p| is_done(&p.state)) => {
+            wrong.push(format!("26: {} is to grow to {to} bytes though it is in use", old.key));
         }
-        wrong
+        ExpansionState::Open | ExpansionState::Refused | ExpansionState::InUse => {}
     }
+}
+
+fn is_done(state: &CallState) -> bool {
+    matches!(state, CallState::Done { .. })
 }
 
 #[derive(Debug, Default)]

@@ -118,6 +118,7 @@ impl Daemon {
                 info: DriverInfo {
                     node_id: "node".to_owned(),
                     stage_unstage: mind.stages,
+                    expand_volume: mind.expands,
                     ..DriverInfo::default()
                 },
                 endpoint: "/csi.sock".into(),

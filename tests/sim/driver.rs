@@ -6,11 +6,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use volumed::BoxFuture;
 use volumed::csi::{CallError, Code, Driver};
 use volumed::proto::csi as wire;
 
-use super::audit::Request;
+use super::request::Request;
 use super::wish;
 use super::world::{Contact, Line, Node, World};
 
@@ -151,13 +152,19 @@ impl SimDriver {
     fn apply(&self, request: &Request) -> Result<(), CallError> {
         let (world, path, handle) = (&self.world, request.path(), request.handle());
         match request {
+            Request::Expand(_) => {}
             Request::Stage(_) => {
                 world.lock().staged.insert(handle.to_owned(), path.to_owned());
-                self.mount(path, handle);
+                if wish::is_mounted_staged(handle) {
+                    self.mount(path, handle);
+                }
             }
             Request::Publish(_) => {
-                world.lock().nodes.insert(path.to_owned(), Node::Directory);
-                self.mount(path, handle);
+                let node = if wish::is_block(handle) { Node::File(Vec::new()) } else { Node::Directory };
+                world.lock().nodes.insert(path.to_owned(), node);
+                if wish::is_mounted(handle) {
+                    self.mount(path, handle);
+                }
                 world.lock().published.insert(path.to_owned(), handle.to_owned());
             }
             Request::Unpublish(_) => {
@@ -179,7 +186,10 @@ impl SimDriver {
     }
 
     fn mount(&self, path: &Path, handle: &str) {
-        if wish::is_mounted(handle) && !self.world.lock().is_mounted(path) {
+        let is_there = self.world.lock().is_mounted(path);
+        if is_there {
+            self.world.lock().found_done.insert(path.to_owned(), Instant::now());
+        } else {
             self.world.mount(path, handle);
         }
     }
@@ -208,5 +218,9 @@ impl Driver for SimDriver {
 
     fn unpublish(&self, request: wire::NodeUnpublishVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
         self.call(Request::Unpublish(request))
+    }
+
+    fn expand(&self, request: wire::NodeExpandVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
+        self.call(Request::Expand(Box::new(request)))
     }
 }

@@ -3,8 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use volumed::model::{DriverName, Layout, Plugin, Presence, RecordedVolume, Status};
+use volumed::model::{
+    DriverName, ExpansionState, Layout, Plugin, Presence, PublicationId, RecordedVolume, SpecName, Status,
+    VolumeKey,
+};
 
+use super::request::Request;
 use super::wish::{self, DRIVERS, Wish};
 use super::world::{Node, ROOT, State};
 
@@ -19,36 +23,35 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
     }
     let mut stagings: BTreeMap<PathBuf, u64> = BTreeMap::new();
     let staying = || wish.pods.iter().filter(|(_, pod)| !pod.leaving);
+    let mut of_one_pod: BTreeMap<u64, usize> = BTreeMap::new();
     for (name, pod) in staying() {
         stagings.extend(pod.claims.iter().map(|volume| (staging(*volume), *volume)));
         for place in wish::places(name, pod) {
             let shown = status.volumes.values().find_map(|volume| volume.publications.get(&place));
-            if shown.map(|shown| shown.presence) != Some(Presence::Yes) {
+            let is_shown = shown.map(|shown| shown.presence) == Some(Presence::Yes);
+            if let Some(volume) = wish::volume_at(&place).filter(|volume| wish::is_single_pod(*volume)) {
+                *of_one_pod.entry(volume).or_default() += usize::from(is_shown);
+                if !is_shown {
+                    continue;
+                }
+            }
+            if !is_shown {
                 wrong.push(format!("{place} is not shown as published: {shown:?}"));
             }
-            if place.plugin != Plugin::Csi {
-                continue;
-            }
-            let target = wish::target(&place);
-            let data = target.parent().map(|parent| parent.join("vol_data.json"));
-            if !data.is_some_and(|data| matches!(state.nodes.get(&data), Some(Node::File(_)))) {
-                wrong.push(format!("{place} has no vol_data.json"));
-            }
-            let handle = wish::volume_at(&place).map(wish::handle);
-            let mounted = mounts.remove(&target);
-            if handle.as_deref().is_none_or(wish::is_mounted)
-                && (mounted.is_none() || handle.is_some() && mounted != handle)
-            {
-                wrong.push(format!("{place} is not mounted, but {mounted:?}"));
+            if place.plugin == Plugin::Csi {
+                published(state, &place, &mut mounts, &mut wrong);
             }
         }
     }
+    let pods_of_one = of_one_pod.iter().filter(|(_, pods)| **pods != 1);
+    wrong.extend(pods_of_one.map(|(volume, pods)| format!("pv{volume} is for one pod, and {pods} have it")));
+    sizes(state, wish, &mut wrong);
     for (path, volume) in &stagings {
         if !state.drivers[wish::driver(*volume)].stages {
             continue;
         }
         let mounted = mounts.remove(path);
-        if wish::is_mounted(&wish::handle(*volume)) && mounted != Some(wish::handle(*volume)) {
+        if wish::is_mounted_staged(&wish::handle(*volume)) && mounted != Some(wish::handle(*volume)) {
             wrong.push(format!("volume {volume} is not mounted at {}, but {mounted:?}", path.display()));
         }
         if state.audit.up.get(path).is_none_or(|sent| sent.done_in != Some(state.boot)) {
@@ -62,7 +65,7 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
         let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).skip(2).collect();
         let left = match parts.as_slice() {
             ["pods", pod] => !pods.contains(*pod),
-            ["plugins", "kubernetes.io", "csi", _, _] => {
+            ["plugins", "kubernetes.io", "csi", driver, _] if *driver != "volumeDevices" => {
                 !stagings.keys().any(|staged| staged.starts_with(path))
             }
             _ => false,
@@ -80,16 +83,111 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
     wrong
 }
 
+/// Compares one published place with what is there, and takes its mounts out of those that are not accounted for.
+fn published(
+    state: &State,
+    place: &PublicationId,
+    mounts: &mut BTreeMap<PathBuf, String>,
+    wrong: &mut Vec<String>,
+) {
+    let target = wish::target(place);
+    let handle = wish::volume_at(place).map(wish::handle);
+    let mounted = mounts.remove(&target);
+    let is_right = match &handle {
+        Some(handle) if wish::is_mounted(handle) => mounted.as_ref() == Some(handle),
+        Some(_) => mounted.is_none(),
+        None => mounted.is_some(),
+    };
+    if !is_right {
+        wrong.push(format!("{place} is not mounted, but {mounted:?}"));
+    }
+    let layout = Layout::new(ROOT);
+    if handle.is_some_and(|handle| wish::is_block(&handle)) {
+        let mapped = mounts.remove(&layout.absolute(&layout.block_map(place)));
+        let linked = state.nodes.contains_key(&layout.absolute(&layout.block_link(place)));
+        if mapped.is_none() || !linked {
+            wrong.push(format!("{place} has no device: mapped {mapped:?}, linked {linked}"));
+        }
+        return;
+    }
+    let data = target.parent().map(|parent| parent.join("vol_data.json"));
+    if !data.is_some_and(|data| matches!(state.nodes.get(&data), Some(Node::File(_)))) {
+        wrong.push(format!("{place} has no vol_data.json"));
+    }
+}
+
+/// Looks whether volumes have grown to what their manifests say, unless a driver refuses that while they are in use.
+fn sizes(state: &State, wish: &Wish, wrong: &mut Vec<String>) {
+    for volume in 0..wish::VOLUMES {
+        let driver = wish::driver(volume);
+        let mut users =
+            wish.pods.values().filter(|pod| !pod.leaving && pod.claims.contains(&volume)).peekable();
+        if !state.drivers[driver].expands || users.peek().is_none() || users.any(|pod| pod.read_only) {
+            continue;
+        }
+        let name = DriverName::new(DRIVERS[driver]).expect("good");
+        let key = VolumeKey::csi(&name, &wish::handle(volume));
+        let Some(record) = state.records.get(&key).and_then(|disk| disk.written.as_ref()) else { continue };
+        // Shown read-only before an edit.
+        if record.publications.values().any(|p| p.arguments.as_ref().is_some_and(|sent| sent.read_only)) {
+            continue;
+        }
+        let in_use = record.expansion.as_ref().is_some_and(|e| e.state == ExpansionState::InUse);
+        let size = wish::capacity(wish, volume);
+        if !in_use && record.size.is_none_or(|has| has < size) {
+            wrong.push(format!("26: {key} has {:?} of {size} bytes: {:?}", record.size, record.expansion));
+        }
+    }
+}
+
 fn staging(volume: u64) -> PathBuf {
     let layout = Layout::new(ROOT);
+    if wish::is_block(&wish::handle(volume)) {
+        let spec = SpecName::new(format!("pv{volume}")).expect("good");
+        return layout.absolute(&layout.block_staging(&spec));
+    }
     let driver = DriverName::new(DRIVERS[wish::driver(volume)]).expect("good");
     layout.absolute(&layout.csi_staging(&driver, &wish::handle(volume)))
 }
 
 impl State {
-    /// Whether anything of a driver's is recorded.
+    /// What came up, is not wanted and was never undone (7), and what is wanted and was not done in this boot (29).
+    pub fn audit_at_rest(&self) -> Vec<String> {
+        let wanted: BTreeMap<PathBuf, &PublicationId> = self
+            .wanted
+            .keys()
+            .filter(|id| id.plugin == Plugin::Csi)
+            .map(|id| (wish::target(id), id))
+            .collect();
+        let volumes: Vec<String> =
+            wanted.values().filter_map(|id| wish::volume_at(id)).map(wish::handle).collect();
+        let mut wrong = Vec::new();
+        for (path, sent) in &self.audit.up {
+            let needed = match &sent.request {
+                Request::Publish(_) => wanted.contains_key(path),
+                Request::Stage(_) => volumes.contains(&sent.handle),
+                Request::Expand(_) | Request::Unstage(_) | Request::Unpublish(_) => false,
+            };
+            if !needed {
+                wrong.push(format!("7: {} at {} was never undone", sent.handle, path.display()));
+            }
+        }
+        for (path, id) in &wanted {
+            let done = self.audit.up.get(path).is_some_and(|sent| sent.done_in == Some(self.boot));
+            // Of a volume for one pod the others wait.
+            let waits = wish::volume_at(id).is_some_and(wish::is_single_pod);
+            if !done && !waits {
+                wrong.push(format!("29: {id} was not published in this boot"));
+            }
+        }
+        wrong
+    }
+
+    /// Whether anything of a driver's is recorded, or will be after a power cut.
     pub fn has_records_of(&self, driver: usize) -> bool {
-        self.records.values().filter_map(|disk| disk.written.as_ref()).any(|record| match &record.volume {
+        let records = self.records.values().flat_map(|disk| [&disk.written, &disk.synced]).flatten();
+        let mut records = records;
+        records.any(|record| match &record.volume {
             RecordedVolume::Csi { driver: name, .. } => name.as_str() == DRIVERS[driver],
             RecordedVolume::EmptyDir => false,
         })

@@ -105,6 +105,16 @@ impl Host for SimHost {
                 self.world.pause().await;
                 self.world.lock().nodes.remove(&absolute(path));
             }
+            for path in &removal.empty_files {
+                self.world.pause().await;
+                let path = absolute(path);
+                let mut state = self.world.lock();
+                let is_empty =
+                    matches!(state.nodes.get(&path), Some(Node::File(content)) if content.is_empty());
+                if is_empty && !state.is_mounted(&path) {
+                    state.nodes.remove(&path);
+                }
+            }
             for path in &removal.directories {
                 self.world.pause().await;
                 remove(&self.world, &absolute(path))?;
@@ -247,7 +257,7 @@ impl Host for SimHost {
                         (*plugin).to_owned(),
                         SpecName::new(*spec).expect("the simulation makes good names"),
                     )),
-                    ["plugins", "kubernetes.io", "csi", _, _] => None,
+                    ["plugins", "kubernetes.io", "csi", driver, _] if *driver != "volumeDevices" => None,
                     _ => continue,
                 };
                 let vol_data = match state.nodes.get(&path.join("vol_data.json")) {

@@ -1,12 +1,17 @@
 //! One reading of a wish, as the manifest reader would make it of files that may be half written or away.
 
-use std::any::Any;
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use k8s_openapi::api::core::v1::{
+    CSIPersistentVolumeSource, CSIVolumeSource, Container, EmptyDirVolumeSource, ObjectReference,
+    PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource,
+    PersistentVolumeSpec, Pod, PodSpec, Volume, VolumeDevice, VolumeMount,
+};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::jiff::Timestamp;
 use volumed::manifest::{Manifests, Objects, Sourced, Stale};
 use volumed::model::{DirectoryState, ManifestSource, Problem, ReadingState};
 
@@ -18,11 +23,6 @@ pub struct Reading {
     good: Objects,
 }
 
-thread_local! {
-    /// Objects by edition: most of a run's time would go into parsing the same few again.
-    static PARSED: RefCell<HashMap<String, Arc<dyn Any + Send + Sync>>> = RefCell::default();
-}
-
 impl Reading {
     /// Reads.
     pub fn read(&mut self, wish: &Wish, damage: &Damage, generation: u64, began_ms: u64) -> Manifests {
@@ -31,21 +31,18 @@ impl Reading {
         let mut taken = Taken { damage, lost: &mut lost };
         for volume in 0..VOLUMES {
             let (pv, claim) = (format!("pv{volume}"), format!("c{volume}"));
-            let attribute = wish.attributes[usize::try_from(volume).unwrap_or(0)];
-            let read = || pv_object(volume, attribute);
-            taken.take((&pv, &attribute), pv.clone(), &self.good.volumes, &mut objects.volumes, read);
+            let read = || pv_object(wish, volume);
+            taken.take(&pv, pv.clone(), &self.good.volumes, &mut objects.volumes, read);
             let name = ("default".to_owned(), claim.clone());
-            taken.take((&claim, &()), name, &self.good.claims, &mut objects.claims, || claim_object(volume));
+            taken.take(&claim, name, &self.good.claims, &mut objects.claims, || claim_object(volume));
         }
         for (driver, name) in DRIVERS.iter().enumerate() {
             let file = format!("driver{driver}");
-            let read = || driver_object(name);
-            taken.take((&file, &()), (*name).to_owned(), &self.good.drivers, &mut objects.drivers, read);
+            let read = || driver_object(name, wish.republish && driver == 1);
+            taken.take(&file, (*name).to_owned(), &self.good.drivers, &mut objects.drivers, read);
         }
         for (name, pod) in &wish.pods {
-            taken.take((name, pod), wish::uid(name), &self.good.pods, &mut objects.pods, || {
-                pod_object(name, pod)
-            });
+            taken.take(name, wish::uid(name), &self.good.pods, &mut objects.pods, || pod_object(name, pod));
         }
         self.remember(&objects);
         let directory = DirectoryState { identity: None, files: objects.pods.len() + 9 };
@@ -83,13 +80,13 @@ struct Taken<'a> {
 
 impl Taken<'_> {
     /// Takes one file's object: as it is, as it last was when the file is broken now, or not at all.
-    fn take<K: Ord, T: DeserializeOwned + Send + Sync + 'static>(
+    fn take<K: Ord, T>(
         &mut self,
-        (file, edition): (&str, &dyn std::fmt::Debug),
+        file: &str,
         key: K,
         good: &BTreeMap<K, Sourced<T>>,
         into: &mut BTreeMap<K, Sourced<T>>,
-        read: impl FnOnce() -> Value,
+        read: impl FnOnce() -> T,
     ) {
         if self.damage.missing.contains(file) {
             return;
@@ -104,77 +101,113 @@ impl Taken<'_> {
             Sourced { object: Arc::clone(&good.object), source: good.source.clone(), stale }
         } else {
             let source = ManifestSource { file: format!("/manifests/{file}.yaml").into(), line: 1 };
-            Sourced { object: parsed(format!("{file} {edition:?}"), read), source, stale: None }
+            Sourced { object: Arc::new(read()), source, stale: None }
         };
         into.insert(key, taken);
     }
 }
 
-/// Returns an object, made the first time that `edition` of it is read.
-fn parsed<T: DeserializeOwned + Send + Sync + 'static>(
-    edition: String,
-    object: impl FnOnce() -> Value,
-) -> Arc<T> {
-    PARSED.with_borrow_mut(|known| {
-        let known = known.entry(edition).or_insert_with(|| {
-            let object: T = serde_json::from_value(object()).expect("the simulation writes valid objects");
-            Arc::new(object)
-        });
-        Arc::clone(known).downcast().expect("the edition names the kind")
-    })
+fn named(name: &str, namespace: Option<&str>) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: namespace.map(ToOwned::to_owned),
+        ..ObjectMeta::default()
+    }
 }
 
-fn pv_object(volume: u64, attribute: u64) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": format!("pv{volume}")},
-        "spec": {
-            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
-            "claimRef": {"namespace": "default", "name": format!("c{volume}")},
-            "csi": {
-                "driver": DRIVERS[wish::driver(volume)], "volumeHandle": wish::handle(volume),
-                "volumeAttributes": {"edition": attribute.to_string()},
-            },
-        },
-    })
+fn modes(volume: u64) -> Option<Vec<String>> {
+    let mode = if wish::is_single_pod(volume) { "ReadWriteOncePod" } else { "ReadWriteOnce" };
+    Some(vec![mode.to_owned()])
 }
 
-fn claim_object(volume: u64) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "PersistentVolumeClaim",
-        "metadata": {"name": format!("c{volume}"), "namespace": "default"},
-        "spec": {"accessModes": ["ReadWriteOnce"], "volumeName": format!("pv{volume}")},
-    })
+fn mode(volume: u64) -> Option<String> {
+    wish::is_block(&wish::handle(volume)).then(|| "Block".to_owned())
 }
 
-fn driver_object(name: &str) -> Value {
-    json!({
-        "apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": name},
-        "spec": {"attachRequired": false, "volumeLifecycleModes": ["Persistent", "Ephemeral"]},
-    })
+fn pv_object(wish: &Wish, volume: u64) -> PersistentVolume {
+    let size = Quantity(wish::capacity(wish, volume).to_string());
+    let edition = wish.attributes[wish::index(volume)].to_string();
+    let spec = PersistentVolumeSpec {
+        capacity: Some(BTreeMap::from([("storage".to_owned(), size)])),
+        access_modes: modes(volume),
+        volume_mode: mode(volume),
+        claim_ref: Some(ObjectReference {
+            namespace: Some("default".to_owned()),
+            name: Some(format!("c{volume}")),
+            ..ObjectReference::default()
+        }),
+        csi: Some(CSIPersistentVolumeSource {
+            driver: DRIVERS[wish::driver(volume)].to_owned(),
+            volume_handle: wish::handle(volume),
+            volume_attributes: Some(BTreeMap::from([("edition".to_owned(), edition)])),
+            ..CSIPersistentVolumeSource::default()
+        }),
+        ..PersistentVolumeSpec::default()
+    };
+    PersistentVolume { metadata: named(&format!("pv{volume}"), None), spec: Some(spec), status: None }
 }
 
-fn pod_object(name: &str, wish: &PodWish) -> Value {
+fn claim_object(volume: u64) -> PersistentVolumeClaim {
+    let spec = PersistentVolumeClaimSpec {
+        access_modes: modes(volume),
+        volume_mode: mode(volume),
+        volume_name: Some(format!("pv{volume}")),
+        ..PersistentVolumeClaimSpec::default()
+    };
+    let metadata = named(&format!("c{volume}"), Some("default"));
+    PersistentVolumeClaim { metadata, spec: Some(spec), status: None }
+}
+
+fn driver_object(name: &str, republish: bool) -> CSIDriver {
+    let spec = CSIDriverSpec {
+        attach_required: Some(false),
+        requires_republish: Some(republish),
+        volume_lifecycle_modes: Some(vec!["Persistent".to_owned(), "Ephemeral".to_owned()]),
+        ..CSIDriverSpec::default()
+    };
+    CSIDriver { metadata: named(name, None), spec }
+}
+
+fn pod_object(name: &str, wish: &PodWish) -> Pod {
     let mut volumes = Vec::new();
+    let (mut mounts, mut devices) = (Vec::new(), Vec::new());
     for claim in &wish.claims {
-        let source = json!({"claimName": format!("c{claim}"), "readOnly": wish.read_only});
-        volumes.push(json!({"name": format!("v{claim}"), "persistentVolumeClaim": source}));
+        let name = format!("v{claim}");
+        if wish::is_block(&wish::handle(*claim)) {
+            devices.push(VolumeDevice { name: name.clone(), device_path: format!("/dev/{name}") });
+        } else {
+            mounts.push(name.clone());
+        }
+        volumes.push(Volume {
+            name,
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: format!("c{claim}"),
+                read_only: Some(wish.read_only),
+            }),
+            ..Volume::default()
+        });
     }
     if let Some(driver) = wish.inline {
-        volumes.push(json!({"name": "inline", "csi": {"driver": DRIVERS[driver]}}));
+        let source = CSIVolumeSource { driver: DRIVERS[driver].to_owned(), ..CSIVolumeSource::default() };
+        volumes.push(Volume { name: "inline".to_owned(), csi: Some(source), ..Volume::default() });
+        mounts.push("inline".to_owned());
     }
     if wish.empty_dir {
-        volumes.push(json!({"name": "scratch", "emptyDir": {}}));
+        let source = EmptyDirVolumeSource::default();
+        volumes.push(Volume { name: "scratch".to_owned(), empty_dir: Some(source), ..Volume::default() });
+        mounts.push("scratch".to_owned());
     }
-    let mounts: Vec<Value> = volumes
-        .iter()
-        .map(|volume| json!({"name": volume["name"], "mountPath": format!("/{}", volume["name"])}))
-        .collect();
-    let mut metadata = json!({"name": name, "namespace": "default", "uid": wish::uid(name).to_string()});
-    if wish.leaving {
-        metadata["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    }
-    json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
-        "spec": {"volumes": volumes, "containers": [{"name": "c", "image": "i", "volumeMounts": mounts}]},
-    })
+    let mount = |name: String| VolumeMount { mount_path: format!("/{name}"), name, ..VolumeMount::default() };
+    let container = Container {
+        name: "c".to_owned(),
+        image: Some("i".to_owned()),
+        volume_mounts: Some(mounts.into_iter().map(mount).collect()),
+        volume_devices: Some(devices),
+        ..Container::default()
+    };
+    let spec = PodSpec { volumes: Some(volumes), containers: vec![container], ..PodSpec::default() };
+    let mut metadata = named(name, Some("default"));
+    metadata.uid = Some(wish::uid(name).to_string());
+    metadata.deletion_timestamp = wish.leaving.then_some(Time(Timestamp::UNIX_EPOCH));
+    Pod { metadata, spec: Some(spec), status: None }
 }

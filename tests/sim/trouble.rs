@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
+use volumed::model::Mount;
 
 use super::daemon::Daemon;
 use super::wish::{self, DRIVERS, Damage, PodWish, VOLUMES, Wish};
-use super::world::{Contact, ROOT, World};
+use super::world::{Contact, ROOT, State, World};
 
 /// A world, what is wished of it, and who sees to that.
 #[derive(Debug)]
@@ -24,12 +25,13 @@ impl Life {
     pub fn begin(world: &World) -> Self {
         world.tell(|| "begin".to_owned());
         for driver in 0..DRIVERS.len() {
-            let (stages, forgets) = (world.below(4) > 0, world.below(2) == 0);
+            let (stages, forgets, expands) = (world.below(4) > 0, world.below(2) == 0, world.below(3) > 0);
             let mut state = world.lock();
+            state.drivers[driver].expands = expands;
             state.drivers[driver].stages = stages;
             state.drivers[driver].forgets = forgets;
         }
-        let mut wish = Wish::default();
+        let mut wish = Wish { republish: world.below(8) == 0, ..Wish::default() };
         let steady = PodWish { claims: [0, 3].into(), empty_dir: true, ..PodWish::default() };
         wish.pods.insert(STEADY.to_owned(), steady);
         let life = Self { world: world.clone(), wish, daemon: Daemon::start(world) };
@@ -72,11 +74,15 @@ impl Life {
     }
 
     /// Nothing goes wrong any more, and what did is mended.
-    pub fn peace(&self) {
+    pub async fn peace(&self) {
         let world = &self.world;
         world.tell(|| "the trouble ends".to_owned());
         world.lock().faults = false;
-        while self.world.unmount_if(|_, mount| mount.source.starts_with("strange")) {}
+        while !world.lock().strangers.is_empty() {
+            if !world.unmount_if(is_strange) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
         self.tidy();
         for driver in 0..DRIVERS.len() {
             if world.lock().drivers[driver].hangs {
@@ -116,17 +122,26 @@ impl Life {
         self.read();
     }
 
-    /// The attributes of a PV, or how a pod uses its claims.
+    /// The attributes or the size of a PV, or how a pod uses its claims.
     fn edit(&mut self) {
-        let volume = self.world.below(VOLUMES);
+        // Edits hurt most where the outcome of a call is open.
+        let in_doubt = self.world.lock().in_doubt();
+        let volume = match self.world.one_of(&in_doubt) {
+            Some(volume) if self.world.below(2) == 0 => *volume,
+            Some(_) | None => self.world.below(VOLUMES),
+        };
         let name = self.any_pod();
         match self.wish.pods.get_mut(&name) {
             Some(pod) if self.world.below(3) == 0 => {
                 pod.read_only = !pod.read_only;
                 self.world.tell(|| format!("edit {name} {pod:?}"));
             }
+            Some(_) | None if self.world.below(2) == 0 => {
+                self.wish.grown[wish::index(volume)] += 1;
+                self.world.tell(|| format!("pv{volume} grows"));
+            }
             Some(_) | None => {
-                self.wish.attributes[usize::try_from(volume).unwrap_or(0)] += 1;
+                self.wish.attributes[wish::index(volume)] += 1;
                 self.world.tell(|| format!("edit pv{volume}"));
             }
         }
@@ -187,7 +202,7 @@ impl Life {
                     let is_its = |handle: &str| {
                         (0..VOLUMES).any(|v| wish::driver(v) == driver && wish::handle(v) == handle)
                     };
-                    while world.unmount_if(|state, mount| state.is_old(mount.id) && is_its(&mount.source)) {}
+                    while world.unmount_if(|state, mount| state.may_vanish(mount) && is_its(&mount.source)) {}
                     world.lock().forget(driver);
                 }
                 2 => {
@@ -232,15 +247,19 @@ impl Life {
     /// Somebody mounts over, below, instead of, or where soon a volume will be.
     fn strange_mount(&self) {
         let world = &self.world;
-        let mut points: Vec<PathBuf> = world.lock().mounts.iter().map(|mount| mount.point.clone()).collect();
+        let is_map = |mount: &&Mount| mount.source == "device";
+        let mut points: Vec<PathBuf> =
+            world.lock().mounts.iter().filter(|mount| !is_map(mount)).map(|m| m.point.clone()).collect();
         let pod = PodWish { claims: (0..VOLUMES).collect(), ..PodWish::default() };
         points.extend(wish::places(&self.any_pod(), &pod).iter().map(wish::target));
         let Some(point) = world.one_of(&points).cloned() else { return };
         let instead = world.below(3) == 0;
-        let point = if !instead && world.below(3) == 0 { point.join("below") } else { point };
+        // Where a block device is published there is a file.
+        let may_be_below = !instead && !point.iter().any(|part| part == "volumeDevices");
+        let point = if may_be_below && world.below(3) == 0 { point.join("below") } else { point };
         world.tell(|| format!("somebody mounts at {}, instead: {instead}", point.display()));
         if instead {
-            world.unmount_if(|state, mount| state.is_old(mount.id) && mount.point == point);
+            world.unmount_if(|state, mount| state.may_vanish(mount) && mount.point == point);
         }
         let mut state = world.lock();
         for path in point.ancestors().filter(|path| path.starts_with(ROOT)) {
@@ -255,7 +274,7 @@ impl Life {
     }
 
     fn strange_unmount(&self) {
-        if self.world.unmount_if(|_, mount| mount.source.starts_with("strange")) {
+        if self.world.unmount_if(is_strange) {
             self.world.tell(|| "somebody unmounts what he mounted".to_owned());
         }
         self.tidy();
@@ -283,10 +302,10 @@ impl Life {
 
     /// A mount goes without a word.
     fn vanish(&self) {
-        // What vanishes in the moment in which it was made is not missed: some drivers mount nothing.
         let points: Vec<PathBuf> = {
             let state = self.world.lock();
-            state.mounts.iter().filter(|mount| state.is_old(mount.id)).map(|m| m.point.clone()).collect()
+            let is_meant = |mount: &&Mount| state.may_vanish(mount) && mount.source != "device";
+            state.mounts.iter().filter(is_meant).map(|m| m.point.clone()).collect()
         };
         if let Some(point) = self.world.one_of(&points) {
             self.world.tell(|| format!("the mount at {} vanishes", point.display()));
@@ -348,4 +367,9 @@ impl Life {
         life.read();
         life
     }
+}
+
+/// Whether a mount is somebody else's and may go now.
+fn is_strange(state: &State, mount: &Mount) -> bool {
+    state.strangers.contains(&mount.id) && state.may_vanish(mount)
 }

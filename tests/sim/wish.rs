@@ -10,7 +10,8 @@ use super::world::{ROOT, World};
 /// The simulated drivers' names.
 pub const DRIVERS: [&str; 2] = ["one.example.com", "two.example.com"];
 /// How many PVs there are; claim `c<i>` is bound to PV `pv<i>`.
-pub const VOLUMES: u64 = 5;
+pub const VOLUMES: u64 = PVS as u64;
+const PVS: usize = 5;
 
 /// What one pod uses.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,7 +31,11 @@ pub struct PodWish {
 pub struct Wish {
     pub pods: BTreeMap<String, PodWish>,
     /// The PVs' `volumeAttributes`, which are edited now and then.
-    pub attributes: [u64; VOLUMES as usize],
+    pub attributes: [u64; PVS],
+    /// By how many GiB the PVs have grown.
+    pub grown: [u64; PVS],
+    /// The second driver's CSIDriver says `requiresRepublish`.
+    pub republish: bool,
 }
 
 /// How the manifests are found when they are read.
@@ -49,14 +54,44 @@ pub fn driver(volume: u64) -> usize {
     usize::from(volume == 2 || volume == 4)
 }
 
-/// Returns the handle of a volume: two of them are of the kind that is never mounted.
+/// Returns the handle of a volume: one is of the kind that is never mounted, one is a block device.
 pub fn handle(volume: u64) -> String {
-    if volume >= 3 { format!("unmounted-{volume}") } else { format!("handle-{volume}") }
+    let kind = match volume {
+        3 => "unmounted",
+        4 => "block",
+        _ => "handle",
+    };
+    format!("{kind}-{volume}")
 }
 
-/// Returns whether a driver mounts the volume.
+/// Returns whether a driver mounts the volume where it publishes it.
 pub fn is_mounted(handle: &str) -> bool {
-    !handle.contains("unmounted")
+    !handle.starts_with("unmounted")
+}
+
+/// Returns whether a driver mounts the volume where it stages it.
+pub fn is_mounted_staged(handle: &str) -> bool {
+    is_mounted(handle) && !is_block(handle)
+}
+
+/// Returns whether the volume is a block device.
+pub fn is_block(handle: &str) -> bool {
+    handle.starts_with("block")
+}
+
+/// Returns whether only one pod may have a volume: ReadWriteOncePod.
+pub fn is_single_pod(volume: u64) -> bool {
+    volume == 1
+}
+
+/// Returns the size of a volume by its manifests, in bytes.
+pub fn capacity(wish: &Wish, volume: u64) -> u64 {
+    (1 + wish.grown[index(volume)]) << 30
+}
+
+/// Returns a volume's place in an array.
+pub fn index(volume: u64) -> usize {
+    usize::try_from(volume).unwrap_or(0)
 }
 
 /// Returns what claims, PVs and drivers are called in `Damage`.
@@ -106,5 +141,6 @@ pub fn volume_at(place: &PublicationId) -> Option<u64> {
 /// Returns where a place is mounted, if it is a CSI volume's.
 pub fn target(place: &PublicationId) -> PathBuf {
     let layout = Layout::new(ROOT);
-    layout.absolute(&layout.csi_target(place))
+    let is_block = volume_at(place).is_some_and(|volume| is_block(&handle(volume)));
+    layout.absolute(&if is_block { layout.block_target(place) } else { layout.csi_target(place) })
 }

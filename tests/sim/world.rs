@@ -59,6 +59,8 @@ pub enum Node {
 pub struct DriverMind {
     /// STAGE_UNSTAGE_VOLUME.
     pub stages: bool,
+    /// EXPAND_VOLUME.
+    pub expands: bool,
     pub contact: Contact,
     /// It forgets what is staged and published when the power goes.
     pub forgets: bool,
@@ -76,6 +78,9 @@ pub struct State {
     pub mounts: Vec<Mount>,
     /// When mounts were made.
     pub made: BTreeMap<u64, Instant>,
+    /// Where a driver was called and found everything done, and when. What vanishes in that moment is not missed: some drivers
+    /// mount nothing.
+    pub found_done: BTreeMap<PathBuf, Instant>,
     /// Which mounts somebody else made.
     pub strangers: BTreeSet<u64>,
     /// Paths where a stranger was: a directory may be left there.
@@ -301,6 +306,12 @@ impl State {
     /// Whether volumed had time to see a mount.
     pub fn is_old(&self, id: u64) -> bool {
         self.made.get(&id).is_some_and(|made| made.elapsed() >= Duration::from_millis(100))
+    }
+
+    /// Whether volumed had time to see a mount, and does not rely on it just now.
+    pub fn may_vanish(&self, mount: &Mount) -> bool {
+        let found = self.found_done.get(&mount.point);
+        self.is_old(mount.id) && found.is_none_or(|found| found.elapsed() >= Duration::from_millis(100))
     }
 
     pub fn is_mounted(&self, path: &Path) -> bool {
