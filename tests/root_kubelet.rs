@@ -15,15 +15,23 @@ mod kubelet;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use volumed::model::{HoldCode, Plugin, Status};
+use volumed::model::{HoldCode, Status};
 
 use kubelet::compare::{Difference, Only, assert_in_order, assert_same, assert_same_calls};
-use kubelet::drivers::{A, C, D, H, J};
-use kubelet::node::{Node, held, isolated, published};
+use kubelet::drivers::{A, B, C, D, H, J};
+use kubelet::node::{Node, TOKEN_EXPIRES, held, isolated, published};
 use kubelet::recording::{self, Call};
 
-const RUNNING: &[&str] =
-    &["a/running", "a/one-pod-removed", "c/running", "d/running", "h/running", "j/running"];
+const RUNNING: &[&str] = &[
+    "a/running",
+    "a/one-pod-removed",
+    "b/running",
+    "b/one-pod-removed",
+    "c/running",
+    "d/running",
+    "h/running",
+    "j/running",
+];
 
 /// All differences. None is `Only::Ours`: nothing of ours is unknown to a kubelet.
 const ON_PURPOSE: &[Difference] = &[
@@ -37,28 +45,23 @@ const ON_PURPOSE: &[Difference] = &[
     Difference {
         only: Only::Theirs,
         // Not h: its pod has an emptyDir, and so volumed makes the directory, too.
-        recordings: &["a/running", "a/one-pod-removed", "c/running", "d/running", "j/running"],
+        recordings: &[
+            "a/running",
+            "a/one-pod-removed",
+            "b/running",
+            "b/one-pod-removed",
+            "c/running",
+            "d/running",
+            "j/running",
+        ],
         path: "pods/*/plugins",
         reason: "a kubelet makes it for every pod, volumed when an emptyDir needs it",
     },
     Difference {
         only: Only::Theirs,
-        recordings: &["d/running", "h/running", "j/running"],
-        path: "pods/*/volumeDevices/**",
-        reason: "volumeMode Block is not supported yet",
-    },
-    Difference {
-        only: Only::Theirs,
-        recordings: &[
-            "d/running",
-            "h/running",
-            "j/running",
-            "d/all-removed",
-            "h/all-removed",
-            "j/all-removed",
-        ],
-        path: "plugins/kubernetes.io/csi/volumeDevices/**",
-        reason: "volumeMode Block is not supported yet",
+        recordings: &["b/running", "b/one-pod-removed"],
+        path: "pods/*/volumes",
+        reason: "a kubelet makes it for every pod, volumed when a file-system volume needs it",
     },
     Difference {
         only: Only::Theirs,
@@ -84,38 +87,19 @@ const ON_PURPOSE: &[Difference] = &[
 const H_EMPTY_DIR: &str = "h1/vvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvv";
 const H_INLINE: &str = "h1/iiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiii";
 
-// === what is taken out of the recordings ===
-
-/// A phase's objects without what this version holds as not supported: the pods' fsGroup, the drivers' tokenRequests. (The
-/// third, volumeMode Block, stays in and is held beside the volumes that are compared.)
-fn supported(recording: &str) -> Vec<Value> {
-    let mut objects = recording::objects(recording);
-    for object in &mut objects {
-        if let Some(context) = object.pointer_mut("/spec/securityContext") {
-            context.as_object_mut().expect("an object").remove("fsGroup");
-        }
-        if object["kind"] == "CSIDriver" {
-            object["spec"].as_object_mut().expect("an object").remove("tokenRequests");
-        }
-    }
-    objects
-}
-
-/// Requests without what a kubelet added because of the two, each once: repeated ones differ in their tokens.
-fn without_unsupported(mut calls: Vec<Call>) -> Vec<Call> {
+/// Each request once, as if all tokens had been given at the same time: a kubelet that was restarted asked for new ones.
+fn each_once(mut calls: Vec<Call>) -> Vec<Call> {
     for call in &mut calls {
-        if let Some(mount) = call.request.pointer_mut("/volumeCapability/mount") {
-            mount.as_object_mut().expect("an object").remove("volumeMountGroup");
-        }
-        if let Some(context) = call.request.pointer_mut("/volumeContext") {
-            context.as_object_mut().expect("an object").remove("csi.storage.k8s.io/serviceAccount.tokens");
+        let tokens = call.request.pointer_mut("/volumeContext/csi.storage.k8s.io~1serviceAccount.tokens");
+        if let Some(Value::String(tokens)) = tokens {
+            *tokens = tokens.replace("2026-11-21T15:40:40Z", TOKEN_EXPIRES);
         }
     }
     let by_text: BTreeMap<String, Call> = calls.into_iter().map(|call| (call.text(), call)).collect();
     by_text.into_values().collect()
 }
 
-/// Asserts that a volume's pod is refused it as not supported, and that its other volumes are up.
+/// Asserts which volumes are refused to their pods as not supported, and which are up.
 fn assert_held(status: &Status, not_supported: &[&str], up: &[&str]) {
     let expected: BTreeMap<String, HoldCode> =
         not_supported.iter().map(|name| ((*name).to_owned(), HoldCode::NotSupported)).collect();
@@ -129,18 +113,38 @@ fn assert_held(status: &Status, not_supported: &[&str], up: &[&str]) {
 fn a_shared_staged_volume_leaves_the_root_that_a_kubelet_leaves() {
     isolated("a_shared_staged_volume_leaves_the_root_that_a_kubelet_leaves", async {
         let mut node = Node::start(A);
-        let status = node.wish(supported("a/running")).await;
+        let status = node.wish(recording::objects("a/running")).await;
         assert_held(&status, &[], &["a1/data", "a2/other-name"]);
         assert_same("a/running", &node, ON_PURPOSE);
         let calls = node.calls();
         let staged = calls.iter().filter(|call| call.method == "NodeStageVolume").count();
         assert_eq!((staged, calls.len()), (1, 3), "staged once, published twice: {calls:#?}");
-        let status = node.wish(supported("a/one-pod-removed")).await;
+        let status = node.wish(recording::objects("a/one-pod-removed")).await;
         assert_held(&status, &[], &["a2/other-name"]);
         assert_same("a/one-pod-removed", &node, ON_PURPOSE);
-        node.wish(supported("a/all-removed")).await;
+        node.wish(recording::objects("a/all-removed")).await;
         assert_same("a/all-removed", &node, ON_PURPOSE);
         assert_in_order(&node.calls());
+        node.stop().await;
+    });
+}
+
+#[test]
+fn block_volumes_leave_the_root_that_a_kubelet_leaves() {
+    isolated("block_volumes_leave_the_root_that_a_kubelet_leaves", async {
+        let mut node = Node::start(B);
+        let status = node.wish(recording::objects("b/running")).await;
+        assert_held(&status, &[], &["b1/blk", "b1/blk2", "b2/blk"]);
+        assert_same("b/running", &node, ON_PURPOSE);
+        let status = node.wish(recording::objects("b/one-pod-removed")).await;
+        assert_held(&status, &[], &["b2/blk"]);
+        assert_same("b/one-pod-removed", &node, ON_PURPOSE);
+        node.wish(recording::objects("b/all-removed")).await;
+        assert_same("b/all-removed", &node, ON_PURPOSE);
+        let calls = node.calls();
+        assert_in_order(&calls);
+        let count = |method: &str| calls.iter().filter(|call| call.method == method).count();
+        assert_eq!([count("NodeStageVolume"), count("NodePublishVolume")], [2, 3]);
         node.stop().await;
     });
 }
@@ -149,10 +153,10 @@ fn a_shared_staged_volume_leaves_the_root_that_a_kubelet_leaves() {
 fn inline_volumes_leave_the_root_that_a_kubelet_leaves() {
     isolated("inline_volumes_leave_the_root_that_a_kubelet_leaves", async {
         let mut node = Node::start(C);
-        let status = node.wish(supported("c/running")).await;
+        let status = node.wish(recording::objects("c/running")).await;
         assert_held(&status, &[], &["c1/scratch", "c1/scratch2"]);
         assert_same("c/running", &node, ON_PURPOSE);
-        node.wish(supported("c/all-removed")).await;
+        node.wish(recording::objects("c/all-removed")).await;
         assert_same("c/all-removed", &node, ON_PURPOSE);
         assert_in_order(&node.calls());
         node.stop().await;
@@ -165,17 +169,17 @@ fn drivers_without_staging_get_the_requests_and_leave_the_root_that_a_kubelet_se
         "drivers_without_staging_get_the_requests_and_leave_the_root_that_a_kubelet_sends_and_leaves",
         async {
             let mut node = Node::start(D);
-            let status = node.wish(supported("d/running")).await;
-            assert_held(&status, &["d1/nostageblk"], &["d1/nostage", "d1/nostage2"]);
+            let status = node.wish(recording::objects("d/running")).await;
+            assert_held(&status, &[], &["d1/nostage", "d1/nostage2", "d1/nostageblk"]);
             assert_same("d/running", &node, ON_PURPOSE);
             let quiet = status.volumes.values().flat_map(|volume| volume.publications.values());
             let quiet: Vec<_> = quiet.filter(|p| p.not_a_mount_point).flat_map(|p| p.names.clone()).collect();
             assert_eq!(quiet, ["nostage"], "the status says which target is not a mount point");
-            node.wish(supported("d/all-removed")).await;
+            node.wish(recording::objects("d/all-removed")).await;
             assert_same("d/all-removed", &node, ON_PURPOSE);
             let (no_op, kvd): (Vec<Call>, Vec<Call>) =
                 node.calls().into_iter().partition(|call| call.driver == "noop.csi.example.com");
-            assert_same_calls(kvd, without_unsupported(recording::calls("d", &["kvd.csi.example.com"])));
+            assert_same_calls(kvd, each_once(recording::calls("d", &["kvd.csi.example.com"])));
             let short = |call: &Call| {
                 (call.method.clone(), call.request["volumeId"].as_str().unwrap_or("").to_owned())
             };
@@ -190,21 +194,21 @@ fn drivers_without_staging_get_the_requests_and_leave_the_root_that_a_kubelet_se
 fn odd_names_leave_the_root_that_a_kubelet_leaves() {
     isolated("odd_names_leave_the_root_that_a_kubelet_leaves", async {
         let mut node = Node::start(H);
-        let status = node.wish(supported("h/running")).await;
-        let up = ["h1/odd1", "h1/odd2", "h1/odd4", "h1/odd6", H_EMPTY_DIR, H_INLINE];
-        assert_held(&status, &["h1/odd3", "h1/odd5"], &up);
+        let status = node.wish(recording::objects("h/running")).await;
+        let up = ["odd1", "odd2", "odd3", "odd4", "odd5", "odd6"].map(|name| format!("h1/{name}"));
+        let up: Vec<&str> = up.iter().map(String::as_str).chain([H_EMPTY_DIR, H_INLINE]).collect();
+        assert_held(&status, &[], &up);
         assert_same("h/running", &node, ON_PURPOSE);
         let handles: BTreeSet<String> = recording::objects("h/running")
             .iter()
-            .filter(|object| object.pointer("/spec/volumeMode").is_some_and(|mode| mode == "Filesystem"))
             .filter_map(|object| Some(object.pointer("/spec/csi/volumeHandle")?.as_str()?.to_owned()))
             .collect();
-        assert_eq!(handles.len(), 4);
+        assert_eq!(handles.len(), 6);
         let staged = node.calls().into_iter().filter(|call| call.method == "NodeStageVolume");
         let staged: BTreeSet<String> =
             staged.filter_map(|call| Some(call.request["volumeId"].as_str()?.to_owned())).collect();
         assert_eq!(staged, handles, "every handle reaches the driver as it is written");
-        node.wish(supported("h/all-removed")).await;
+        node.wish(recording::objects("h/all-removed")).await;
         assert_same("h/all-removed", &node, ON_PURPOSE);
         assert_in_order(&node.calls());
         node.stop().await;
@@ -217,20 +221,21 @@ fn odd_names_leave_the_root_that_a_kubelet_leaves() {
 fn drivers_get_the_requests_that_a_kubelet_sends() {
     isolated("drivers_get_the_requests_that_a_kubelet_sends", async {
         let mut node = Node::start(J);
-        let status = node.wish(supported("j/running")).await;
-        let up = ["j1/cc", "j1/inl", "j1/rox", "j1/rwo", "j1/rwop", "j1/rwx"];
-        assert_held(&status, &["j1/ablk"], &up);
+        let status = node.wish(recording::objects("j/running")).await;
+        assert_held(&status, &[], &["j1/ablk", "j1/cc", "j1/inl", "j1/rox", "j1/rwo", "j1/rwop", "j1/rwx"]);
         assert_same("j/running", &node, ON_PURPOSE);
-        node.wish(supported("j/all-removed")).await;
+        node.wish(recording::objects("j/all-removed")).await;
         assert_same("j/all-removed", &node, ON_PURPOSE);
-        let theirs = without_unsupported(recording::calls(
+        let mut theirs = each_once(recording::calls(
             "j",
             &["a.kvd.example.com", "b.kvd.example.com", "c.kvd.example.com"],
         ));
+        // The objects are those of a claim that has grown already.
+        theirs.retain(|call| call.method != "NodeExpandVolume");
         let count = |method: &str| theirs.iter().filter(|call| call.method == method).count();
         let counts =
             ["NodeStageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume"].map(count);
-        assert_eq!(counts, [5, 6, 6, 5], "what there is to compare with");
+        assert_eq!(counts, [6, 7, 7, 6], "what there is to compare with");
         let ours = node.calls();
         assert_in_order(&ours);
         assert_same_calls(ours, theirs);
@@ -243,7 +248,7 @@ fn an_inline_volume_gets_its_own_handle_and_the_pod_info() {
     isolated("an_inline_volume_gets_its_own_handle_and_the_pod_info", async {
         const POD: &str = "e3c2e548-0d2f-4cac-8642-db8f01d56f21";
         let mut node = Node::start(C);
-        node.wish(supported("c/running")).await;
+        node.wish(recording::objects("c/running")).await;
         let recorded = recording::root("c/running");
         let expected = |volume: &str, mut rest: Value| {
             let directory = format!("pods/{POD}/volumes/kubernetes.io~csi/{volume}");
@@ -281,8 +286,9 @@ fn an_inline_volume_gets_its_own_handle_and_the_pod_info() {
 fn a_volume_waits_for_its_attachment_and_then_gets_its_context() {
     isolated("a_volume_waits_for_its_attachment_and_then_gets_its_context", async {
         let mut node = Node::start(J);
-        let (attachments, others): (Vec<Value>, Vec<Value>) =
-            supported("j/running").into_iter().partition(|object| object["kind"] == "VolumeAttachment");
+        let (attachments, others): (Vec<Value>, Vec<Value>) = recording::objects("j/running")
+            .into_iter()
+            .partition(|object| object["kind"] == "VolumeAttachment");
         assert_eq!(attachments.len(), 4);
         node.wish_unsettled(others.clone()).await;
         let unattached = |status: &Status| {
@@ -292,8 +298,8 @@ fn a_volume_waits_for_its_attachment_and_then_gets_its_context() {
         };
         // Not that of driver c: no CSIDriver says that it needs one, and it has no controller service. The others are up before
         // the wish is edited.
-        let fits = |status: &Status| unattached(status) == 2 && published(status).len() == 4;
-        node.until("both volumes of driver a wait, and no others", fits).await;
+        let fits = |status: &Status| unattached(status) == 3 && published(status).len() == 4;
+        node.until("the volumes of driver a wait, and no others", fits).await;
         assert!(node.calls().iter().all(|call| call.driver != "a.kvd.example.com"), "{:#?}", node.calls());
         node.wish(others.into_iter().chain(attachments).collect()).await;
         let published = node
@@ -306,71 +312,66 @@ fn a_volume_waits_for_its_attachment_and_then_gets_its_context() {
     });
 }
 
-// === what is not supported yet ===
+#[test]
+fn a_volume_grows_with_the_request_that_a_kubelet_sends() {
+    isolated("a_volume_grows_with_the_request_that_a_kubelet_sends", async {
+        let mut node = Node::start(J);
+        let mut objects = recording::objects("j/running");
+        let claim = objects
+            .iter_mut()
+            .find(|object| object["kind"] == "PersistentVolumeClaim" && object["metadata"]["name"] == "rwo");
+        // As it was before it had grown.
+        claim.expect("the claim")["status"]["capacity"]["storage"] = json!("1Mi");
+        node.wish(objects).await;
+        let grown = |calls: Vec<Call>| -> Vec<Call> {
+            calls.into_iter().filter(|call| call.method == "NodeExpandVolume").collect()
+        };
+        let mut theirs = grown(recording::calls("j", &["a.kvd.example.com"]));
+        assert_eq!(theirs.len(), 2, "a kubelet asks twice: it does not note the size during a mount");
+        theirs.truncate(1);
+        assert_same_calls(grown(node.calls()), theirs);
+        node.stop().await;
+    });
+}
+
+// === what is not supported ===
+
+/// The objects of j, whose driver a asks for a token that nobody has.
+fn with_tokens_that_nobody_has() -> Vec<Value> {
+    let mut objects = recording::objects("j/running");
+    let driver = objects.iter_mut().find(|object| object["metadata"]["name"] == "a.kvd.example.com");
+    driver.expect("the CSIDriver")["spec"]["tokenRequests"] = json!([{"audience": "nobody"}]);
+    objects
+}
 
 #[test]
 fn what_is_not_supported_is_held_and_stops_no_other_volume() {
     isolated("what_is_not_supported_is_held_and_stops_no_other_volume", async {
-        for (drivers, recording, not_supported, up) in [
-            (A, "a/running", vec!["a1/data"], vec!["a2/other-name"]),
-            (C, "c/running", vec!["c1/scratch"], vec!["c1/scratch2"]),
-            (D, "d/running", vec!["d1/nostageblk"], vec!["d1/nostage", "d1/nostage2"]),
-            (
-                H,
-                "h/running",
-                vec!["h1/odd3", "h1/odd5"],
-                vec!["h1/odd1", "h1/odd2", "h1/odd4", "h1/odd6", H_EMPTY_DIR, H_INLINE],
-            ),
-        ] {
-            let mut node = Node::start(drivers);
-            let status = node.wish(recording::objects(recording)).await;
-            assert_held(&status, &not_supported, &up);
-            let targets = node.calls().into_iter().filter(|call| call.method == "NodePublishVolume").count();
-            let csi = status.volumes.values().flat_map(|volume| volume.publications.keys());
-            let csi = csi.filter(|id| id.plugin == Plugin::Csi).count();
-            assert_eq!(targets, csi, "nothing is called for what is held");
-            node.stop().await;
-        }
-    });
-}
-
-#[test]
-fn a_group_that_only_the_driver_would_take_is_not_left_out_silently() {
-    isolated("a_group_that_only_the_driver_would_take_is_not_left_out_silently", async {
         let mut node = Node::start(J);
-        node.wish_unsettled(recording::objects("j/running")).await;
-        let refused = |status: &Status| {
-            let key = status
-                .pods
-                .values()
-                .find_map(|pod| pod.volumes.get("rox")?.resolved.clone())
-                .map(|(key, _)| key);
-            let volume = key.and_then(|key| status.volumes.get(&key));
-            volume.is_some_and(|volume| volume.blocked.iter().any(|b| b.cause.code == "not-supported"))
-        };
-        let status =
-            node.until("the read-only volume, whose group a kubelet does not change itself", refused).await;
-        let others = ["ablk", "cc", "inl", "rwo", "rwop", "rwx"].map(|name| format!("j1/{name}"));
-        assert_eq!(held(&status), others.map(|name| (name, HoldCode::NotSupported)).into());
-        assert_eq!(node.calls(), []);
+        let status = node.wish(with_tokens_that_nobody_has()).await;
+        // A block volume gets no tokens.
+        let up = ["j1/ablk", "j1/cc", "j1/inl", "j1/rox", "j1/rwx"];
+        assert_held(&status, &["j1/rwo", "j1/rwop"], &up);
+        let targets = node.calls().into_iter().filter(|call| call.method == "NodePublishVolume").count();
+        assert_eq!(targets, up.len(), "nothing is called for what is held");
         node.stop().await;
     });
 }
 
 #[test]
-fn a_volume_that_is_up_stays_when_its_pod_asks_for_what_is_not_supported() {
-    isolated("a_volume_that_is_up_stays_when_its_pod_asks_for_what_is_not_supported", async {
-        let mut node = Node::start(A);
-        node.wish(supported("a/running")).await;
+fn a_volume_that_is_up_stays_when_its_driver_asks_for_what_is_not_supported() {
+    isolated("a_volume_that_is_up_stays_when_its_driver_asks_for_what_is_not_supported", async {
+        let mut node = Node::start(J);
+        node.wish(recording::objects("j/running")).await;
         let (calls, mounts, tree) = (node.calls(), node.mounts(), node.tree());
-        let status = node.wish(recording::objects("a/running")).await;
-        assert_eq!(held(&status).get("a1/data"), Some(&HoldCode::NotSupported));
+        let status = node.wish(with_tokens_that_nobody_has()).await;
+        assert_eq!(held(&status).get("j1/rwo"), Some(&HoldCode::NotSupported));
         assert_eq!(node.calls(), calls);
         assert_eq!(node.mounts(), mounts);
         assert_eq!(node.tree(), tree);
         // And it still goes when the pod goes.
-        node.wish(recording::objects("a/all-removed")).await;
-        assert_same("a/all-removed", &node, ON_PURPOSE);
+        node.wish(recording::objects("j/all-removed")).await;
+        assert_same("j/all-removed", &node, ON_PURPOSE);
         node.stop().await;
     });
 }

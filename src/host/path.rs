@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use sha2::{Digest, Sha256};
 
 use super::{Directory, HostError, Removal, Seen, Tree};
 use crate::model::RootPath;
@@ -378,11 +379,22 @@ pub(super) fn read_small(at: impl AsFd, name: &str, limit: u64) -> io::Result<Op
 
 /// The name under which a file is written before it takes its place. Known, so that a leftover can be removed.
 pub(super) fn temporary_name(name: &OsStr) -> OsString {
+    const SUFFIX: &str = ".volumed";
     let mut temporary = OsString::from(".");
-    temporary.push(name);
-    temporary.push(".volumed");
+    if name.len() + 1 + SUFFIX.len() > NAME_MAX {
+        // A PersistentVolume's name may fill a whole file name: its hash stands in for it.
+        temporary.push(
+            Sha256::digest(name.as_encoded_bytes()).iter().map(|b| format!("{b:02x}")).collect::<String>(),
+        );
+    } else {
+        temporary.push(name);
+    }
+    temporary.push(SUFFIX);
     temporary
 }
+
+/// The longest file name that Linux file systems take, in bytes.
+const NAME_MAX: usize = 255;
 
 /// Writes a file under a name that must be free; what a crash left there is removed first, whatever it is but a directory.
 fn write_new(at: &OwnedFd, name: &OsStr, content: &[u8], mode: u32) -> io::Result<()> {

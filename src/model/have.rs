@@ -114,6 +114,8 @@ pub struct HaveStaging {
     pub not_a_mount_point: bool,
     /// The file system there does not answer any more (a FUSE server that died): to be undone and done again.
     pub dead: bool,
+    /// The mount that the call left, as it was recorded: a foreign publication of the same is one of this volume.
+    pub mount: Option<MountIdentity>,
 }
 
 /// A publication.

@@ -101,6 +101,13 @@ fn staging(record: &StagingRecord, site: Site<'_>) -> HaveStaging {
         // Without a call there is nothing to be mounted.
         not_a_mount_point: look.not_a_mount_point && record.arguments.kind == crate::model::StagingKind::Call,
         dead: look.dead,
+        mount: match &record.state {
+            CallState::Done { mount: RecordedMount::Mount(mount) } => Some(mount.clone()),
+            CallState::Done { mount: RecordedMount::NotAMountPoint }
+            | CallState::Planned
+            | CallState::Intended { .. }
+            | CallState::Undoing => None,
+        },
     }
 }
 

@@ -171,7 +171,16 @@ impl<'a> View<'a> {
     fn foreign_publications(&self) -> impl Iterator<Item = &'a Foreign> {
         let key = self.key;
         let foreign = self.world.actual.foreign.iter();
-        foreign.filter(move |foreign| foreign.publication.is_some() && foreign.key.as_ref() == Some(key))
+        // Where `vol_data.json` is damaged, the same mount as the staging's says whose it is.
+        let staged = self.staging().and_then(|staging| staging.mount.as_ref());
+        let same_mount = move |foreign: &Foreign| staged.is_some() && foreign.mount.as_ref() == staged;
+        foreign.filter(move |foreign| {
+            foreign.publication.is_some()
+                && match &foreign.key {
+                    Some(said) => said == key,
+                    None => same_mount(foreign),
+                }
+        })
     }
 
     /// Names a pod as well as it is known.

@@ -176,6 +176,7 @@ fn world(case: &Case) -> (Desired, Actual) {
                 obstacle: None,
                 not_a_mount_point: false,
                 dead: false,
+                mount: None,
             }),
         };
         let mut have = Have {
@@ -293,6 +294,7 @@ fn apply(step: Step, actual: &mut Actual, fails: bool) {
                 obstacle: None,
                 not_a_mount_point: false,
                 dead: false,
+                mount: None,
             });
             for (id, plan) in step.planned {
                 let planned = Box::new(publication(Presence::No, plan.arguments, false));

@@ -5,9 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::node::Node;
 use super::recording::{self, Call, Tree};
 
-/// Whether volumed brings block volumes up yet.
-pub const BLOCK: bool = false;
-
 /// Something that only one of the two roots has, on purpose.
 pub struct Difference {
     pub only: Only,
@@ -84,21 +81,15 @@ fn assert_same_root(recording: &str, ours: &Tree, on_purpose: &[Difference]) {
 /// Asserts that our root, our mounts and what our loop devices hold are the kubelet's.
 pub fn assert_same(recording: &str, node: &Node, on_purpose: &[Difference]) {
     assert_same_root(recording, &node.tree(), on_purpose);
-    let nothing = recording.ends_with("/all-removed");
-    let mut theirs = if nothing { BTreeSet::new() } else { recording::mounts(recording) };
-    if !BLOCK {
-        theirs.retain(|(point, _)| !point.contains("/volumeDevices/"));
-    }
+    let nothing = ["/all-removed", "/pods-deleted"].iter().any(|end| recording.ends_with(end));
+    let theirs = if nothing { BTreeSet::new() } else { recording::mounts(recording) };
     assert_eq!(theirs.is_empty(), nothing, "{recording} has nothing to compare with");
     assert_eq!(node.mounts(), theirs, "{recording}");
-    if BLOCK {
-        assert_eq!(node.locked(), recording::locked(recording), "{recording}");
-    }
+    assert_eq!(node.locked(), recording::locked(recording), "{recording}");
 }
 
 /// Asserts that the same requests were sent, in whatever order of volumes.
-pub fn assert_same_calls(ours: Vec<Call>, mut theirs: Vec<Call>) {
-    theirs.retain(|call| BLOCK || !call.request.to_string().contains("/volumeDevices/"));
+pub fn assert_same_calls(ours: Vec<Call>, theirs: Vec<Call>) {
     let sorted = |calls: Vec<Call>| calls.iter().map(Call::text).collect::<BTreeSet<_>>();
     let count = ours.len();
     let (ours, theirs) = (sorted(ours), sorted(theirs));

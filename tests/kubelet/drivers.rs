@@ -7,6 +7,7 @@ const HOSTPATH: DriverSpec = ("hostpath.csi.k8s.io", Kind::HostPath, &[]);
 const KVD: DriverSpec = ("kvd.csi.example.com", Kind::Staging, &[]);
 
 pub const A: &[DriverSpec] = &[HOSTPATH];
+pub const B: &[DriverSpec] = &[HOSTPATH];
 pub const C: &[DriverSpec] = &[HOSTPATH];
 pub const D: &[DriverSpec] =
     &[("kvd.csi.example.com", Kind::WithoutStaging, &[]), ("noop.csi.example.com", Kind::NoOp, &[])];
@@ -33,7 +34,9 @@ const K: &[DriverSpec] = &[
 /// Returns the drivers of a phase (`a/running`).
 pub fn of(recording: &str) -> &'static [DriverSpec] {
     match recording.split('/').next().expect("a scenario") {
-        "a" | "b" | "c" => A,
+        "a" => A,
+        "b" => B,
+        "c" => C,
         "d" => D,
         "e" | "f" => &[],
         "h" => H,

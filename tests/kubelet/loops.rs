@@ -26,7 +26,8 @@ pub fn of_image(image: &Path) -> PathBuf {
 
 /// Makes a small file system on a device, unless there is one.
 pub fn format(device: &Path) {
-    let known = Command::new("blkid").arg(device).output().expect("blkid runs");
+    // Probed: blkid's cache remembers what another test had on a device of this name.
+    let known = Command::new("blkid").arg("--probe").arg(device).output().expect("blkid runs");
     if !known.status.success() {
         run(Command::new("mkfs.ext4").arg("-q").arg(device));
     }
@@ -43,10 +44,10 @@ pub fn below(directory: &Path) -> Vec<(PathBuf, PathBuf)> {
     all.filter(|(_, backing)| backing.starts_with(directory)).collect()
 }
 
-/// Lets go what a test left: devices on files below a directory that is the test's alone, and devices on those devices.
+/// Lets go what a test left: devices on files below a directory that is the test's alone, and devices on those devices. No
+/// device of anybody else is opened: who unmaps it would take that for use.
 pub fn release(top: &Path) {
     let name = top.file_name().and_then(|name| name.to_str()).expect("UTF-8");
-    // The namespace has gone and with it the way to the file: only the end of its path may be shown.
     let ours = |backing: &str| backing.split('/').any(|part| part == name);
     let (images, others): (Vec<_>, Vec<_>) = all().into_iter().partition(|(_, backing)| ours(backing));
     let nodes: Vec<(String, u64)> = images
@@ -54,8 +55,12 @@ pub fn release(top: &Path) {
         .filter_map(|(device, _)| std::fs::metadata(device).ok())
         .map(|meta| inode(&meta))
         .collect();
-    let locks =
-        others.into_iter().filter(|(device, _)| inode_below(device).is_some_and(|i| nodes.contains(&i)));
+    // A lock whose namespace has gone shows what is left of its path: in `/dev`, or nothing of it.
+    let lost =
+        |backing: &str| backing == "/" || backing.starts_with("/loop") || backing.starts_with("/dev/loop");
+    let locks = others
+        .into_iter()
+        .filter(|(device, backing)| lost(backing) && inode_below(device).is_some_and(|i| nodes.contains(&i)));
     for (device, _) in locks.chain(images) {
         let _gone = Command::new("losetup").arg("--detach").arg(device).output();
     }

@@ -18,8 +18,8 @@ use volumed::desired::TokenFiles;
 use volumed::host::Linux;
 use volumed::manifest::{Manifests, Objects, Settings, reader};
 use volumed::model::{
-    Ambient, Connection, DirectoryState, DriverName, DriverOrigin, DriverState, EventKind, Events, HoldCode,
-    Layout, PodVolumeStatus, Presence, PublicationStatus, ReadingState, Status,
+    Ambient, Blocked, Connection, DirectoryState, DriverName, DriverOrigin, DriverState, EventKind, Events,
+    HoldCode, Layout, PodVolumeStatus, Presence, PublicationStatus, ReadingState, Status,
 };
 use volumed::reconcile::{self, AbsenceSettings, Inputs, Parts, Reread};
 use volumed::record;
@@ -96,6 +96,7 @@ impl Node {
 
     fn start_in(top: tempfile::TempDir, drivers: &[DriverSpec], called_before: bool) -> Self {
         let host = Linux::open(&top.path().join("root")).expect("a root directory");
+        let host = host.with_child_program(env!("CARGO_BIN_EXE_volumed").into());
         let root = host.root().to_owned();
         let store = root.with_file_name("drivers");
         let log = Arc::new(Mutex::new(Log::default()));
@@ -128,7 +129,7 @@ impl Node {
             turns: volumed::csi::Turns::default(),
             layout: Layout::new(&root),
             node: NODE.to_owned(),
-            tokens: TokenFiles::default(),
+            tokens: token_files(top.path()),
             ambient: Arc::new(Ambient::new(1, || 0)),
             started: Instant::now(),
             events: Events::new(move |event| {
@@ -229,7 +230,7 @@ impl Node {
         match waited.map(|result| result.map(|status| status.clone())) {
             Ok(Ok(status)) => status,
             Ok(Err(_)) => panic!("the loop ended before: {what}"),
-            Err(_) => panic!("never: {what}; last: {:#?}", self.status.borrow().volumes),
+            Err(_) => panic!("never: {what}; last:\n{}", told(&self.status.borrow())),
         }
     }
 
@@ -317,6 +318,8 @@ impl Drop for Node {
 
 /// Unmounts everything below a directory that is deleted next: nothing of it may still show something else.
 pub fn unmount_below(top: &Path) {
+    // While the locks can still be told by their files.
+    loops::release(top);
     let table = mountinfo();
     let points: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
     for point in points.iter().rev().filter(|point| Path::new(point).starts_with(top)) {
@@ -350,6 +353,40 @@ fn mount_number(point: &Path) -> u64 {
 
 fn mountinfo() -> String {
     std::fs::read_to_string("/proc/thread-self/mountinfo").expect("the mount table")
+}
+
+/// When the tokens of the recordings expired.
+pub const TOKEN_EXPIRES: &str = "2026-11-21T15:40:23Z";
+
+/// Writes the token that the API server of the recordings gave for every audience, an hour before it expires.
+fn token_files(top: &Path) -> TokenFiles {
+    let file = top.join("token");
+    std::fs::write(&file, "fake-token-for-default-default").expect("a token");
+    let expires: jiff::Timestamp = TOKEN_EXPIRES.parse().expect("a time");
+    let written = std::time::SystemTime::from(expires) - Duration::from_secs(3600);
+    std::fs::File::options()
+        .write(true)
+        .open(&file)
+        .and_then(|file| file.set_modified(written))
+        .expect("a time");
+    let mut files = TokenFiles::default();
+    for audience in ["", "aud1"] {
+        files.insert("default", "default", audience, &file);
+    }
+    files
+}
+
+/// What is in the way, one line each, and then everything.
+fn told(status: &Status) -> String {
+    let blocked = status.volumes.iter().flat_map(|(key, volume)| {
+        let line = |blocked: &Blocked| {
+            format!("{key}: {}: {}: {}", blocked.step, blocked.cause.code, blocked.cause.detail)
+        };
+        volume.blocked.iter().map(line).collect::<Vec<_>>()
+    });
+    let held = held(status).into_iter().map(|(name, code)| format!("{name}: held: {code:?}"));
+    let lines: Vec<String> = blocked.chain(held).collect();
+    format!("{}\n{:#?}", lines.join("\n"), status.volumes)
 }
 
 /// Every volume of every pod is held or there, and nothing is left to take down.

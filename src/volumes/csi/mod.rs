@@ -214,9 +214,12 @@ async fn prepare_staging(
     };
     // Staging is repeated where an earlier try left its mount: then the directory lies below it.
     let mounts = site.host.mounts().await.map_err(|error| host_failure(&error, Effect::NotDone))?;
+    // Of a block volume nothing is staged without the call; for a file system a kubelet makes the directory all the same.
+    let nothing =
+        (arguments.capability.volume_mode, arguments.kind) == (VolumeMode::Block, StagingKind::DirectoryOnly);
     let directories = match mounts.at(&arguments.staging_path) {
-        MountsAt::None => vec![directory(&staging, 0o750)],
-        MountsAt::One(_) | MountsAt::Stacked(_) => Vec::new(),
+        MountsAt::None if !nothing => vec![directory(&staging, 0o750)],
+        MountsAt::None | MountsAt::One(_) | MountsAt::Stacked(_) => Vec::new(),
     };
     let files = match (arguments.capability.volume_mode, arguments.kind) {
         (VolumeMode::Block, _) => block::data(site, target, &staging).into_iter().collect(),
