@@ -60,8 +60,34 @@ fn help_names_the_flags_the_commands_and_the_exit_codes() {
     }
     let (code, stdout, _) = run(volumectl().arg("--help"));
     assert_eq!(code, Some(0));
-    for word in ["list", "status", "explain", "wait", "drivers", "retry", "approve", "--socket", "124"] {
+    let looks = ["list", "status", "explain", "wait", "drivers", "foreign"];
+    let changes = ["retry", "approve", "pause", "resume", "adopt", "release"];
+    for word in looks.iter().chain(&changes).chain(&["--socket", "124"]) {
         assert!(stdout.contains(word), "{word}");
+    }
+}
+
+#[test]
+fn what_changes_something_needs_a_name_or_all_and_a_name_that_can_be() {
+    for (arguments, told) in [
+        (&["pause"][..], "--all"),
+        (&["resume"], "--all"),
+        (&["pause", "--all", "data"], "cannot be used with"),
+        (&["pause", "driver/no name"], "names no driver"),
+        (&["resume", "a/b/c"], "a driver is named driver/NAME"),
+        (&["release"], "OBJECT|PATH"),
+        (&["release", "--force"], "OBJECT|PATH"),
+        (&["release", "--force", "--all"], "--all"),
+        (&["release", "/r/../x"], "give the path without"),
+        (&["release", "a/b/c"], "a path begins with /"),
+        (&["adopt"], "<PATH>"),
+        (&["list", "-o", "toml"], "yaml"),
+    ] {
+        // Before anybody is asked: nobody listens here.
+        let (code, _, stderr) = run(volumectl().args(["--socket", "/nonexistent/s"]).args(arguments));
+        assert_eq!(code, Some(1), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(told), "{arguments:?}: {stderr}");
+        assert!(!stderr.contains("systemctl"), "{arguments:?}: {stderr}");
     }
 }
 
@@ -102,20 +128,34 @@ fn another_user_is_refused_although_the_socket_lets_it_in() {
     };
     runtime.spawn(server.serve(listener));
 
-    let ask = |what: &str| {
+    let ask = |what: &[&str]| {
         let mut command = Command::new("/usr/bin/setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
-        run(command.arg("--socket").arg(&socket).arg(what))
+        run(command.arg("--socket").arg(&socket).args(what))
     };
-    let (code, _, stderr) = ask("list");
+    let (code, _, stderr) = ask(&["list"]);
     assert_eq!(code, Some(1), "{stderr}");
     assert!(stderr.contains("uid 65534 may not read the status"), "{stderr}");
     // In the group it may look, and still not change anything.
     policies.send_replace(policy(Some(65534)));
-    let (code, stdout, stderr) = ask("list");
+    let (code, stdout, stderr) = ask(&["list"]);
     assert_eq!(code, Some(0), "{stderr}");
     assert!(stdout.contains("DESIRED"), "{stdout}");
-    let (code, _, stderr) = ask("approve");
-    assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("uid 65534 may not do this"), "{stderr}");
+    let (code, stdout, stderr) = ask(&["foreign", "-o", "yaml"]);
+    assert_eq!((code, stdout.as_str()), (Some(0), "[]\n"), "{stderr}");
+    let (code, stdout, stderr) = ask(&[]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("Manifests: not ready"), "{stdout}");
+    for change in [
+        &["approve"][..],
+        &["retry"],
+        &["pause", "--all"],
+        &["resume", "--all"],
+        &["adopt", "/r/x"],
+        &["release", "pod/web", "--force"],
+    ] {
+        let (code, _, stderr) = ask(change);
+        assert_eq!(code, Some(1), "{change:?}: {stderr}");
+        assert!(stderr.contains("uid 65534 may not do this"), "{change:?}: {stderr}");
+    }
 }

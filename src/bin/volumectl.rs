@@ -8,11 +8,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
-use volumed::control::api;
 use volumed::control::client::Client;
-use volumed::control::names::ObjectName;
+use volumed::control::names::{HandoverName, ObjectName, ScopeName};
 use volumed::control::render::{self, Style};
 use volumed::control::wait::Goal;
+use volumed::control::{api, foreign, yaml};
 
 /// Shows and steers the volumes of this host.
 #[derive(Debug, Parser)]
@@ -21,12 +21,14 @@ struct Arguments {
     /// volumed's control socket.
     #[arg(long, global = true, default_value = "/run/volumed/control.sock", value_name = "PATH")]
     socket: PathBuf,
+    /// Without one: `status`.
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 const EXIT_CODES: &str = "\
-Objects are named pod/[NAMESPACE/]NAME and [pvc/][NAMESPACE/]NAME; without a namespace it is `default`.
+Objects are named pod/[NAMESPACE/]NAME and [pvc/][NAMESPACE/]NAME; without a namespace it is `default`. The pod of an adopted \
+volume is foreign/UID.
 
 Exit codes: 0 done or reached; 1 usage, or volumed does not answer or refuses; 2 `wait`: cannot be reached before a \
 manifest is edited; 3 unknown object; 124 `wait`: timed out.";
@@ -83,6 +85,61 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Lists foreign volumes: what lies on disk that volumed did not make, and leaves untouched.
+    Foreign {
+        #[command(flatten)]
+        output: Output,
+    },
+    #[command(flatten)]
+    Change(Change),
+}
+
+/// What leaves volumes alone, takes them over or lets them go.
+#[derive(Debug, Subcommand)]
+enum Change {
+    /// Begins nothing more for some volumes, neither up nor down nor repairs, until `resume`; outlives a restart.
+    Pause {
+        #[command(flatten)]
+        scope: Scopes,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Takes pauses back, named as they were paused.
+    Resume {
+        #[command(flatten)]
+        scope: Scopes,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Makes a foreign volume volumed's own: it stays as it is until a manifest wants it, or `release`.
+    Adopt {
+        /// The volume's directory, as `foreign` lists it, or the path its driver was told.
+        path: PathBuf,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Takes down what nobody wants and volumed keeps or leaves alone: a kept emptyDir, an adopted or a foreign volume.
+    Release {
+        /// A pod, a claim, or a path as for `adopt`.
+        #[arg(value_name = "OBJECT|PATH")]
+        what: HandoverName,
+        /// Take down what is going although somebody still has it (see `explain`). Whoever has it gets errors and can lose data.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Scopes {
+    /// Pods, claims, or driver/NAME.
+    #[arg(value_name = "OBJECT|driver/NAME")]
+    scopes: Vec<ScopeName>,
+    /// Everything.
+    #[arg(long)]
+    all: bool,
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +159,8 @@ enum Format {
     Name,
     /// For programs.
     Json,
+    /// The same as YAML.
+    Yaml,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -170,7 +229,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 #[tokio::main(flavor = "current_thread")]
 async fn run(arguments: Arguments) -> anyhow::Result<Ending> {
     let mut client = Client::connect(&arguments.socket).await?;
-    match arguments.command {
+    let whole = Command::Status { objects: Vec::new(), output: Output { output: Format::Table } };
+    match arguments.command.unwrap_or(whole) {
         Command::List { output } => {
             let answer = client.status(Vec::new()).await?;
             print(&output, &answer, |style| render::list(&answer, style), || object_names(&answer.volumes))?;
@@ -222,7 +282,64 @@ async fn run(arguments: Arguments) -> anyhow::Result<Ending> {
             print(&output, &answer, text, Vec::new)?;
             Ok(Ending::Done)
         }
+        Command::Foreign { output } => {
+            let volumes = client.status(Vec::new()).await?.foreign;
+            let paths = || volumes.iter().map(|foreign| foreign.path.clone()).collect();
+            print(&output, &volumes, |style| foreign::list(&volumes, style), paths)?;
+            Ok(Ending::Done)
+        }
+        Command::Change(change) => run_change(&mut client, change).await,
     }
+}
+
+async fn run_change(client: &mut Client, change: Change) -> anyhow::Result<Ending> {
+    match change {
+        Change::Pause { scope, output } => {
+            let answer = client.pause(words(&scope.scopes), scope.all).await?;
+            let text = |_: Style| format!("{}\n", now_paused(&answer.paused));
+            print(&output, &answer, text, || answer.paused.clone())?;
+            report_unknown(&answer.unknown)
+        }
+        Change::Resume { scope, output } => {
+            let answer = client.resume(words(&scope.scopes), scope.all).await?;
+            let pauses = if answer.resumed == 1 { "pause" } else { "pauses" };
+            let still = now_paused(&answer.paused);
+            let text = |_: Style| format!("{} {pauses} taken back; {still}\n", answer.resumed);
+            print(&output, &answer, text, || answer.paused.clone())?;
+            for name in &answer.unknown {
+                writeln!(io::stderr().lock(), "{name}: not paused by this name")?;
+            }
+            Ok(if answer.unknown.is_empty() { Ending::Done } else { Ending::Unknown })
+        }
+        Change::Adopt { path, output } => {
+            let path = std::path::absolute(&path)?;
+            let path = path.to_str().ok_or_else(|| anyhow::anyhow!("{} is no UTF-8", path.display()))?;
+            let answer = client.adopt(path.to_owned()).await?;
+            print(&output, &answer, |_| lines(&answer.done), Vec::new)?;
+            Ok(Ending::Done)
+        }
+        Change::Release { what, force, output } => {
+            let answer = client.release(what.to_string(), force).await?;
+            print(&output, &answer, |_| lines(&answer.done), Vec::new)?;
+            report_unknown(&answer.unknown)
+        }
+    }
+}
+
+fn now_paused(paused: &[String]) -> String {
+    if paused.is_empty() {
+        "nothing is paused".to_owned()
+    } else {
+        format!("paused now: {}", paused.join(", "))
+    }
+}
+
+fn lines(done: &[String]) -> String {
+    done.iter().map(|what| format!("{}\n", render::printable(what))).collect()
+}
+
+fn words(scopes: &[ScopeName]) -> Vec<String> {
+    scopes.iter().map(ToString::to_string).collect()
 }
 
 async fn wait(
@@ -251,12 +368,9 @@ async fn wait(
         let unfinished: Vec<_> = result.volumes.iter().filter(|v| v.actual != goal.name()).cloned().collect();
         text.push_str(&render::explain(&unfinished, answer.now_ms, style));
     }
-    if output.output == Format::Json {
-        let mut out = io::stdout().lock();
-        serde_json::to_writer_pretty(&mut out, &answer).map_err(io::Error::from)?;
-        writeln!(out)?;
-    } else {
-        write!(io::stderr().lock(), "{text}")?;
+    match output.output {
+        Format::Json | Format::Yaml => print(output, &answer, |_| String::new(), Vec::new)?,
+        Format::Table | Format::Wide | Format::Name => write!(io::stderr().lock(), "{text}")?,
     }
     Ok(ending)
 }
@@ -296,6 +410,7 @@ fn print(
             serde_json::to_writer_pretty(&mut out, answer)?;
             writeln!(out)?;
         }
+        Format::Yaml => out.write_all(yaml::document(&serde_json::to_value(answer)?).as_bytes())?,
     }
     out.flush()
 }

@@ -1,8 +1,8 @@
 //! The causal chain of one volume: every link from the manifest to the mount, or from the mount to nothing, the first one that
 //! fails marked, and what happened lately. Built from Status alone.
 
-use super::usage;
-use super::views::Row;
+use super::views::{Row, is_pause};
+use super::{paused, usage};
 use crate::model::{
     Blocked, Connection, Event, EventKind, HoldCode, LinkState, Millis, Presence, PublicationStatus, Status,
     VolumeHealth, VolumeStatus,
@@ -20,6 +20,15 @@ pub(super) fn links(
     // While the way up holds: before that, how well it is is not the question.
     if row.desired() != "released" && links.iter().all(|link| link.state == "good") {
         links.extend(known.map(|known| usage::link(known, now)));
+    }
+    if let Some(scope) = paused::of_row(status, row) {
+        let word = paused::word(scope);
+        let place = links.iter().position(|link| link.state != "good").unwrap_or(links.len());
+        let remedy = paused::resume(&word);
+        links.insert(
+            place,
+            ChainLink { remedy, ..link("paused", "waiting", format!("by the operator: {word}")) },
+        );
     }
     // What comes after a link that does not hold has not had its turn.
     let mut waits_on: Option<String> = None;
@@ -43,19 +52,19 @@ fn up(status: &Status, row: Row<'_>) -> Vec<ChainLink> {
         let told = links.iter().any(|link| link.state == "failed");
         if told {
             for link in links.iter_mut().filter(|link| link.state == "failed") {
-                link.remedy.clone_from(&hold.remedy);
+                link.remedy = row.named(&hold.remedy);
             }
         } else {
-            let remedy = hold.remedy.clone();
+            let remedy = row.named(&hold.remedy);
             links.push(ChainLink { remedy, ..link(held_at(hold.code), "failed", hold.detail.clone()) });
         }
     }
     // Reconcile lists a hold as a step that is blocked, too.
     let unresolved = row.blocked().find(|blocked| blocked.step == "resolve");
-    links.extend(unresolved.filter(|_| row.hold().is_none()).map(|blocked| failed("resolve", blocked)));
+    links.extend(unresolved.filter(|_| row.hold().is_none()).map(|blocked| failed(row, "resolve", blocked)));
     links.extend(driver(status, row));
     if let Some(blocked) = row.blocked().find(|blocked| blocked.step == "attach") {
-        links.push(failed("attach", blocked));
+        links.push(failed(row, "attach", blocked));
     }
     // What is in doubt is undone before it is done anew.
     for undo in ["unpublish", "unstage"] {
@@ -73,6 +82,25 @@ fn up(status: &Status, row: Row<'_>) -> Vec<ChainLink> {
     let publication = row.publication.map(|(_, publication)| publication);
     let place = publication.map(|p| at(&p.path, p.not_a_mount_point)).unwrap_or_default();
     links.push(step(row, "publish", row.is_published(), place));
+    links.extend(later(row));
+    links
+}
+
+/// The links of what is done to a volume that is up, when there is something to tell.
+fn later(row: Row<'_>) -> Vec<ChainLink> {
+    let mut links = Vec::new();
+    let grown = row.volume.and_then(|(_, volume)| {
+        let done = |event: &&Event| matches!(event.kind, EventKind::StepDone { step: "expand", .. });
+        volume.events.iter().rfind(done)
+    });
+    if is_told_of(row, "expand") {
+        links.push(step(row, "expand", false, String::new()));
+    } else if let Some(event) = grown {
+        links.push(ChainLink { since_ms: event.at, ..link("expand", "good", "grown while in use".into()) });
+    }
+    if is_told_of(row, "republish") {
+        links.push(step(row, "republish", false, String::new()));
+    }
     links
 }
 
@@ -155,20 +183,25 @@ fn is_told_of(row: Row<'_>, name: &str) -> bool {
 
 fn step(row: Row<'_>, name: &str, done: bool, place: String) -> ChainLink {
     if let Some(blocked) = row.blocked().find(|blocked| blocked.step == name) {
-        return failed(name, blocked);
+        if is_pause(blocked) {
+            return link(name, "waiting", String::new());
+        }
+        return failed(row, name, blocked);
     }
     if let Some(running) = row.running().filter(|running| running.step == name) {
-        return ChainLink { since_ms: running.since, ..link(name, "waiting", "under way".into()) };
+        let far = running.detail.iter().map(|detail| format!(": {detail}"));
+        let detail = std::iter::once("under way".to_owned()).chain(far).collect();
+        return ChainLink { since_ms: running.since, ..link(name, "waiting", detail) };
     }
     if done { link(name, "good", place) } else { link(name, "waiting", String::new()) }
 }
 
-fn failed(name: &str, blocked: &Blocked) -> ChainLink {
+fn failed(row: Row<'_>, name: &str, blocked: &Blocked) -> ChainLink {
     ChainLink {
         since_ms: blocked.since,
         attempts: blocked.attempts,
         next_try_ms: blocked.next_try,
-        remedy: blocked.remedy.clone(),
+        remedy: row.named(&blocked.remedy),
         ..link(name, "failed", format!("{}: {}", blocked.cause.code, blocked.cause.detail))
     }
 }
@@ -232,3 +265,7 @@ pub(super) fn past(event: &Event) -> PastEvent {
 fn for_pod(pod: Option<&crate::model::PodIdentity>) -> String {
     pod.map(|pod| format!(" for {pod}")).unwrap_or_default()
 }
+
+#[cfg(test)]
+#[path = "chain_tests.rs"]
+mod tests;

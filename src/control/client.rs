@@ -174,10 +174,50 @@ impl Client {
         answer.map(tonic::Response::into_inner).map_err(|refusal| self.error(&refusal))
     }
 
+    /// Pauses volumes.
+    ///
+    /// # Errors
+    /// When volumed does not answer, refuses, or could not write it down.
+    pub async fn pause(&mut self, scopes: Vec<String>, all: bool) -> Result<api::PauseResponse, ClientError> {
+        let answer = self.calls.pause(timed(api::PauseRequest { scopes, all }, ANSWER)).await;
+        answer.map(tonic::Response::into_inner).map_err(|refusal| self.error(&refusal))
+    }
+
+    /// Takes pauses back.
+    ///
+    /// # Errors
+    /// When volumed does not answer, refuses, or could not write it down.
+    pub async fn resume(
+        &mut self,
+        scopes: Vec<String>,
+        all: bool,
+    ) -> Result<api::ResumeResponse, ClientError> {
+        let answer = self.calls.resume(timed(api::ResumeRequest { scopes, all }, ANSWER)).await;
+        answer.map(tonic::Response::into_inner).map_err(|refusal| self.error(&refusal))
+    }
+
+    /// Makes a foreign volume volumed's own.
+    ///
+    /// # Errors
+    /// When volumed does not answer or refuses; the reason says what was done.
+    pub async fn adopt(&mut self, path: String) -> Result<api::AdoptResponse, ClientError> {
+        let answer = self.calls.adopt(timed(api::AdoptRequest { path }, ANSWER)).await;
+        answer.map(tonic::Response::into_inner).map_err(|refusal| self.error(&refusal))
+    }
+
+    /// Has taken down what is kept though nobody wants it.
+    ///
+    /// # Errors
+    /// When volumed does not answer or refuses; the reason says what was done.
+    pub async fn release(&mut self, what: String, force: bool) -> Result<api::ReleaseResponse, ClientError> {
+        let answer = self.calls.release(timed(api::ReleaseRequest { what, force }, ANSWER)).await;
+        answer.map(tonic::Response::into_inner).map_err(|refusal| self.error(&refusal))
+    }
+
     fn error(&self, refusal: &tonic::Status) -> ClientError {
         let message = refusal.message().to_owned();
         match refusal.code() {
-            Code::PermissionDenied | Code::InvalidArgument | Code::Internal => {
+            Code::PermissionDenied | Code::InvalidArgument | Code::FailedPrecondition | Code::Internal => {
                 ClientError::Refused { message }
             }
             _ => ClientError::NoAnswer { socket: self.socket.clone(), message },

@@ -5,7 +5,10 @@
 
 mod chain;
 pub mod client;
+pub mod foreign;
 pub mod names;
+mod operator;
+mod paused;
 pub mod peer;
 pub mod render;
 #[cfg(test)]
@@ -15,10 +18,11 @@ mod units;
 mod usage;
 pub mod views;
 pub mod wait;
+pub mod yaml;
 
 use tokio::sync::oneshot;
 
-use crate::model::ObjectRef;
+use crate::model::{Handover, ObjectRef, Scope};
 /// The messages, as `-o json` prints them.
 pub use crate::proto::control as api;
 
@@ -41,6 +45,36 @@ pub enum Request {
     Approve {
         /// What was approved, once that is on disk.
         reply: oneshot::Sender<Result<Approved, String>>,
+    },
+    /// Begin nothing more for these volumes.
+    Pause {
+        /// Which.
+        scope: Scope,
+        /// Once it is on disk.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Take back a pause.
+    Resume {
+        /// Which; as it was paused, or all.
+        scope: Scope,
+        /// How many were taken back, once that is on disk.
+        reply: oneshot::Sender<Result<usize, String>>,
+    },
+    /// Make a foreign volume volumed's own.
+    Adopt {
+        /// Which.
+        what: Handover,
+        /// What was adopted, in words.
+        reply: oneshot::Sender<Result<Vec<String>, String>>,
+    },
+    /// Take down what is kept though nobody wants it.
+    Release {
+        /// Which.
+        what: Handover,
+        /// Also what waits for who has it.
+        force: bool,
+        /// What is taken down, in words.
+        reply: oneshot::Sender<Result<Vec<String>, String>>,
     },
 }
 

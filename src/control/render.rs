@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::units::{bytes, mode, span};
+use super::foreign;
+use super::units::{bytes, humane, mode, span};
 use super::usage::{condition, inodes, measured, used};
 use crate::model::Millis;
 use crate::proto::control as api;
@@ -47,6 +48,7 @@ pub fn list(answer: &api::GetStatusResponse, style: Style) -> String {
         (answer.incomplete.len(), "unread manifest", "unread manifests"),
         (answer.foreign.len(), "foreign volume", "foreign volumes"),
         (usize::from(answer.brake.is_some()), "brake", "brakes"),
+        (answer.paused.len(), "pause", "pauses"),
     ];
     let more: Vec<String> = (more.iter().filter(|(n, ..)| *n > 0))
         .map(|(n, one, many)| format!("{n} {}", if *n == 1 { one } else { many }))
@@ -93,6 +95,12 @@ pub fn overview(answer: &api::GetStatusResponse, style: Style) -> String {
         };
         line(&mut text, &format!("             {}: {state}", directory.path));
     }
+    for (name, words) in [("Paused", paused(&answer.paused)), ("Foreign", foreign::summary(&answer.foreign))]
+    {
+        if !words.is_empty() {
+            line(&mut text, &format!("{name:>11}: {words}"));
+        }
+    }
     section(&mut text, "Nothing is taken down because", answer.incomplete.iter().map(problem));
     section(&mut text, "Problems", answer.problems.iter().filter(|p| !p.warning).map(problem));
     section(&mut text, "Warnings", answer.problems.iter().filter(|p| p.warning).map(problem));
@@ -101,18 +109,19 @@ pub fn overview(answer: &api::GetStatusResponse, style: Style) -> String {
         let remedy = "  if that is meant: volumectl approve".to_owned();
         section(&mut text, "Mass-delete brake", [held, remedy].into_iter());
     }
-    let foreign = answer.foreign.iter().map(|foreign| {
-        let mounted = if foreign.mounted { "mounted" } else { "not mounted" };
-        let key = if foreign.key.is_empty() { String::new() } else { format!(", {}", foreign.key) };
-        format!("{} ({mounted}{key})", foreign.path)
-    });
-    section(&mut text, "Foreign volumes, left untouched", foreign);
     let bare = answer.volumes.iter().filter(|volume| volume.not_a_mount_point);
     section(&mut text, "Published, and not a mount point", bare.map(|v| format!("{} {}", label(v), v.path)));
     let failed = answer.volumes.iter().filter(|volume| volume.state == "failed");
     let failed = failed.map(|v| format!("{} {}", label(v), reason(v, answer.now_ms)));
     section(&mut text, "Failed", failed);
     text
+}
+
+fn paused(words: &[String]) -> String {
+    if words.is_empty() {
+        return String::new();
+    }
+    format!("{}: nothing is begun for these until volumectl resume", words.join(", "))
 }
 
 /// Returns `volumectl status NAME`: everything about each volume.
@@ -133,6 +142,9 @@ pub fn status(answer: &api::GetStatusResponse, style: Style) -> String {
         field("State", &format!("{}, {} wanted; for {for_ms}", volume.actual, volume.desired));
         field("Reason", &reason(volume, now));
         field("Remedy", &volume.remedy);
+        if !volume.paused_by.is_empty() {
+            field("Paused", &format!("by the operator: {}", volume.paused_by));
+        }
         field("Used by", &if volume.pod.is_empty() { String::new() } else { used_by(volume) });
         field("Manifest", &volume.manifest);
         field("PV", if volume.claim.is_empty() { "" } else { &volume.spec_name });
@@ -152,11 +164,16 @@ pub fn status(answer: &api::GetStatusResponse, style: Style) -> String {
         field("Path", &place(&volume.path, "", volume.not_a_mount_point));
         field("Edited", &volume.pending_change);
         if let Some(running) = &volume.running {
-            field("Running", &format!("{} for {}", running.step, since(running.since_ms, now)));
+            let far = humane(&running.detail);
+            let far = if far.is_empty() { far } else { format!(": {far}") };
+            field("Running", &format!("{} for {}{far}", running.step, since(running.since_ms, now)));
         }
-        for blocked in volume.blocked.iter().filter(|blocked| blocked.detail != volume.reason) {
+        for blocked in volume.blocked.iter().filter(|blocked| !volume.reason.ends_with(&blocked.detail)) {
             let next = next_try(blocked.attempts, blocked.next_try_ms, now);
-            field("Blocked", &format!("{}: {}: {}{next}", blocked.step, blocked.code, blocked.detail));
+            field(
+                "Blocked",
+                &format!("{}: {}: {}{next}", blocked.step, blocked.code, humane(&blocked.detail)),
+            );
         }
         section(
             &mut text,
@@ -176,7 +193,9 @@ pub fn explain(volumes: &[api::Volume], now: Millis, style: Style) -> String {
         }
         let target = if volume.pod.is_empty() { String::new() } else { format!(" for {}", used_by(volume)) };
         let goal = if volume.desired == "held" { "published" } else { volume.desired.as_str() };
-        let is = if volume.actual == goal { "is" } else { "is not" };
+        // The pod has it all the while.
+        let kept = goal == "published" && matches!(volume.actual.as_str(), "growing" | "publishing again");
+        let is = if volume.actual == goal || kept { "is" } else { "is not" };
         line(&mut text, &format!("{} {is} {goal}{target}", label(volume)));
         for link in &volume.chain {
             let (mark, color) = match link.state.as_str() {
@@ -188,7 +207,7 @@ pub fn explain(volumes: &[api::Volume], now: Millis, style: Style) -> String {
                 (0, _) | (_, 0) => String::new(),
                 (n, since_ms) => format!(" (try {n}, for {})", since(since_ms, now)),
             };
-            let detail = format!("{:<9} {}{tries}", link.step, link.detail);
+            let detail = format!("{:<9} {}{tries}", link.step, humane(&link.detail));
             marked(&mut text, &format!(" {}", painted(mark, color, style)), detail.trim_end());
             if link.state == "failed" {
                 let next = next_try(0, link.next_try_ms, now);
@@ -196,9 +215,9 @@ pub fn explain(volumes: &[api::Volume], now: Millis, style: Style) -> String {
                 if !next.is_empty() {
                     line(&mut text, &format!("             {}{retry}", next.trim_start_matches("; ")));
                 }
-                if !link.remedy.is_empty() {
-                    line(&mut text, &format!("             remedy: {}", link.remedy));
-                }
+            }
+            if link.state != "good" && !link.remedy.is_empty() {
+                line(&mut text, &format!("             remedy: {}", link.remedy));
             }
         }
     }
@@ -241,7 +260,11 @@ pub fn drivers(answer: &api::ListDriversResponse, style: Style) -> String {
 }
 
 /// Returns the lines of a table: a symbol, cells padded to their column, the last one as long as it is.
-fn table<'a>(head: &[&str], rows: impl Iterator<Item = (&'a str, Vec<String>)>, style: Style) -> String {
+pub(super) fn table<'a>(
+    head: &[&str],
+    rows: impl Iterator<Item = (&'a str, Vec<String>)>,
+    style: Style,
+) -> String {
     let rows: Vec<(&str, Vec<String>)> =
         rows.map(|(state, cells)| (state, cells.iter().map(|cell| printable(cell)).collect())).collect();
     let width = |column: usize| {
@@ -306,7 +329,16 @@ fn driver_of(volume: &api::Volume) -> &str {
 pub fn reason(volume: &api::Volume, now: Millis) -> String {
     let next = volume.blocked.first().filter(|blocked| volume.reason.starts_with(&blocked.step));
     let next = next.map(|blocked| next_try(blocked.attempts, blocked.next_try_ms, now));
-    format!("{}{}", volume.reason, next.unwrap_or_default())
+    let mut reason = format!("{}{}", humane(&volume.reason), next.unwrap_or_default());
+    // How far it got is not why it is not there, but nothing else is to be said then.
+    if let Some(running) = volume.running.as_ref().filter(|_| reason.is_empty()) {
+        reason = humane(&running.detail);
+    }
+    let told = volume.blocked.first().is_some_and(|blocked| blocked.code == "paused");
+    if !volume.paused_by.is_empty() && !told {
+        reason.push_str(if reason.is_empty() { "paused" } else { "; paused" });
+    }
+    reason
 }
 
 fn next_try(attempts: u32, next_try_ms: Option<Millis>, now: Millis) -> String {
@@ -371,12 +403,12 @@ fn marked(text: &mut String, mark: &str, content: &str) {
     line(text, content);
 }
 
-fn dash(text: &str) -> String {
+pub(super) fn dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
 /// Replaces what could drive a terminal: manifests and drivers choose these texts.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

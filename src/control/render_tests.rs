@@ -84,6 +84,7 @@ fn status_without_a_name_shows_problems_foreign_volumes_and_the_brake() {
     ✗ volumed 0.1.0 on n1
         Volumes: 1 published, 1 working, 1 waiting, 1 failed
       Manifests: complete (reading 1)
+        Foreign: 1 (1 mounted), left untouched: volumectl foreign
 
     Problems:
       /m/b.yaml:3:7: spec: is no map [31m (mend it)
@@ -91,9 +92,6 @@ fn status_without_a_name_shows_problems_foreign_volumes_and_the_brake() {
     Mass-delete brake:
       12 volumes are held: 12 of 14 went away
         if that is meant: volumectl approve
-
-    Foreign volumes, left untouched:
-      /r/pods/x (mounted)
 
     Failed:
       db/backup unpublish: UNAVAILABLE: server down, try 3

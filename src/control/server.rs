@@ -20,7 +20,7 @@ use crate::proto::control as api;
 use crate::proto::control::control_server::{Control, ControlServer};
 
 /// More names than this in one call are a mistake.
-const MAX_OBJECTS: usize = 10_000;
+pub(super) const MAX_OBJECTS: usize = 10_000;
 
 /// What the server works with.
 #[derive(Debug, Clone)]
@@ -78,7 +78,10 @@ impl Server {
         Scene { node: &self.node, now: self.ambient.now(), health }
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Refusal> {
+    pub(super) async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T, Refusal> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_closed| stopping())?;
         answer.await.map_err(|_closed| stopping())
@@ -161,6 +164,29 @@ impl Control for Server {
             self.ask(|reply| Request::Approve { reply }).await?.map_err(Refusal::internal)?;
         Ok(Response::new(api::ApproveResponse { approved: count(publications), generation }))
     }
+
+    async fn pause(&self, call: Call<api::PauseRequest>) -> Result<Response<api::PauseResponse>, Refusal> {
+        self.allow(&call, Access::Change).await?;
+        self.do_pause(call.into_inner()).await.map(Response::new)
+    }
+
+    async fn resume(&self, call: Call<api::ResumeRequest>) -> Result<Response<api::ResumeResponse>, Refusal> {
+        self.allow(&call, Access::Change).await?;
+        self.do_resume(call.into_inner()).await.map(Response::new)
+    }
+
+    async fn adopt(&self, call: Call<api::AdoptRequest>) -> Result<Response<api::AdoptResponse>, Refusal> {
+        self.allow(&call, Access::Change).await?;
+        self.do_adopt(call.into_inner()).await.map(Response::new)
+    }
+
+    async fn release(
+        &self,
+        call: Call<api::ReleaseRequest>,
+    ) -> Result<Response<api::ReleaseResponse>, Refusal> {
+        self.allow(&call, Access::Change).await?;
+        self.do_release(call.into_inner()).await.map(Response::new)
+    }
 }
 
 fn parse(names: &[String]) -> Result<Vec<ObjectName>, Refusal> {
@@ -175,7 +201,7 @@ fn stopping() -> Refusal {
     Refusal::unavailable("volumed is stopping")
 }
 
-fn count(n: usize) -> u32 {
+pub(super) fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 

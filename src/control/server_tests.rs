@@ -85,6 +85,85 @@ async fn fixture_client(directory: &tempfile::TempDir) -> Client {
 }
 
 #[tokio::test]
+async fn pauses_name_what_is_known_and_say_what_is_paused_then() {
+    if !can_run("pauses_name_what_is_known_and_say_what_is_paused_then") {
+        return;
+    }
+    let mut fixture = Fixture::new(samples::all());
+    let mut client = fixture.client().await;
+    let names = ["driver/nfs.csi.k8s.io", "driver/none", "pod/db/none", "pod/db/web"].map(ToOwned::to_owned);
+    let desk = async {
+        for _ in 0..2 {
+            let Some(Request::Pause { scope, reply }) = fixture.asked.recv().await else { panic!() };
+            fixture.status.send_modify(|status| status.paused.push(scope));
+            reply.send(Ok(())).unwrap();
+        }
+    };
+    let (answer, ()) = tokio::join!(client.pause(names.to_vec(), false), desk);
+    let answer = answer.unwrap();
+    assert_eq!(answer.paused, ["driver/nfs.csi.k8s.io", "pod/db/web"]);
+    assert_eq!(answer.unknown, ["driver/none", "pod/db/none"]);
+
+    let desk = async {
+        for taken_back in [1, 0] {
+            let Some(Request::Resume { reply, .. }) = fixture.asked.recv().await else { panic!() };
+            reply.send(Ok(taken_back)).unwrap();
+        }
+    };
+    let names = vec!["pod/db/web".to_owned(), "db/data".to_owned()];
+    let (answer, ()) = tokio::join!(client.resume(names, false), desk);
+    let answer = answer.unwrap();
+    assert_eq!((answer.resumed, answer.unknown), (1, vec!["pvc/db/data".to_owned()]));
+
+    let desk = async {
+        let Some(Request::Resume { scope: crate::model::Scope::All, reply }) = fixture.asked.recv().await
+        else {
+            panic!()
+        };
+        reply.send(Err("cannot write /s/notes".to_owned())).unwrap();
+    };
+    let (answer, ()) = tokio::join!(client.resume(Vec::new(), true), desk);
+    assert_eq!(answer.unwrap_err().to_string(), "cannot write /s/notes");
+
+    // What names nothing must not mean everything.
+    for (names, all) in [(Vec::new(), false), (vec!["db/data".to_owned()], true)] {
+        let refused = client.pause(names, all).await.unwrap_err();
+        assert!(matches!(refused, ClientError::Refused { .. }), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn adopt_and_release_hand_on_what_was_named_and_the_words_that_come_back() {
+    if !can_run("adopt_and_release_hand_on_what_was_named_and_the_words_that_come_back") {
+        return;
+    }
+    let mut fixture = Fixture::new(samples::all());
+    let mut client = fixture.client().await;
+    let desk = async {
+        let Some(Request::Adopt { what, reply }) = fixture.asked.recv().await else { panic!() };
+        assert_eq!(what, crate::model::Handover::Path("/r/pods/x".into()));
+        reply.send(Err("/r/pods/x is no foreign volume; nothing was done".to_owned())).unwrap();
+        let Some(Request::Release { what, force: true, reply }) = fixture.asked.recv().await else {
+            panic!()
+        };
+        let pod = crate::model::ObjectRef::new("Pod", "db", "web");
+        assert_eq!(what, crate::model::Handover::Object(pod));
+        reply.send(Ok(vec!["pv-data is taken down".to_owned()])).unwrap();
+    };
+    let asked = async {
+        let adopted = client.adopt("/r/pods//x/".into()).await.unwrap_err();
+        assert_eq!(adopted.to_string(), "/r/pods/x is no foreign volume; nothing was done");
+        let released = client.release("pod/db/web".into(), true).await.unwrap();
+        assert_eq!(released.done, ["pv-data is taken down"]);
+        let unknown = client.release("db/none".into(), false).await.unwrap();
+        assert_eq!(unknown.unknown, ["pvc/db/none"]);
+        let refused = client.adopt("pod/db/web".into()).await.unwrap_err();
+        assert!(refused.to_string().contains("volumectl foreign"), "{refused}");
+    };
+    tokio::join!(asked, desk);
+}
+
+#[tokio::test]
 async fn a_wait_ends_when_the_status_says_so_and_tells_why_when_it_does_not() {
     if !can_run("a_wait_ends_when_the_status_says_so_and_tells_why_when_it_does_not") {
         return;

@@ -14,6 +14,30 @@ pub(super) fn bytes(n: u64) -> String {
     if tenth == 0 || whole >= 100 { format!("{whole}{unit}") } else { format!("{whole}.{tenth}{unit}") }
 }
 
+/// Returns a text of volumed's with each `N bytes` in it as people read a size: `growing to 21474836480 bytes` is
+/// `growing to 20Gi`. Fewer than 1024 stay.
+pub(super) fn humane(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(" bytes") {
+        let words = before.trim_end_matches(|c: char| c.is_ascii_digit());
+        let whole = !after.starts_with(|c: char| c.is_alphanumeric());
+        match before.get(words.len()..).unwrap_or_default().parse::<u64>() {
+            Ok(n) if n >= 1024 && whole => {
+                out.push_str(words);
+                out.push_str(&bytes(n));
+            }
+            Ok(_) | Err(_) => {
+                out.push_str(before);
+                out.push_str(" bytes");
+            }
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
 /// Returns a time span in its one or two largest units: `3d`, `4m12s`, `850ms`. A negative one counts as none.
 pub(super) fn span(ms: Millis) -> String {
     let seconds = ms / 1000;
@@ -58,6 +82,21 @@ mod tests {
             (u64::MAX, "16Ei"),
         ] {
             assert_eq!(bytes(n), text, "{n}");
+        }
+    }
+
+    #[test]
+    fn sizes_in_a_text_are_set_for_people() {
+        for (text, said) in [
+            ("growing to 21474836480 bytes", "growing to 20Gi"),
+            ("does not expand to 1073741824 bytes, but 2147483648 bytes", "does not expand to 1Gi, but 2Gi"),
+            ("12 bytes é99 bytes", "12 bytes é99 bytes"),
+            ("4096 bytesize, many bytes", "4096 bytesize, many bytes"),
+            ("é4096 bytes", "é4Ki"),
+            ("99999999999999999999999 bytes", "99999999999999999999999 bytes"),
+            ("", ""),
+        ] {
+            assert_eq!(humane(text), said, "{text}");
         }
     }
 

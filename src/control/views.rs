@@ -2,13 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::chain;
 use super::names::{Kind, ObjectName};
-use super::usage;
+use super::{chain, foreign, paused, usage};
 use crate::model::{
-    Blocked, Connection, DriverOrigin, Foreign, HealthMap, Hold, HoldCode, Millis, PodStatus,
-    PodVolumeStatus, Presence, Problem, PublicationId, PublicationStatus, Status, VolumeHealth, VolumeKey,
-    VolumeStatus,
+    Blocked, Connection, DriverOrigin, HealthMap, Hold, HoldCode, Millis, PodStatus, PodVolumeStatus,
+    Presence, Problem, PublicationId, PublicationStatus, Status, VolumeHealth, VolumeKey, VolumeStatus,
 };
 use crate::proto::control as api;
 
@@ -40,7 +38,7 @@ pub fn status(status: &Status, scene: Scene<'_>) -> api::GetStatusResponse {
     api::GetStatusResponse {
         problems: status.problems.iter().map(problem).collect(),
         incomplete: status.reading.incomplete.iter().map(problem).collect(),
-        foreign: status.foreign.iter().map(foreign).collect(),
+        foreign: foreign::all(status),
         brake: status.brake.as_ref().map(|brake| api::Brake {
             held: count(brake.held),
             reason: brake.reason.clone(),
@@ -81,6 +79,7 @@ fn head(status: &Status, scene: Scene<'_>, volumes: Vec<api::Volume>) -> api::Ge
         generation: status.reading.generation,
         counts: Some(counts(&volumes)),
         volumes,
+        paused: paused::words(status),
         ..api::GetStatusResponse::default()
     }
 }
@@ -249,10 +248,12 @@ impl<'a> Row<'a> {
             return "working";
         }
         if let Some(blocked) = self.blocked().next() {
-            return match (blocked.next_try, blocked.attempts) {
-                (Some(_), _) => "working",
-                (None, 0) => "waiting",
-                (None, _) => "failed",
+            return match (blocked.next_try, blocked.attempts, blocked.cause.code.as_str()) {
+                (Some(_), ..) => "working",
+                // Somebody has to unmount what lies there.
+                (None, 0, "obstacle") => "failed",
+                (None, 0, _) => "waiting",
+                (None, ..) => "failed",
             };
         }
         match self.desired() {
@@ -264,11 +265,14 @@ impl<'a> Row<'a> {
 
     fn reason(&self) -> (String, String) {
         if let Some(hold) = self.hold() {
-            return (hold.detail.clone(), hold.remedy.clone());
+            return (hold.detail.clone(), self.named(&hold.remedy));
         }
         if let Some(blocked) = self.blocked().next() {
-            let Blocked { step, cause, remedy, .. } = blocked;
-            return (format!("{step}: {}: {}", cause.code, cause.detail), remedy.clone());
+            let Blocked { step, cause, .. } = blocked;
+            if is_pause(blocked) {
+                return (format!("{step}: {}", cause.detail), blocked.remedy.clone());
+            }
+            return (format!("{step}: {}: {}", cause.code, cause.detail), self.named(&blocked.remedy));
         }
         if self.publication.is_some_and(|(_, p)| p.not_a_mount_point && p.presence == Presence::Yes) {
             return ("not a mount point".to_owned(), String::new());
@@ -276,6 +280,21 @@ impl<'a> Row<'a> {
         match self.volume.and_then(|(_, volume)| volume.pending_change.clone()) {
             Some(change) => (format!("edited: {change}"), "takes effect at the next bring-up".to_owned()),
             None => Default::default(),
+        }
+    }
+
+    /// Returns what to do, with the name that `volumectl release` takes where only the command is told.
+    pub(super) fn named(&self, remedy: &str) -> String {
+        if !["volumectl release", "volumectl release --force"].iter().any(|command| remedy.ends_with(command))
+        {
+            return remedy.to_owned();
+        }
+        let pod = self.pod.map(|(pod, ..)| &pod.identity);
+        let pod = pod.or_else(|| self.publication.map(|(_, publication)| &publication.pod));
+        match (pod, self.volume.and_then(|(_, volume)| volume.staging.as_ref())) {
+            (Some(pod), _) => format!("{remedy} {pod}"),
+            (None, Some((path, _))) => format!("{remedy} {}", path.display()),
+            (None, None) => remedy.to_owned(),
         }
     }
 }
@@ -292,6 +311,11 @@ pub fn needs_an_edit(code: HoldCode) -> bool {
         | HoldCode::EmptyDirKept
         | HoldCode::Adopted => false,
     }
+}
+
+/// Whether a step is only kept back by the operator.
+pub(super) fn is_pause(blocked: &Blocked) -> bool {
+    blocked.cause.code == "paused"
 }
 
 fn under_way(step: &str) -> &'static str {
@@ -311,6 +335,10 @@ fn under_way(step: &str) -> &'static str {
 pub fn volume(status: &Status, row: Row<'_>, scene: Scene<'_>) -> api::Volume {
     let known = row.health(scene.health);
     let (mut reason, mut remedy) = row.reason();
+    let paused_by = paused::of_row(status, row).map(paused::word).unwrap_or_default();
+    if row.hold().is_none() && row.blocked().next().is_some_and(is_pause) {
+        remedy = paused::resume(&paused_by);
+    }
     if let Some(ill) = known.and_then(VolumeHealth::ill).filter(|_| reason.is_empty()) {
         (reason, remedy) = (format!("not well: {ill}"), usage::MEND.to_owned());
     }
@@ -320,10 +348,13 @@ pub fn volume(status: &Status, row: Row<'_>, scene: Scene<'_>) -> api::Volume {
         state: row.state().to_owned(),
         reason,
         remedy,
-        running: row
-            .running()
-            .map(|running| api::Running { step: running.step.to_owned(), since_ms: running.since }),
-        blocked: row.blocked().map(blocked).collect(),
+        running: row.running().map(|running| api::Running {
+            step: running.step.to_owned(),
+            since_ms: running.since,
+            detail: running.detail.clone().unwrap_or_default(),
+        }),
+        blocked: row.blocked().map(|blocked| view_of_blocked(row, blocked)).collect(),
+        paused_by,
         chain: chain::links(status, row, known, scene.now),
         usage: known.map(usage::message),
         ills: known.iter().flat_map(|known| &known.ills).map(usage::ill).collect(),
@@ -390,7 +421,7 @@ fn presence_word(presence: Presence) -> &'static str {
     }
 }
 
-fn blocked(blocked: &Blocked) -> api::BlockedStep {
+fn view_of_blocked(row: Row<'_>, blocked: &Blocked) -> api::BlockedStep {
     api::BlockedStep {
         step: blocked.step.clone(),
         code: blocked.cause.code.clone(),
@@ -398,7 +429,7 @@ fn blocked(blocked: &Blocked) -> api::BlockedStep {
         since_ms: blocked.since,
         attempts: blocked.attempts,
         next_try_ms: blocked.next_try,
-        remedy: blocked.remedy.clone(),
+        remedy: row.named(&blocked.remedy),
     }
 }
 
@@ -413,15 +444,6 @@ fn problem(problem: &Problem) -> api::ManifestProblem {
         detail: problem.detail.clone(),
         remedy: problem.remedy.clone(),
         warning: problem.warning,
-    }
-}
-
-fn foreign(foreign: &Foreign) -> api::ForeignVolume {
-    api::ForeignVolume {
-        path: foreign.path.display().to_string(),
-        key: foreign.key.as_ref().map(ToString::to_string).unwrap_or_default(),
-        pod_uid: foreign.publication.as_ref().map(|(pod, ..)| pod.to_string()).unwrap_or_default(),
-        mounted: foreign.mounted,
     }
 }
 

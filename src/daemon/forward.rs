@@ -55,6 +55,18 @@ async fn answer(
         Request::Approve { reply } => {
             let _gone = reply.send(approve(commands, manifests, status).await);
         }
+        Request::Pause { scope, reply } => {
+            let _stopping = commands.send(Command::Pause { scope, reply }).await;
+        }
+        Request::Resume { scope, reply } => {
+            let _stopping = commands.send(Command::Resume { scope, reply }).await;
+        }
+        Request::Adopt { what, reply } => {
+            let _stopping = commands.send(Command::Adopt { what, reply }).await;
+        }
+        Request::Release { what, force, reply } => {
+            let _stopping = commands.send(Command::Release { what, force, reply }).await;
+        }
     }
 }
 

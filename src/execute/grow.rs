@@ -52,7 +52,7 @@ impl Work<'_> {
         })
         .await?;
         fault::reached("expand:intent");
-        self.progress.tell(format!("to {} bytes", arguments.required_bytes));
+        self.progress.tell(format!("growing to {} bytes", arguments.required_bytes));
         let grown = volumes::of(&self.record.volume).expand(&call, &arguments, secrets).await;
         fault::reached("expand:call");
         match grown {

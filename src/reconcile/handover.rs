@@ -16,7 +16,7 @@ impl Loop {
     /// Makes what somebody else left volumed's own, as it is.
     pub(super) async fn adopt(&mut self, what: &Handover) -> Result<Vec<String>, String> {
         let Handover::Path(path) = what else {
-            return Err("name the directory of a foreign volume; volumectl get foreign lists them".to_owned());
+            return Err("name the directory of a foreign volume; volumectl foreign lists them".to_owned());
         };
         self.take_over(path, false).await
     }
@@ -24,7 +24,10 @@ impl Loop {
     /// Takes down what nobody wants.
     pub(super) async fn release(&mut self, what: &Handover, force: bool) -> Result<Vec<String>, String> {
         match what {
-            Handover::Path(path) => self.take_over(path, true).await,
+            Handover::Path(path) => match self.going_at(path).filter(|_| force) {
+                Some(key) => Ok(vec![self.force(&key)]),
+                None => self.take_over(path, true).await,
+            },
             Handover::Object(object) => self.release_of(object, force).await,
         }
     }
@@ -43,10 +46,7 @@ impl Loop {
                 done.extend(kept.iter().map(|id| format!("{} is taken down", id.spec)));
             }
             if force && self.is_going(&key) {
-                self.operator.forced.insert(key.clone());
-                self.forget_failures(&key);
-                self.touched.insert(key.clone());
-                done.push(format!("{key} is taken down whoever has it"));
+                done.push(self.force(&key));
             }
         }
         match (done.is_empty(), wanted.first()) {
@@ -56,6 +56,24 @@ impl Loop {
             )),
             (true, None) => Err(format!("nothing is kept of {object}; nothing was done")),
         }
+    }
+
+    fn force(&mut self, key: &VolumeKey) -> String {
+        self.operator.forced.insert(key.clone());
+        self.forget_failures(key);
+        self.touched.insert(key.clone());
+        format!("{key} is taken down whoever has it")
+    }
+
+    /// Returns the volume of ours that is going and that a path is of: after a restart nothing says any more whose pod's it was.
+    fn going_at(&self, path: &Path) -> Option<VolumeKey> {
+        let at = |record: &VolumeRecord| {
+            let staged = record.staging.as_ref().is_some_and(|s| s.arguments.staging_path == path);
+            let arguments = record.publications.values().filter_map(|p| p.arguments.as_ref());
+            staged || arguments.into_iter().any(|arguments| arguments.target_path == path)
+        };
+        let (key, _) = self.records.iter().find(|(key, record)| at(record) && self.is_going(key))?;
+        Some(key.clone())
     }
 
     /// Returns the publications of an object that are kept without being wanted, and the names of those that are wanted.
@@ -84,7 +102,7 @@ impl Loop {
     /// Whether nothing wants or holds a volume any more.
     fn is_going(&self, key: &VolumeKey) -> bool {
         let wants = self.desired.volumes.get(key);
-        wants.is_none_or(|wants| wants.publications.values().all(|want| *want == Want::Absent))
+        self.desired.is_read && wants.is_none_or(|wants| wants.publications.values().all(|want| *want == Want::Absent))
     }
 
     async fn give_up(&mut self, key: &VolumeKey, ids: &BTreeSet<PublicationId>) -> Result<(), String> {
@@ -109,7 +127,7 @@ impl Loop {
         let is_it = |foreign: &&Foreign| foreign.path == path || foreign.target == path;
         let Some(foreign) = self.actual.foreign.iter().find(is_it).cloned() else {
             return Err(format!(
-                "{} is no foreign volume; volumectl get foreign lists them; nothing was done",
+                "{} is no foreign volume; volumectl foreign lists them; nothing was done",
                 path.display()
             ));
         };

@@ -54,10 +54,28 @@ impl Loop {
         let recorded = self.records.get(key).into_iter().flat_map(|record| record.publications.values());
         let wants = self.desired.volumes.get(key).into_iter().flat_map(|want| want.publications.values());
         recorded.into_iter().any(|publication| is(&publication.pod, publication.claim.as_ref()))
+            || self.belonged_to(key, object)
             || wants.into_iter().any(|want| match want {
                 Want::Wanted(wanted) => is(&wanted.pod, wanted.claim.as_ref()),
                 Want::Held(_) | Want::Absent => false,
             })
+    }
+
+    /// Whether a volume that is still staged was one of a pod's or claim's until its last publication went.
+    fn belonged_to(&self, key: &VolumeKey, object: &ObjectRef) -> bool {
+        let status = self.status.borrow();
+        let released = status.volumes.get(key).into_iter().flat_map(|volume| &volume.released);
+        released.into_iter().any(|id| {
+            status.pods.get(&id.pod).is_some_and(|pod| {
+                let named = object.kind == "Pod"
+                    && object.name == pod.identity.name
+                    && object.namespace == pod.identity.namespace;
+                let of_key =
+                    |of: &Option<_>| of.as_ref().is_some_and(|(other, place)| other == key && place == id);
+                let mut here = pod.volumes.values().filter(|volume| of_key(&volume.resolved));
+                here.any(|volume| named || volume.claim.as_ref() == Some(object))
+            })
+        })
     }
 
     pub(super) async fn pause(&mut self, scope: Scope) -> Result<(), String> {
