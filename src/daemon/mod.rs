@@ -223,6 +223,7 @@ impl House {
                 removal_grace: config.removal_grace,
                 brake_release_after: config.brake_release_after,
             },
+            republish: republish(),
             reread: Reread::new(move || ask_again.notify_one()),
         };
         let inputs =
@@ -316,6 +317,15 @@ fn open_root(root: &std::path::Path) -> Result<host::Linux, host::HostError> {
         return host::Linux::with_boot(root, crate::model::BootId(boot));
     }
     host::Linux::open(root)
+}
+
+/// Returns how long a volume stands before it is published again. A test of a debug build does not wait that long.
+fn republish() -> Duration {
+    #[cfg(debug_assertions)]
+    if let Some(ms) = std::env::var("VOLUMED_TEST_REPUBLISH_MS").ok().and_then(|ms| ms.parse().ok()) {
+        return Duration::from_millis(ms);
+    }
+    reconcile::REPUBLISH
 }
 
 /// Reads the manifests again when the loop asks; several askers get one reading.

@@ -48,9 +48,6 @@ pub enum Due {
 const FIRST_MS: u64 = 500;
 /// The longest pause of what ends without a sign, ms.
 const SOON_MS: u64 = 10_000;
-/// Between two publications of one volume for a driver that wants that (CSIDriver.requiresRepublish): a kubelet does it with
-/// each sync of the pod, about once a minute.
-const REPUBLISH_MS: u64 = 60_000;
 /// The longest pause, ms.
 const LONGEST_MS: u64 = 120_000;
 
@@ -92,9 +89,10 @@ impl Retries {
         }
     }
 
-    /// Remembers that a publication was made which is to be repeated after a while (requiresRepublish).
-    pub fn published(&mut self, id: &PublicationId, now: Now, random: u64) {
-        self.republish.insert(id.clone(), now.mono + REPUBLISH_MS + random % (REPUBLISH_MS / 10));
+    /// Remembers that a publication was made which is to be repeated after `pause` ms (requiresRepublish), and up to a tenth
+    /// more.
+    pub fn published(&mut self, id: &PublicationId, now: Now, pause: u64, random: u64) {
+        self.republish.insert(id.clone(), now.mono + pause + random % (pause / 10 + 1));
     }
 
     /// Returns when a publication is to be repeated, ms of `Now::mono`; `None`: it was not yet published by this process.

@@ -48,9 +48,15 @@ pub struct Parts {
     pub events: Events,
     /// How absence is decided.
     pub absence: AbsenceSettings,
+    /// Between two publications of one volume for a driver that wants that: `REPUBLISH` but for tests.
+    pub republish: Duration,
     /// Asks for another reading of the manifests: absence takes two.
     pub reread: Reread,
 }
+
+/// Between two publications of one volume for a driver that wants that (CSIDriver.requiresRepublish): a kubelet does it with
+/// each sync of the pod, about once a minute.
+pub const REPUBLISH: Duration = Duration::from_secs(60);
 
 /// Asks for a reading of the manifests without waiting for it.
 #[derive(Clone)]

@@ -140,7 +140,8 @@ impl Loop {
             Ok(Outcome::Changed | Outcome::AlreadyThere) => {
                 retries.succeeded(&running.kind);
                 if let (true, Some(id)) = (running.repeats, running.kind.publication()) {
-                    retries.published(id, now, self.parts.ambient.random());
+                    let pause = millis(self.parts.republish);
+                    retries.published(id, now, pause, self.parts.ambient.random());
                 }
             }
             Err(failure) => {

@@ -21,7 +21,7 @@ use volumed::model::{
     Ambient, Blocked, Connection, DirectoryState, DriverName, DriverOrigin, DriverState, EventKind, Events,
     HoldCode, Layout, PodVolumeStatus, Presence, PublicationStatus, ReadingState, Status,
 };
-use volumed::reconcile::{self, AbsenceSettings, Inputs, Parts, Reread};
+use volumed::reconcile::{self, AbsenceSettings, Inputs, Parts, REPUBLISH, Reread};
 use volumed::record;
 
 use super::driver::{Kind, Log, RecordedDriver, Site};
@@ -139,6 +139,7 @@ impl Node {
                 }
             }),
             absence: AbsenceSettings { removal_grace: Duration::from_secs(1), brake_release_after: None },
+            republish: REPUBLISH,
             // `wish` sends two readings each time.
             reread: Reread::new(|| {}),
         };

@@ -12,7 +12,7 @@ use volumed::manifest::Manifests;
 use volumed::model::{
     Ambient, Connection, DriverInfo, DriverName, DriverOrigin, DriverState, Events, Layout, Status,
 };
-use volumed::reconcile::{self, AbsenceSettings, Inputs, Parts, Reread};
+use volumed::reconcile::{self, AbsenceSettings, Inputs, Parts, REPUBLISH, Reread};
 
 use super::driver::SimDriver;
 use super::host::SimHost;
@@ -85,6 +85,7 @@ impl Daemon {
             started,
             events: Events::new(move |event| told.tell(|| format!("event {:?}", event.kind))),
             absence: AbsenceSettings { removal_grace: Duration::from_secs(1), brake_release_after: None },
+            republish: REPUBLISH,
             reread: Reread::new(move || asked.lock().expect("nobody panicked").read()),
         };
         let inputs = Inputs {
