@@ -42,6 +42,8 @@ pub(super) fn first(
             }
             if let Some(how) = open_file(&tasks.join(tid.to_string()), device, &mounts, through)
                 && !driver.is_some_and(|driver| descends(pid, driver))
+                // A child of ours has our descriptors for the moment until it has closed them.
+                && !descends(pid, own)
             {
                 return Ok(Some(holder(pid, how).to_string()));
             }

@@ -7,7 +7,7 @@ use super::{FOREIGN_REMEDY, View, arguments, recorded};
 use crate::model::{
     Adoption, BlockedCause, CsiWant, DriverInfo, FsGroup, Growth, Lifecycle, MountIdentity, Ownership,
     Presence, PublicationId, PublicationPlan, PublishStep, RecordedVolume, StageArguments, StageStep, Step,
-    StepKind, Wanted, WantedVolume,
+    StepKind, VolumeMode, Wanted, WantedVolume,
 };
 
 impl View<'_> {
@@ -267,8 +267,10 @@ impl View<'_> {
     fn foreign_staging(&self, new: Option<&StageArguments>) -> Result<Option<MountIdentity>, BlockedCause> {
         let ours = new.map(|new| new.staging_path.as_path());
         for foreign in self.world.actual.foreign.iter().filter(|foreign| foreign.publication.is_none()) {
-            let same_volume = foreign.key.as_ref() == Some(self.key);
             let same_place = Some(foreign.target.as_path()) == ours;
+            // A damaged `vol_data.json` says nothing, but a file system's staging path is made of the driver and the handle.
+            let by_path = foreign.key.is_none() && foreign.volume_mode == VolumeMode::Filesystem;
+            let same_volume = foreign.key.as_ref() == Some(self.key) || (by_path && same_place);
             match (same_volume, same_place) {
                 (true, true) => return Ok(foreign.mount.clone()),
                 (false, false) => {}
@@ -301,7 +303,8 @@ impl View<'_> {
         });
         match foreign {
             None => Ok(None),
-            Some(foreign) if foreign.key.as_ref() == Some(self.key) => {
+            // Whose it is: its `vol_data.json` says so, or, if that is damaged, the staging's mount, which it shows too.
+            Some(foreign) if self.foreign_publications().any(|ours| ours.target == foreign.target) => {
                 Ok(Some(Adoption { mount: foreign.mount.clone() }))
             }
             Some(foreign) => Err(BlockedCause::new(
