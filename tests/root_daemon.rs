@@ -164,63 +164,6 @@ fn a_restart_calls_nobody_and_moves_no_mount() {
 }
 
 #[test]
-fn a_manifest_broken_while_the_daemon_is_down_takes_nothing_down() {
-    let host = TestHost::new();
-    let _driver = host.fakecsi(&[]);
-    let daemon = host.volumed(&[]);
-    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
-    host.wait(&["pod/web"]);
-    daemon.kill();
-    let before = (methods(&host), mount_ids(&host));
-    host.manifest("web.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: [");
-    let _daemon = host.volumed(&[]);
-    until("the broken file is reported", || {
-        let status = String::from_utf8_lossy(&host.volumectl(&["status"]).stdout).into_owned();
-        status.contains("web.yaml")
-    });
-    // Readings that lack the pod, the last begun longer than the removal grace after the first.
-    let began = std::time::Instant::now();
-    until("readings a grace apart", || {
-        let asked = host.volumectl(&["wait", "--timeout", "2s", "pod/none"]);
-        asked.status.code() == Some(3) && began.elapsed() > std::time::Duration::from_millis(1500)
-    });
-    assert_eq!((methods(&host), mount_ids(&host)), before);
-    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
-    host.wait(&["pod/web"]);
-    assert_eq!((methods(&host), mount_ids(&host)), before);
-}
-
-#[test]
-fn after_a_reboot_the_mounts_are_made_again() {
-    let host = TestHost::new();
-    let driver = host.fakecsi(&[]);
-    let daemon = host.volumed(&[("VOLUMED_TEST_BOOT_ID", "first")]);
-    host.manifest("claim.yaml", &claim("data"));
-    host.manifest("web.yaml", &pod_using("web", "uid-web", "data"));
-    host.wait(&["pod/web"]);
-    daemon.kill();
-    driver.kill();
-    host.unmount_all();
-    let _driver = host.fakecsi(&[]);
-    let daemon = host.volumed(&[("VOLUMED_TEST_BOOT_ID", "second")]);
-    host.wait(&["pod/web"]);
-    let up = ["NodeStageVolume", "NodePublishVolume"];
-    assert_eq!(methods(&host), [up, up].concat());
-    assert!(host.mounts().contains(&host.target("uid-web", "data")));
-    // Another reboot, and the pod is gone meanwhile: what the driver may remember is undone.
-    daemon.kill();
-    host.unmount_all();
-    host.remove_manifest("web.yaml");
-    let _daemon = host.volumed(&[("VOLUMED_TEST_BOOT_ID", "third")]);
-    host.wait(&["--for=released", "pod/web"]);
-    until("the record is gone", || {
-        fs::read_dir(host.state.join("volumes")).expect("it is there").next().is_none()
-    });
-    assert_eq!(methods(&host)[4..], ["NodeUnpublishVolume", "NodeUnstageVolume"]);
-    host.assert_nothing_left();
-}
-
-#[test]
 fn after_a_reboot_a_driver_that_mounts_nothing_is_called_again() {
     let host = TestHost::new();
     let _driver = host.fakecsi(&["--no-mount"]);
@@ -236,30 +179,6 @@ fn after_a_reboot_a_driver_that_mounts_nothing_is_called_again() {
     let _daemon = host.volumed(&[("VOLUMED_TEST_BOOT_ID", "second")]);
     host.wait(&["pod/web"]);
     assert_eq!(methods(&host), [up, up].concat(), "another boot: no mount tells, so the driver is asked");
-}
-
-#[test]
-fn a_killed_driver_is_shown_and_its_volumes_stay() {
-    let host = TestHost::new();
-    let driver = host.fakecsi(&[]);
-    let _daemon = host.volumed(&[]);
-    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
-    host.wait(&["pod/web"]);
-    let before = mount_ids(&host);
-    driver.kill();
-    until("the driver is shown as disconnected", || {
-        String::from_utf8_lossy(&host.volumectl(&["drivers"]).stdout).contains("disconnected")
-    });
-    assert_eq!(mount_ids(&host), before);
-    host.remove_manifest("web.yaml");
-    until("the takedown waits for the driver", || {
-        let said = host.volumectl(&["explain", "pod/web"]);
-        String::from_utf8_lossy(&said.stdout).contains(DRIVER)
-    });
-    assert_eq!(mount_ids(&host), before, "nothing is unmounted without the driver");
-    let _driver = host.fakecsi(&[]);
-    host.wait(&["--for=released", "pod/web"]);
-    until("the volume is unstaged", || host.mounts().is_empty());
 }
 
 #[test]
@@ -305,46 +224,6 @@ fn a_driver_that_mounts_nothing_is_accepted_and_named() {
     assert!(String::from_utf8_lossy(&status.stdout).contains("not a mount point"), "{status:?}");
     host.remove_manifest("web.yaml");
     host.wait(&["--for=released", "pod/web"]);
-}
-
-#[test]
-fn a_secret_reaches_its_call_and_nothing_else() {
-    const MARKER: &str = "swordfish-4711";
-    let host = TestHost::new();
-    let _driver = host.fakecsi(&[]);
-    let _daemon = host.volumed(&[]);
-    host.faults(&json!([
-        {"method": "NodeStageVolume", "nth": 1, "action": {"leak": "no"}},
-        {"method": "NodePublishVolume", "nth": 1, "action": {"leak": "no"}},
-    ]));
-    let secret = format!(
-        "apiVersion: v1\nkind: Secret\nmetadata: {{name: key}}\nstringData: {{password: {MARKER}}}\n---\n"
-    );
-    let claim = claim("data").replace(
-        "    volumeAttributes",
-        "    nodeStageSecretRef: {name: key, namespace: default}\n    nodePublishSecretRef: {name: key, namespace: default}\n    volumeAttributes",
-    );
-    host.manifest("web.yaml", &format!("{secret}{claim}---\n{}", pod_using("web", "uid-web", "data")));
-    host.wait(&["pod/web"]);
-    for (method, request) in host.calls(&["NodeStageVolume", "NodePublishVolume"]) {
-        assert_eq!(request["secrets"]["password"], MARKER, "{method}: {request}");
-    }
-    let mut places = vec![fs::read_to_string(host.path("volumed.log")).expect("a log")];
-    for command in [
-        &["status"][..],
-        &["status", "pod/web", "-o", "json"],
-        &["explain", "pod/web"],
-        &["list", "-o", "json"],
-    ] {
-        places.push(String::from_utf8_lossy(&host.volumectl(command).stdout).into_owned());
-    }
-    for entry in fs::read_dir(host.state.join("volumes")).expect("records") {
-        places.push(fs::read_to_string(entry.expect("a record").path()).expect("a record"));
-    }
-    for place in &places {
-        assert!(!place.contains(MARKER), "the secret got out: {place}");
-    }
-    assert!(places[0].contains("INTERNAL"), "the leak was provoked: {}", places[0]);
 }
 
 #[test]

@@ -293,8 +293,7 @@ fn typed<T: DeserializeOwned>(kind: Kind, value: &Value, unknown: &mut Vec<Strin
     let mut note = |path: serde_ignored::Path<'_>| unknown.push(field_path(&path));
     let decoder = serde_ignored::Deserializer::new(value, &mut note);
     serde_path_to_error::deserialize(decoder).map_err(|error| {
-        let field = error.path().to_string();
-        let field = if field == "." { String::new() } else { field };
+        let field = wrong_path(error.path());
         let detail = match kind {
             // The decoder quotes what it found.
             Kind::Secret => "has a value of the wrong type".to_owned(),
@@ -304,6 +303,25 @@ fn typed<T: DeserializeOwned>(kind: Kind, value: &Value, unknown: &mut Vec<Strin
         };
         Fault::new(field, detail, "correct the field; until then the last good version of the object stays")
     })
+}
+
+/// The path to a value of a wrong type; its keys may be anything.
+fn wrong_path(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment as S;
+    let mut text = String::new();
+    for segment in path {
+        match segment {
+            S::Seq { index } => text.push_str(&format!("[{index}]")),
+            S::Map { key: name } | S::Enum { variant: name } => {
+                if !text.is_empty() {
+                    text.push('.');
+                }
+                text.push_str(&shorten(name));
+            }
+            S::Unknown => {}
+        }
+    }
+    text
 }
 
 /// `spec.volumes[0].nam` rather than serde_ignored's `spec.?.volumes.?.0.nam`.
