@@ -13,159 +13,21 @@
 
 #[path = "support/foreign.rs"]
 mod foreign;
+#[path = "support/hostpath.rs"]
+mod hostpath;
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use foreign::{
-    Witnessed, assert_released, assert_same_arguments, attach_volume, attachment, claim_of, create_volume,
-    explanation, for_each, methods, node_calls, program, unpublish_volume,
+    assert_released, assert_same_arguments, attach_volume, attachment, claim_of, explanation, for_each,
+    methods, node_calls,
 };
-use support::{Process, TestHost, pod_using, until};
+use hostpath::{Hostpath, NAME, NODE, Programs, driver_object, drivers, mount_ids, reboot, shows};
+use support::{pod_using, until};
 
-const NAME: &str = "hostpath.csi.k8s.io";
-const NODE: &str = "n1";
 const UP: [&str; 2] = ["NodeStageVolume", "NodePublishVolume"];
 const DOWN: [&str; 2] = ["NodeUnpublishVolume", "NodeUnstageVolume"];
-
-/// The two programs.
-#[derive(Clone)]
-struct Programs {
-    driver: PathBuf,
-    registrar: PathBuf,
-}
-
-impl Programs {
-    /// Says NOT-RUN where one is missing.
-    fn find(test: &str) -> Option<Self> {
-        Some(Self {
-            driver: program(test, "VOLUMED_TEST_HOSTPATHPLUGIN")?,
-            registrar: program(test, "VOLUMED_TEST_REGISTRAR")?,
-        })
-    }
-}
-
-/// A host with the driver's directory.
-struct Hostpath {
-    host: TestHost,
-    programs: Programs,
-}
-
-impl Hostpath {
-    fn new(test: &str) -> Option<Self> {
-        Some(Self::with(Programs::find(test)?))
-    }
-
-    fn with(programs: Programs) -> Self {
-        Self { host: TestHost::new(), programs }
-    }
-
-    /// Where the socket of an instance lies: in the root, as a driver's deployment has it.
-    fn socket(&self, instance: &str) -> PathBuf {
-        self.host.root.join(format!("plugins/csi-hostpath{instance}/csi.sock"))
-    }
-
-    fn driver(&self, arguments: &[&str]) -> Process {
-        self.instance("", arguments)
-    }
-
-    /// Starts an instance of the driver; all of them share one state.
-    fn instance(&self, instance: &str, arguments: &[&str]) -> Process {
-        let socket = self.socket(instance);
-        fs::create_dir_all(socket.parent().expect("it has one")).expect("the plugin's directory");
-        let mut command = Command::new(&self.programs.driver);
-        command
-            .arg("-endpoint")
-            .arg(format!("unix://{}", socket.display()))
-            .arg("-statedir")
-            .arg(self.host.path("driver"))
-            .args(["-nodeid", NODE, "-v", "5"])
-            .args(arguments);
-        self.host.spawn(command, &format!("driver{instance}.log"))
-    }
-
-    fn registrar(&self) -> Process {
-        self.registrar_of("", "")
-    }
-
-    /// Starts a registrar for an instance, with its socket in a directory below the registry.
-    fn registrar_of(&self, instance: &str, directory: &str) -> Process {
-        let registry = self.host.root.join("plugins_registry").join(directory);
-        fs::create_dir_all(&registry).expect("the registry");
-        let socket = self.socket(instance).display().to_string();
-        let mut command = Command::new(&self.programs.registrar);
-        command
-            .arg(format!("--csi-address={socket}"))
-            .arg(format!("--kubelet-registration-path={socket}"))
-            .arg(format!("--plugin-registration-path={}", registry.display()))
-            .args(["-v", "5"]);
-        self.host.spawn(command, &format!("registrar{instance}.log"))
-    }
-
-    fn calls(&self) -> Vec<Witnessed> {
-        node_calls(&self.host.path("driver.log"))
-    }
-
-    /// Has the driver make a volume and writes its PV and claim.
-    fn volume(&self, name: &str) -> String {
-        let handle = create_volume(&self.socket(""), name);
-        self.host.manifest(&format!("{name}.yaml"), &claim_of(NAME, name, &handle));
-        handle
-    }
-
-    fn pod(&self, name: &str, volume: &str) {
-        self.host.manifest(&format!("{name}.yaml"), &pod_using(name, &format!("uid-{name}"), volume));
-    }
-
-    fn release(&self, pod: &str) {
-        self.host.remove_manifest(&format!("{pod}.yaml"));
-        self.host.wait(&["--for=released", &format!("pod/{pod}")]);
-    }
-
-    /// Where the driver keeps a volume's data.
-    fn data(&self, handle: &str) -> PathBuf {
-        self.host.path("driver").join(handle)
-    }
-
-    /// What the driver believes of its volumes: handle, staging paths, target paths.
-    fn believes(&self) -> Vec<(String, Vec<String>, Vec<String>)> {
-        // It writes the file when it has something to say.
-        let Ok(text) = fs::read(self.host.path("driver/state.json")) else { return Vec::new() };
-        let state: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
-        let texts = |value: &serde_json::Value| -> Vec<String> {
-            let list = value.as_array().into_iter().flatten();
-            list.map(|text| text.as_str().expect("a path").to_owned()).collect()
-        };
-        let volumes = state["Volumes"].as_array().into_iter().flatten();
-        volumes
-            .map(|volume| {
-                let handle = volume["VolID"].as_str().expect("an id").to_owned();
-                (handle, texts(&volume["Staged"]), texts(&volume["Published"]))
-            })
-            .collect()
-    }
-
-    /// Nothing is left here or in the driver's mind.
-    fn assert_released(&self) {
-        assert_released(&self.host);
-        for (handle, staged, published) in self.believes() {
-            assert!(staged.is_empty() && published.is_empty(), "{handle}: {staged:?} {published:?}");
-        }
-    }
-}
-
-/// Whether the driver's directory is mounted at a target: a file made on one side is seen on the other.
-fn shows(target: &Path, data: &Path, file: &str) -> bool {
-    fs::write(target.join(file), file).expect("a file in the volume");
-    fs::read_to_string(data.join(file)).is_ok_and(|text| text == file)
-}
-
-/// A CSIDriver object of the driver.
-fn driver_object(spec: &str) -> String {
-    format!("apiVersion: storage.k8s.io/v1\nkind: CSIDriver\nmetadata: {{name: {NAME}}}\nspec: {{{spec}}}\n")
-}
 
 /// A pod with an inline volume.
 fn inline_pod(name: &str) -> String {
@@ -188,52 +50,6 @@ spec:
 
 const EPHEMERAL: &str =
     "volumeLifecycleModes: [Persistent, Ephemeral], podInfoOnMount: true, attachRequired: false";
-
-#[test]
-fn a_claim_s_volume_is_shown_to_two_pods_and_goes_without_a_trace() {
-    let test = "a_claim_s_volume_is_shown_to_two_pods_and_goes_without_a_trace";
-    let Some(real) = Hostpath::new(test) else { return };
-    let host = &real.host;
-    let (_driver, _registrar) = (real.driver(&[]), real.registrar());
-    let _daemon = host.volumed(&[]);
-    let handle = real.volume("data");
-    real.pod("one", "data");
-    host.wait(&["pod/one"]);
-    real.pod("two", "data");
-    host.wait(&["pod/two"]);
-    let (one, two) = (host.target("uid-one", "data"), host.target("uid-two", "data"));
-    assert_eq!(host.mounts().len(), 2, "{:?}", host.mounts());
-    assert!(shows(&one, &real.data(&handle), "from-one"));
-    assert_eq!(fs::read_to_string(two.join("from-one")).expect("shared"), "from-one");
-
-    let calls = real.calls();
-    assert_eq!(methods(&calls), ["NodeStageVolume", "NodePublishVolume", "NodePublishVolume"]);
-    let staging = calls[0].request["staging_target_path"].as_str().expect("a path").to_owned();
-    for call in &calls {
-        let request = &call.request;
-        assert_eq!(request["volume_id"], handle.as_str());
-        assert_eq!(request["staging_target_path"], staging.as_str());
-        assert_eq!(request["volume_context"]["colour"], "blue");
-        // SINGLE_NODE_MULTI_WRITER stands for ReadWriteOnce where the driver knows it (csi.md 2.8).
-        assert_eq!(request["volume_capability"]["access_mode"]["mode"], 7, "{request}");
-        assert!(request["volume_capability"]["AccessType"]["Mount"].is_object(), "{request}");
-    }
-    assert_eq!(calls[1].request["target_path"], one.to_str().expect("text"));
-
-    real.release("one");
-    until("the driver believes in one pod only", || real.believes()[0].2.len() == 1);
-    assert_eq!(host.mounts(), std::slice::from_ref(&two));
-    assert_eq!(fs::read_to_string(two.join("from-one")).expect("still shared"), "from-one");
-    assert_eq!(methods(&real.calls()).last(), Some(&"NodeUnpublishVolume"), "two still has it");
-    real.release("two");
-    real.assert_released();
-    assert_eq!(
-        methods(&real.calls())[3..],
-        ["NodeUnpublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume"]
-    );
-    assert!(real.data(&handle).join("from-one").is_file(), "the data is the driver's");
-    assert!(real.calls().iter().all(|call| call.error.is_empty()), "{:#?}", real.calls());
-}
 
 #[test]
 fn a_read_only_claim_is_read_only() {
@@ -454,81 +270,6 @@ fn whoever_dies_in_the_middle_of_a_call_it_goes_on() {
 }
 
 #[test]
-fn the_death_of_driver_registrar_and_daemon_moves_no_mount() {
-    let test = "the_death_of_driver_registrar_and_daemon_moves_no_mount";
-    let Some(real) = Hostpath::new(test) else { return };
-    let host = &real.host;
-    let (driver, registrar) = (real.driver(&[]), real.registrar());
-    let daemon = host.volumed(&[]);
-    real.volume("data");
-    real.volume("other");
-    real.pod("web", "data");
-    host.wait(&["pod/web"]);
-    let ids = mount_ids(host);
-    let unmoved = |after: &str| {
-        host.wait(&["pod/web"]);
-        assert_eq!(mount_ids(host), ids, "after {after}");
-        assert_eq!(methods(&real.calls()), UP, "after {after}");
-    };
-
-    driver.kill();
-    until("the driver is shown as disconnected", || drivers(host).contains("disconnected"));
-    unmoved("the driver's death");
-    let driver = real.driver(&[]);
-    until("the driver is called again", || !drivers(host).contains("disconnected"));
-    unmoved("the driver's return");
-
-    registrar.kill();
-    let registrar = real.registrar();
-    unmoved("the registrar's restart");
-
-    daemon.signal("-TERM");
-    assert!(daemon.ended().success(), "{}", host.logs());
-    assert_eq!(mount_ids(host), ids, "stopping takes nothing down");
-    let daemon = host.volumed(&[]);
-    unmoved("an orderly restart of the daemon");
-
-    daemon.kill();
-    driver.kill();
-    registrar.kill();
-    let daemon = host.volumed(&[]);
-    unmoved("the restart of the daemon alone");
-    let (driver, registrar) = (real.driver(&[]), real.registrar());
-    until("the driver is back", || drivers(host).contains("ready"));
-    unmoved("the restart of all");
-
-    // All down again, and the manifests say something else when they come back.
-    daemon.kill();
-    driver.kill();
-    registrar.kill();
-    host.remove_manifest("web.yaml");
-    real.pod("next", "other");
-    let _daemon = host.volumed(&[]);
-    until("the takedown waits for the driver", || explanation(host, "web").contains(NAME));
-    assert_eq!(mount_ids(host), ids, "nothing is unmounted without the driver");
-    let (_driver, _registrar) = (real.driver(&[]), real.registrar());
-    host.wait(&["--for=released", "pod/web"]);
-    host.wait(&["pod/next"]);
-    real.release("next");
-    real.assert_released();
-}
-
-/// The mounts below a host with their ids, which a remount would change.
-fn mount_ids(host: &TestHost) -> Vec<(PathBuf, String)> {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("the mount table");
-    let lines = table.lines().filter_map(|line| {
-        let mut fields = line.split(' ');
-        let id = fields.next()?.to_owned();
-        Some((PathBuf::from(fields.nth(3)?), id))
-    });
-    lines.filter(|(point, _)| host.mounts().contains(point)).collect()
-}
-
-fn drivers(host: &TestHost) -> String {
-    String::from_utf8_lossy(&host.volumectl(&["drivers"]).stdout).into_owned()
-}
-
-#[test]
 fn a_newer_instance_takes_over_and_the_older_one_is_used_again_when_it_goes() {
     let test = "a_newer_instance_takes_over_and_the_older_one_is_used_again_when_it_goes";
     let Some(real) = Hostpath::new(test) else { return };
@@ -585,52 +326,6 @@ fn a_registration_that_is_replaced_in_place_is_followed() {
     real.release("web");
     real.assert_released();
     assert_eq!(methods(&node_calls(&host.path("driver-new.log"))), DOWN);
-}
-
-/// Ends everything and lets go of every mount.
-fn reboot(host: &TestHost, processes: [Process; 3]) {
-    for process in processes {
-        process.kill();
-    }
-    host.unmount_all();
-}
-
-#[test]
-fn after_a_reboot_the_mounts_are_made_again() {
-    let test = "after_a_reboot_the_mounts_are_made_again";
-    let Some(real) = Hostpath::new(test) else { return };
-    let host = &real.host;
-    let (driver, registrar) = (real.driver(&[]), real.registrar());
-    let daemon = host.volumed(&[("VOLUMED_TEST_BOOT_ID", "first")]);
-    let handle = real.volume("data");
-    real.pod("web", "data");
-    host.wait(&["pod/web"]);
-    let target = host.target("uid-web", "data");
-    assert!(shows(&target, &real.data(&handle), "before"));
-    reboot(host, [daemon, driver, registrar]);
-
-    // The daemon comes first, as it may at a boot.
-    let _daemon = host.volumed(&[("VOLUMED_TEST_BOOT_ID", "second")]);
-    let (_driver, _registrar) = (real.driver(&[]), real.registrar());
-    host.wait(&["pod/web"]);
-    assert_eq!(host.mounts(), std::slice::from_ref(&target));
-    assert_eq!(fs::read_to_string(target.join("before")).expect("it outlived the boot"), "before");
-    assert_eq!(methods(&real.calls()), [UP, UP].concat());
-    assert_same_arguments(&real.calls(), "after a reboot");
-
-    // A fault of this driver: a target that it published twice is in its list twice, and one unpublish takes one of them
-    // out, so that it refuses to unstage. A kubelet is stuck there too. Volumed says so, keeps the debt, and pays it when
-    // somebody has helped the driver.
-    assert_eq!(real.believes()[0].2.len(), 2, "{NAME} was mended: simplify this test");
-    host.remove_manifest("web.yaml");
-    until("the driver's refusal is shown", || explanation(host, "web").contains("is still published at"));
-    assert_eq!(host.mounts(), Vec::<PathBuf>::new());
-    assert_eq!(real.believes()[0].1.len(), 1, "the staging is still owed");
-    unpublish_volume(&real.socket(""), &handle, &target);
-    host.volumectl(&["retry"]);
-    host.wait(&["--for=released", "pod/web"]);
-    real.assert_released();
-    assert!(real.data(&handle).join("before").is_file());
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub fn program(test: &str, variable: &str) -> Option<PathBuf> {
     path
 }
 
-/// Reads the calls of the node service from a log; of a call in the middle of being written nothing is known yet.
+/// Reads the calls with an effect on the node from a log; of a call in the middle of being written nothing is known yet.
 pub fn node_calls(log: &Path) -> Vec<Witnessed> {
     let text = fs::read_to_string(log).unwrap_or_default();
     let calls = text.lines().filter_map(|line| {
@@ -56,8 +56,14 @@ pub fn node_calls(log: &Path) -> Vec<Witnessed> {
     });
     calls
         .filter(|call| {
-            ["NodeStageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume"]
-                .contains(&call.method.as_str())
+            [
+                "NodeStageVolume",
+                "NodePublishVolume",
+                "NodeExpandVolume",
+                "NodeUnpublishVolume",
+                "NodeUnstageVolume",
+            ]
+            .contains(&call.method.as_str())
         })
         .collect()
 }
