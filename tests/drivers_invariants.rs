@@ -18,5 +18,7 @@ mod support;
 
 #[path = "foreign_invariants/on_hostpath.rs"]
 mod on_hostpath;
+#[path = "foreign_invariants/on_hostpath_life.rs"]
+mod on_hostpath_life;
 #[path = "foreign_invariants/on_mock.rs"]
 mod on_mock;

@@ -43,6 +43,13 @@ pub use mount_table::mounts as parse_mountinfo;
 pub use raw::inherited;
 pub use startup::{Lock, StartError, is_root, lock_root, lock_state, propagates_to_init};
 
+/// Stops the whole process until somebody sends SIGCONT (`VOLUMED_TEST_FAULT`).
+#[cfg(debug_assertions)]
+pub(crate) fn stop_this_process() {
+    // It cannot fail: a process may always signal itself. If it did, the test that waits for the stop would say so.
+    let _sent = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+}
+
 /// What the rest of volumed asks of the kernel. `Linux` is the real one; the simulation has its own.
 pub trait Host: Send + Sync + Debug {
     /// Returns the boot that this is.

@@ -102,7 +102,8 @@ impl Loop {
     /// Whether nothing wants or holds a volume any more.
     fn is_going(&self, key: &VolumeKey) -> bool {
         let wants = self.desired.volumes.get(key);
-        self.desired.is_read && wants.is_none_or(|wants| wants.publications.values().all(|want| *want == Want::Absent))
+        self.desired.is_read
+            && wants.is_none_or(|wants| wants.publications.values().all(|want| *want == Want::Absent))
     }
 
     async fn give_up(&mut self, key: &VolumeKey, ids: &BTreeSet<PublicationId>) -> Result<(), String> {

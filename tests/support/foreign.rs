@@ -126,10 +126,20 @@ fn capability() -> csi::VolumeCapability {
 
 /// Has the driver make a volume; returns its handle.
 pub fn create_volume(socket: &Path, name: &str) -> String {
+    create(socket, name, capability())
+}
+
+/// Has the driver make a block volume; returns its handle.
+pub fn create_block_volume(socket: &Path, name: &str) -> String {
+    let block = csi::volume_capability::AccessType::Block(csi::volume_capability::BlockVolume::default());
+    create(socket, name, csi::VolumeCapability { access_type: Some(block), ..capability() })
+}
+
+fn create(socket: &Path, name: &str, capability: csi::VolumeCapability) -> String {
     let request = csi::CreateVolumeRequest {
         name: name.to_owned(),
         capacity_range: Some(csi::CapacityRange { required_bytes: 1 << 20, limit_bytes: 0 }),
-        volume_capabilities: vec![capability()],
+        volume_capabilities: vec![capability],
         ..Default::default()
     };
     let answer =
@@ -162,6 +172,19 @@ pub fn unpublish_volume(socket: &Path, handle: &str, target: &Path) {
 /// A PV with a driver's handle, and the claim bound to it.
 pub fn claim_of(driver: &str, volume: &str, handle: &str) -> String {
     claim(volume).replace(DRIVER, driver).replace(&format!("handle-{volume}"), &format!("\"{handle}\""))
+}
+
+/// A claim and its PV, as a block device.
+pub fn block(claim: &str) -> String {
+    claim.replace("  accessModes:", "  volumeMode: Block\n  accessModes:")
+}
+
+/// A pod that uses the device of its claim.
+pub fn device_user(pod: &str) -> String {
+    pod.replace(
+        "volumeMounts: [{name: data, mountPath: /data}]",
+        "volumeDevices: [{name: data, devicePath: /dev/d}]",
+    )
 }
 
 /// What an attacher writes when it has attached a PV to the test's node.
