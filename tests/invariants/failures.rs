@@ -20,7 +20,7 @@ fn invariant_06_the_intent_is_on_disk_before_the_first_call() {
         daemon.kill();
         driver.kill();
         let [record] = records(&host).try_into().expect("one record");
-        let text = record.to_string();
+        let text = record;
         let call = of(&host, &[method]).remove(0);
         for known in ["handle-data", "uid-web", DRIVER] {
             assert!(text.contains(known), "{method}: {known} is not in {text}");
@@ -86,7 +86,7 @@ fn invariant_08_a_failing_undo_keeps_its_record() {
         }
         until("the undo failed three times", || of(&host, &[method]).len() >= 3);
         let [record] = records(&host).try_into().expect("the record stays");
-        assert!(record.to_string().contains("handle-data"));
+        assert!(record.contains("handle-data"));
     }
     // Nor does a restart forget it.
     daemon.kill();

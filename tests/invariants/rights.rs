@@ -54,7 +54,7 @@ fn invariant_16_a_secret_goes_to_its_own_call_and_nowhere_else() {
         ] {
             places.push(String::from_utf8_lossy(&host.volumectl(command).stdout).into_owned());
         }
-        places.extend(records(host).iter().map(ToString::to_string));
+        places.extend(records(host));
     };
     look(&host);
     host.remove_manifest("web.yaml");
