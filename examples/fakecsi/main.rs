@@ -41,14 +41,18 @@
 //!   `{"health": [{"status": "DEGRADED", "reason": "Rebuilding", "message": "..."}]}`. Units and states may be numbers.
 //! * All faults that match are taken in the order of the file; the first that ends the call ends it.
 
+//! A FUSE (`--file-system fuse`) answers nothing while there is a file `.hang` in `--state DIR`.
+
 #![expect(clippy::disallowed_methods, reason = "a test's program may start losetup without a deadline")]
 
 mod block;
 mod calls;
 mod controller;
 mod faults;
+mod fuse;
 mod mounts;
 mod node;
+mod own;
 mod rules;
 mod serve;
 mod spoil;
@@ -110,10 +114,13 @@ struct Options {
     /// Has GET_VOLUME_HEALTH (1.13)
     #[arg(long)]
     health: bool,
+    /// What a volume with a file system is
+    #[arg(long, value_enum, default_value = "directory")]
+    file_system: own::FileSystem,
     /// How block volumes are published
     #[arg(long, value_enum, default_value = "bind")]
     block: block::Shown,
-    /// Bytes of a new block volume
+    /// Bytes of a new block volume, or ext4
     #[arg(long, default_value_t = 16 << 20)]
     block_size: u64,
     /// Takes calls that break the caller's duties

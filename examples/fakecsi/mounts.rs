@@ -8,6 +8,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tonic::Status;
 
 use crate::block::{self, Shown};
+use crate::own::FileSystem;
 
 /// The directories of the volumes.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(crate) struct Mounts {
     pub(crate) block_size: u64,
     /// How block volumes are published.
     pub(crate) shown: Shown,
+    /// What a volume with a file system is.
+    pub(crate) file_system: FileSystem,
 }
 
 impl Mounts {
@@ -38,11 +41,11 @@ impl Mounts {
 
     /// Binds the volume at the staging path, which is there.
     pub(crate) fn stage(&self, volume: &str, staging: &Path) -> Result<(), Status> {
-        let directory = self.make(volume)?;
+        self.make(volume)?;
         if self.none || mounted(staging)?.is_some() {
             return Ok(());
         }
-        bind(&directory, staging)
+        self.show(volume, staging)
     }
 
     /// Unmounts the staging path.
@@ -61,7 +64,7 @@ impl Mounts {
         target: &Path,
         read_only: bool,
     ) -> Result<(), Status> {
-        let directory = self.make(volume)?;
+        self.make(volume)?;
         if self.none {
             return Ok(());
         }
@@ -75,7 +78,10 @@ impl Mounts {
         {
             return Err(failed("mkdir", target, &error));
         }
-        bind(staging.unwrap_or(&directory), target)?;
+        match staging {
+            Some(staging) => bind(staging, target)?,
+            None => self.show(volume, target)?,
+        }
         if read_only { read_only_from_now(target) } else { Ok(()) }
     }
 

@@ -50,6 +50,7 @@ pub(crate) async fn serve(
             none: options.no_mount,
             block_size: options.block_size,
             shown: options.block,
+            file_system: options.file_system,
         }),
         rules: Arc::new(Rules::new(options).context("make the driver's memory")?),
         options: Arc::new(options.clone()),

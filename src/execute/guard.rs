@@ -27,7 +27,8 @@ pub(super) async fn before_staging(
         return Ok(());
     }
     let ours = record.staging.as_ref().map(|staging| (&staging.state, staging.boot == executor.boot));
-    may_do(&table, path, ours)
+    may_do(&table, path, ours)?;
+    not_hidden(executor, &table, path, ours, false).await
 }
 
 /// Refuses to publish where a stranger's mount or files lie.
@@ -48,10 +49,11 @@ pub(super) async fn before_publication(
     }
     let ours = recorded.map(|publication| (&publication.state, publication.boot == executor.boot));
     may_do(&table, &path, ours)?;
+    let is_block = step.plan.arguments.as_ref().is_some_and(is_block);
+    not_hidden(executor, &table, &path, ours, is_block).await?;
     if recorded.is_some() || matches!(table.at(&path), MountsAt::One(_)) || step.adopt.is_some() {
         return Ok(());
     }
-    let is_block = step.plan.arguments.as_ref().is_some_and(is_block);
     match look(executor, &path).await? {
         seen if is_nothing(seen, is_block) => Ok(()),
         _ => Err(Failure::not_done(
@@ -120,6 +122,29 @@ fn may_do(table: &MountTable, path: &Path, ours: Option<(&CallState, bool)>) -> 
                 "unmount what is not the volume's",
             ))
         }
+    }
+}
+
+/// Refuses to mount over files that somebody wrote where a mount has vanished: they would be hidden, and be deleted by a driver
+/// that takes the mount down. A driver that mounts nothing keeps its own files there.
+async fn not_hidden(
+    executor: &Executor,
+    table: &MountTable,
+    path: &Path,
+    ours: Option<(&CallState, bool)>,
+    is_block: bool,
+) -> Result<(), Failure> {
+    match (table.at(path), ours) {
+        (MountsAt::None, Some((CallState::Done { mount: RecordedMount::Mount(_) }, _))) => {}
+        (MountsAt::None | MountsAt::One(_) | MountsAt::Stacked(_), _) => return Ok(()),
+    }
+    match look(executor, path).await? {
+        seen if is_nothing(seen, is_block) => Ok(()),
+        _ => Err(Failure::not_done(
+            "obstacle",
+            format!("{} is no mount any more, and there is something in it", path.display()),
+            "move it away; volumed goes on by itself",
+        )),
     }
 }
 

@@ -159,6 +159,15 @@ pub enum Obstacle {
         /// Where.
         point: PathBuf,
     },
+    /// Where a block volume's device is bound for its pod, another mount is there or lies on top.
+    OnMap {
+        /// Where.
+        point: PathBuf,
+        /// What was published.
+        recorded: Option<MountIdentity>,
+        /// What is there, or on top.
+        found: MountIdentity,
+    },
 }
 
 impl std::fmt::Display for Obstacle {
@@ -175,6 +184,11 @@ impl std::fmt::Display for Obstacle {
                 write!(f, "a mount is there that was not recorded: {found}")
             }
             Self::Below { point } => write!(f, "something is mounted below it, at {}", point.display()),
+            Self::OnMap { point, recorded, found } => {
+                let point = point.display();
+                write!(f, "another mount is at {point}, where the pod's device was bound: {found}")?;
+                recorded.as_ref().map_or(Ok(()), |recorded| write!(f, "; published was {recorded}"))
+            }
         }
     }
 }

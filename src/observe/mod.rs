@@ -119,20 +119,45 @@ fn publication(id: &PublicationId, record: &PublicationRecord, site: Site<'_>) -
     let look = look(&record.state, record.boot == *site.boot, &target, site);
     let is_block = record.arguments.as_ref().is_some_and(|a| a.capability.volume_mode == VolumeMode::Block);
     // A block device is there for the pod when it is bound on its map too (kubelet.md 1.11).
-    let unmapped = is_block
-        && matches!(site.mounts.at(&site.layout.absolute(&site.layout.block_map(id))), MountsAt::None);
+    let (mapped, on_map) = if is_block {
+        look_at_map(&record.state, site.layout.absolute(&site.layout.block_map(id)), site.mounts)
+    } else {
+        (true, None)
+    };
     HavePublication {
         presence: match look.presence {
-            Presence::Yes if unmapped => Presence::Uncertain,
+            Presence::Yes if !mapped => Presence::Uncertain,
             presence => presence,
         },
         arguments: record.arguments.clone(),
         frozen: look.frozen,
         undoing: record.state == CallState::Undoing,
-        obstacle: look.obstacle,
+        obstacle: look.obstacle.or(on_map),
         not_a_mount_point: look.not_a_mount_point && record.arguments.is_some(),
         dead: look.dead,
     }
+}
+
+/// Returns whether a published device is bound for its pod, and what forbids calls: what lies on the map is the same mount as
+/// the driver's. Of a device that the driver showed without a mount, `Host::map_block` alone can tell.
+fn look_at_map(state: &CallState, map: PathBuf, mounts: &MountTable) -> (bool, Option<Obstacle>) {
+    let recorded = match state {
+        CallState::Done { mount: RecordedMount::Mount(recorded) } => Some(recorded),
+        CallState::Done { mount: RecordedMount::NotAMountPoint }
+        | CallState::Planned
+        | CallState::Intended { .. }
+        | CallState::Undoing => None,
+    };
+    let found = match mounts.at(&map) {
+        MountsAt::None => return (false, None),
+        MountsAt::One(mount) if recorded.is_none_or(|recorded| mount.identity() == *recorded) => {
+            return (true, None);
+        }
+        MountsAt::One(mount) => Some(mount.identity()),
+        MountsAt::Stacked(stack) => stack.last().map(|top| top.identity()),
+    };
+    let recorded = recorded.cloned();
+    (false, found.map(|found| Obstacle::OnMap { point: map, recorded, found }))
 }
 
 struct Look {

@@ -1,0 +1,149 @@
+//! Nothing is taken from who still has it (design rule 4).
+
+#![expect(
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "a test: its helpers may fail loudly and start processes of their own"
+)]
+
+mod drift;
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use drift::{
+    assert_released, block_claim, block_paths, block_pod, count, explain, methods, staging, text,
+    two_readings, until_blocked,
+};
+use support::{Process, TestHost, pod_with_claim, until};
+
+const UP: [&str; 2] = ["NodeStageVolume", "NodePublishVolume"];
+const DOWN: [&str; 2] = ["NodeUnpublishVolume", "NodeUnstageVolume"];
+
+/// Starts a process that has something, and waits until it has it.
+fn holder(host: &TestHost, command: &[&str], has: impl Fn(u32) -> bool) -> Process {
+    let (program, arguments) = command.split_first().expect("a program");
+    let mut process = Command::new(program);
+    process.args(arguments);
+    let process = host.spawn(process, "holder.log");
+    until("the holder has it", || has(process.pid()));
+    process
+}
+
+/// Whether a process has a path, or a device of this name, open.
+fn has_open(pid: u32, path: &Path) -> bool {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    open.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|found| found == path)
+}
+
+/// The staging of a pod that is gone waits for a process, which is named.
+fn assert_unstage_waits(host: &TestHost, holder: &Process, words: &[&str]) {
+    let detail = until_said(host, "in use");
+    for word in words.iter().copied().chain([&*format!("pid {}", holder.pid())]) {
+        assert!(detail.contains(word), "{word:?} is not said: {detail}");
+    }
+    two_readings(host);
+    assert_eq!(methods(host), [UP[0], UP[1], DOWN[0]], "it is not unstaged\n{}", host.explain());
+    assert!(host.mounts().contains(&staging(host)));
+}
+
+/// Waits until volumectl says something of the volumes, and returns all that it says.
+fn until_said(host: &TestHost, words: &str) -> String {
+    let said = || String::from_utf8_lossy(&host.volumectl(&["list", "-o", "json"]).stdout).into_owned();
+    until(&format!("{words:?} is said\n{}", host.logs()), || said().contains(words));
+    said()
+}
+
+#[test]
+fn a_private_copy_in_another_mount_namespace_keeps_the_staging() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&[]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    let staged = staging(&host);
+    let ours = fs::read_link("/proc/self/ns/mnt").expect("a namespace");
+    let copied = |pid: u32| {
+        let running =
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "sleep");
+        running && fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|theirs| theirs != ours)
+    };
+    let command = ["unshare", "--mount", "--propagation", "private", "--", "sleep", "600"];
+    let holder = holder(&host, &command, copied);
+    host.remove_manifest("web.yaml");
+    assert_unstage_waits(&host, &holder, &["sleep", "another mount namespace", text(&staged)]);
+    holder.kill();
+    assert_released(&host);
+    assert_eq!(methods(&host)[2..], DOWN);
+}
+
+#[test]
+fn an_open_file_of_a_volume_s_own_file_system_keeps_the_staging() {
+    for file_system in ["tmpfs", "ext4"] {
+        let host = TestHost::new();
+        let _driver = host.fakecsi(&["--file-system", file_system]);
+        let _daemon = host.volumed(&[]);
+        host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+        host.wait(&["pod/web"]);
+        let file = staging(&host).join("file");
+        fs::write(&file, "data").expect("the volume can be written");
+        let holder = holder(&host, &["tail", "-f", text(&file)], |pid| has_open(pid, &file));
+        host.remove_manifest("web.yaml");
+        assert_unstage_waits(&host, &holder, &["tail", text(&file)]);
+        // A restart forgets nothing of it.
+        holder.kill();
+        assert_released(&host);
+        assert_eq!(methods(&host)[2..], DOWN, "{file_system}");
+    }
+}
+
+#[test]
+fn who_begins_to_use_a_volume_again_is_asked_anew() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&["--file-system", "tmpfs"]);
+    let daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    let file = staging(&host).join("file");
+    fs::write(&file, "data").expect("the volume can be written");
+    let first = holder(&host, &["tail", "-f", text(&file)], |pid| has_open(pid, &file));
+    host.remove_manifest("web.yaml");
+    assert_unstage_waits(&host, &first, &["tail"]);
+    let second = holder(&host, &["tail", "-f", text(&file)], |pid| has_open(pid, &file));
+    first.kill();
+    daemon.kill();
+    let _daemon = host.volumed(&[]);
+    assert_unstage_waits(&host, &second, &["tail"]);
+    // Wanted again, it comes up with what it has.
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    assert_eq!(methods(&host), [UP[0], UP[1], DOWN[0], UP[1]]);
+    assert_eq!(fs::read_to_string(host.target("uid-web", "data").join("file")).expect("a file"), "data");
+}
+
+#[test]
+fn a_process_that_has_the_device_open_keeps_it() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&[]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("db.yaml", &format!("{}---\n{}", block_claim("data"), block_pod("db", "uid-db", "data")));
+    host.wait(&["pod/db"]);
+    let paths = block_paths(&host, "uid-db", "data");
+    let command = ["sh", "-c", "exec sleep 600 < \"$0\"", text(&paths.link)];
+    let holder = holder(&host, &command, |pid| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "sleep")
+    });
+    host.remove_manifest("db.yaml");
+    let detail = until_blocked(&host, "db", "in-use");
+    assert!(detail.contains("sleep") && detail.contains(&holder.pid().to_string()), "{detail}");
+    assert!(explain(&host, "db").contains("sleep"), "{}", explain(&host, "db"));
+    two_readings(&host);
+    assert_eq!(count(&host, "NodeUnpublishVolume"), 0, "the driver is not asked");
+    assert!(fs::metadata(&paths.link).is_ok(), "the device stays");
+    holder.kill();
+    host.wait(&["--for=released", "pod/db"]);
+    assert_released(&host);
+}
