@@ -11,6 +11,7 @@ mod operator;
 mod paused;
 pub mod peer;
 pub mod render;
+mod row;
 #[cfg(test)]
 mod samples;
 pub mod server;
