@@ -5,6 +5,7 @@
 
 mod chain;
 pub mod client;
+mod explain;
 pub mod foreign;
 pub mod names;
 mod operator;
