@@ -1,7 +1,7 @@
 //! The causal chain of one volume: every link from the manifest to the mount, or from the mount to nothing, the first one that
 //! fails marked, and what happened lately. Built from Status alone.
 
-use super::views::{Row, is_pause};
+use super::row::{Row, is_pause};
 use super::{paused, usage};
 use crate::model::{
     Blocked, Connection, Event, EventKind, HoldCode, LinkState, Millis, Presence, PublicationStatus, Status,

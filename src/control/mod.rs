@@ -5,12 +5,14 @@
 
 mod chain;
 pub mod client;
+mod explain;
 pub mod foreign;
 pub mod names;
 mod operator;
 mod paused;
 pub mod peer;
 pub mod render;
+mod row;
 #[cfg(test)]
 mod samples;
 pub mod server;

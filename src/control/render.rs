@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+pub use super::explain::explain;
 use super::foreign;
 use super::units::{bytes, humane, mode, span};
 use super::usage::{condition, inodes, measured, used};
@@ -184,46 +185,6 @@ pub fn status(answer: &api::GetStatusResponse, style: Style) -> String {
     text
 }
 
-/// Returns `volumectl explain NAME`: one causal chain per volume, the first failing link marked.
-pub fn explain(volumes: &[api::Volume], now: Millis, style: Style) -> String {
-    let mut text = String::new();
-    for volume in volumes {
-        if !text.is_empty() {
-            text.push('\n');
-        }
-        let target = if volume.pod.is_empty() { String::new() } else { format!(" for {}", used_by(volume)) };
-        let goal = if volume.desired == "held" { "published" } else { volume.desired.as_str() };
-        // The pod has it all the while.
-        let kept = goal == "published" && matches!(volume.actual.as_str(), "growing" | "publishing again");
-        let is = if volume.actual == goal || kept { "is" } else { "is not" };
-        line(&mut text, &format!("{} {is} {goal}{target}", label(volume)));
-        for link in &volume.chain {
-            let (mark, color) = match link.state.as_str() {
-                "good" => ("✓", "32"),
-                "failed" => ("✗", "31"),
-                _ => ("…", "0"),
-            };
-            let tries = match (link.attempts, link.since_ms) {
-                (0, _) | (_, 0) => String::new(),
-                (n, since_ms) => format!(" (try {n}, for {})", since(since_ms, now)),
-            };
-            let detail = format!("{:<9} {}{tries}", link.step, humane(&link.detail));
-            marked(&mut text, &format!(" {}", painted(mark, color, style)), detail.trim_end());
-            if link.state == "failed" {
-                let next = next_try(0, link.next_try_ms, now);
-                let retry = format!("; retry now: volumectl retry {}", volume.object);
-                if !next.is_empty() {
-                    line(&mut text, &format!("             {}{retry}", next.trim_start_matches("; ")));
-                }
-            }
-            if link.state != "good" && !link.remedy.is_empty() {
-                line(&mut text, &format!("             remedy: {}", link.remedy));
-            }
-        }
-    }
-    text
-}
-
 /// Returns `volumectl drivers`.
 pub fn drivers(answer: &api::ListDriversResponse, style: Style) -> String {
     let mut head = vec!["DRIVER", "VERSION", "NODE", "VOLUMES", "INFLIGHT", "STATE", "SINCE", "SOCKET"];
@@ -300,12 +261,12 @@ fn symbol(state: &str, style: Style) -> String {
     painted(dot, color, style)
 }
 
-fn painted(mark: &str, color: &str, style: Style) -> String {
+pub(super) fn painted(mark: &str, color: &str, style: Style) -> String {
     if style.color { format!("\u{1b}[{color}m{mark}\u{1b}[0m") } else { mark.to_owned() }
 }
 
 /// Returns the name of a volume in lists: the claim's, or the pod's and the volume's in it.
-fn label(volume: &api::Volume) -> String {
+pub(super) fn label(volume: &api::Volume) -> String {
     match (volume.claim.as_str(), volume.pod.as_str()) {
         ("", "") => volume.key.clone(),
         ("", _) => format!("{}:{}", volume.object, volume.name),
@@ -313,7 +274,7 @@ fn label(volume: &api::Volume) -> String {
     }
 }
 
-fn used_by(volume: &api::Volume) -> String {
+pub(super) fn used_by(volume: &api::Volume) -> String {
     if volume.pod.is_empty() { "-".to_owned() } else { format!("pod/{}/{}", volume.namespace, volume.pod) }
 }
 
@@ -341,7 +302,7 @@ pub fn reason(volume: &api::Volume, now: Millis) -> String {
     reason
 }
 
-fn next_try(attempts: u32, next_try_ms: Option<Millis>, now: Millis) -> String {
+pub(super) fn next_try(attempts: u32, next_try_ms: Option<Millis>, now: Millis) -> String {
     let tried = if attempts > 0 { format!(", try {attempts}") } else { String::new() };
     match next_try_ms {
         Some(at) => format!("{tried}; next try in {}", span(at - now)),
@@ -349,7 +310,7 @@ fn next_try(attempts: u32, next_try_ms: Option<Millis>, now: Millis) -> String {
     }
 }
 
-fn since(at: Millis, now: Millis) -> String {
+pub(super) fn since(at: Millis, now: Millis) -> String {
     if at == 0 { "-".to_owned() } else { span(now - at) }
 }
 
@@ -391,13 +352,13 @@ fn section(text: &mut String, title: &str, lines: impl Iterator<Item = String>) 
     }
 }
 
-fn line(text: &mut String, content: &str) {
+pub(super) fn line(text: &mut String, content: &str) {
     text.push_str(&printable(content));
     text.push('\n');
 }
 
 /// A line that begins with a mark of ours, which may be coloured.
-fn marked(text: &mut String, mark: &str, content: &str) {
+pub(super) fn marked(text: &mut String, mark: &str, content: &str) {
     text.push_str(mark);
     text.push(' ');
     line(text, content);

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::names::{Kind, ObjectName};
+use super::row::needs_an_edit;
 use super::{Request, views};
 use crate::model::{PodStatus, PodUid, Presence, Status, VolumeKey};
 
@@ -274,7 +275,7 @@ impl<'a> Waiting<'a> {
             Goal::Published | Goal::Released => {
                 let wished: Vec<_> = rows.iter().filter(|row| row.desired() != "released").collect();
                 let hopeless = |row: &&&views::Row<'_>| {
-                    !row.is_published() && row.hold().is_some_and(|hold| views::needs_an_edit(hold.code))
+                    !row.is_published() && row.hold().is_some_and(|hold| needs_an_edit(hold.code))
                 };
                 if wished.iter().any(|row| hopeless(&row)) || self.is_broken(status, rows.is_empty()) {
                     Verdict::Failed
