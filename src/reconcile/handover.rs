@@ -142,6 +142,13 @@ impl Loop {
         if self.busy.contains_key(&key) {
             return Err(format!("{key} is being worked on; try again; nothing was done"));
         }
+        if foreign.publication.is_none() && !release {
+            return Err(format!(
+                "{} is staged for no pod: nothing would keep it; take it down with volumectl release, or add the \
+                 manifest of a pod that uses it; nothing was done",
+                path.display()
+            ));
+        }
         let mut record = match self.records.get(&key) {
             Some(record) => record.clone(),
             None => VolumeRecord::new(key.clone(), volume),
