@@ -3,7 +3,6 @@
 #![expect(
     clippy::disallowed_methods,
     clippy::unwrap_used,
-    clippy::panic,
     clippy::print_stdout,
     reason = "a test: helper functions are not covered by the allow-in-tests settings"
 )]
@@ -98,7 +97,7 @@ impl Dice {
                     continue;
                 }
                 6 => {
-                    drop(std::os::unix::net::UnixListener::bind(path.with_file_name(n.to_string())).unwrap())
+                    drop(std::os::unix::net::UnixListener::bind(path.with_file_name(n.to_string())).unwrap());
                 }
                 _ => {
                     std::fs::write(&path, "content").unwrap();

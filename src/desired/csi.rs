@@ -95,7 +95,7 @@ pub(super) fn persistent(
     Ok(Place {
         key: VolumeKey::csi(&want.driver, &csi.volume_handle),
         id: pod.publication(Plugin::Csi, name)?,
-        volume: WantedVolume::Csi(want),
+        volume: WantedVolume::Csi(Box::new(want)),
     })
 }
 
@@ -149,7 +149,7 @@ pub(super) fn inline(
     let id = pod.publication(Plugin::Csi, name)?;
     Ok(Place {
         key: VolumeKey::of_pod(&id),
-        volume: WantedVolume::Csi(CsiWant {
+        volume: WantedVolume::Csi(Box::new(CsiWant {
             handle: inline_handle(pod.identity.uid.as_str(), name),
             lifecycle: Lifecycle::Ephemeral,
             volume_mode: VolumeMode::Filesystem,
@@ -170,7 +170,7 @@ pub(super) fn inline(
             publish_secrets,
             expand_secrets: std::sync::Arc::default(),
             driver,
-        }),
+        })),
         id,
     })
 }

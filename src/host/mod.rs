@@ -121,10 +121,7 @@ pub trait Host: Send + Sync + Debug {
     ) -> BoxFuture<'_, Result<BTreeMap<PathBuf, String>, HostError>>;
 
     /// Asks file systems how full they are, in one child for all. What hangs or fails has its reason in place of figures.
-    fn usage(
-        &self,
-        paths: Vec<PathBuf>,
-    ) -> BoxFuture<'_, Result<BTreeMap<PathBuf, Result<Usage, String>>, HostError>>;
+    fn usage(&self, paths: Vec<PathBuf>) -> BoxFuture<'_, Result<Usages, HostError>>;
 
     /// Reads a small file that the configuration names; returns its text and when it was changed, ms since the epoch.
     fn read_token(&self, file: PathBuf) -> BoxFuture<'_, Result<(String, Millis), HostError>>;
@@ -230,6 +227,9 @@ pub struct Usage {
     /// Inodes left.
     pub free_inodes: u64,
 }
+
+/// How full file systems are, by path; or why one did not say.
+pub type Usages = BTreeMap<PathBuf, Result<Usage, String>>;
 
 /// Hears how far a long operation got, in words for people. Cheap to clone; telling never waits.
 #[derive(Clone)]

@@ -54,7 +54,7 @@ pub struct Wanted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WantedVolume {
     /// Driven by a CSI driver.
-    Csi(CsiWant),
+    Csi(Box<CsiWant>),
     /// An empty directory on disk.
     EmptyDir {
         /// The group that it is given to.

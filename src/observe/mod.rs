@@ -154,7 +154,7 @@ fn look_at_map(state: &CallState, map: PathBuf, mounts: &MountTable) -> (bool, O
             return (true, None);
         }
         MountsAt::One(mount) => Some(mount.identity()),
-        MountsAt::Stacked(stack) => stack.last().map(|top| top.identity()),
+        MountsAt::Stacked(stack) => stack.last().map(crate::model::Mount::identity),
     };
     let recorded = recorded.cloned();
     (false, found.map(|found| Obstacle::OnMap { point: map, recorded, found }))

@@ -125,7 +125,7 @@ impl<'a> View<'a> {
     /// The first wanted CSI volume: what the volume-wide arguments are made from.
     fn wanted_csi(&self) -> Option<&'a CsiWant> {
         self.wanted().find_map(|(_, wanted)| match &wanted.volume {
-            WantedVolume::Csi(csi) => Some(csi),
+            WantedVolume::Csi(csi) => Some(&**csi),
             WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
         })
     }

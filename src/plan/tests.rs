@@ -104,7 +104,7 @@ fn wanted(volume: usize, pod: usize, edited: bool) -> Wanted {
         names: BTreeSet::from(["data".to_owned()]),
         claim: None,
         manifest: None,
-        volume: WantedVolume::Csi(CsiWant {
+        volume: WantedVolume::Csi(Box::new(CsiWant {
             driver: driver(),
             handle: handle(volume),
             lifecycle: Lifecycle::Persistent,
@@ -125,7 +125,7 @@ fn wanted(volume: usize, pod: usize, edited: bool) -> Wanted {
             attach: Attach::NotRequired,
             stage_secrets: Arc::default(),
             publish_secrets: Arc::default(),
-        }),
+        })),
     }
 }
 

@@ -121,7 +121,7 @@ impl View<'_> {
         let csi = match &wanted.volume {
             WantedVolume::HostPath { .. } => return,
             WantedVolume::EmptyDir { .. } => None,
-            WantedVolume::Csi(csi) => Some(csi),
+            WantedVolume::Csi(csi) => Some(&**csi),
         };
         if !staged {
             return;
@@ -237,7 +237,10 @@ impl View<'_> {
 
     /// Refuses a second pod of a ReadWriteOncePod volume (csi.md 10, 24).
     fn only_pod(&self, id: &PublicationId, wanted: &Wanted) -> Result<(), arguments::Refused> {
-        let WantedVolume::Csi(CsiWant { single_pod: true, .. }) = &wanted.volume else { return Ok(()) };
+        let WantedVolume::Csi(csi) = &wanted.volume else { return Ok(()) };
+        if !csi.single_pod {
+            return Ok(());
+        }
         let mut others = self.published().map(|(other, _)| other).filter(|other| other.pod != id.pod);
         let mut foreign =
             self.foreign_publications().filter_map(|foreign| Some(&foreign.publication.as_ref()?.0));

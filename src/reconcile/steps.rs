@@ -33,7 +33,7 @@ pub(super) struct Running {
 #[derive(Debug)]
 pub(super) enum Happening {
     /// A step ended.
-    StepEnded(StepResult),
+    StepEnded(Box<StepResult>),
     /// A step says how far it got.
     StepTold(Told),
     /// The file systems that can die were asked.
@@ -104,7 +104,7 @@ impl Loop {
     pub(super) async fn happened(&mut self) -> Happening {
         tokio::select! {
             biased;
-            Some(ended) = self.steps.join_next() => Happening::StepEnded(ended),
+            Some(ended) = self.steps.join_next() => Happening::StepEnded(Box::new(ended)),
             Some(told) = self.progress.1.recv() => Happening::StepTold(told),
             Some(found) = self.round.join_next() => Happening::RoundEnded(found),
             // The loop holds a sender itself, so `recv` never ends.
@@ -114,7 +114,7 @@ impl Loop {
     /// Takes what happened.
     pub(super) fn take(&mut self, happening: Happening) {
         match happening {
-            Happening::StepEnded(ended) => self.take_ended(ended),
+            Happening::StepEnded(ended) => self.take_ended(*ended),
             Happening::StepTold(told) => self.take_progress(told),
             Happening::RoundEnded(found) => self.take_round(found),
         }

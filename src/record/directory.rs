@@ -322,7 +322,7 @@ fn last(text: &[u8]) -> Result<&[u8], String> {
         let from = documents.byte_offset();
         match (documents.next(), found) {
             (Some(Ok(_)), _) => found = text.get(from..documents.byte_offset()),
-            (None, Some(found)) | (Some(Err(_)), Some(found)) => return Ok(found),
+            (None | Some(Err(_)), Some(found)) => return Ok(found),
             (None, None) => return Err("is empty".to_owned()),
             (Some(Err(e)), None) => return Err(format!("is not a record: {e}")),
         }

@@ -42,7 +42,7 @@ fn request(driver: &str, method: &str, volume: &str) -> Value {
 
 fn csi(world: &World, name: &str) -> CsiWant {
     match world.wanted_of(name).2.volume {
-        WantedVolume::Csi(csi) => csi,
+        WantedVolume::Csi(csi) => *csi,
         other => panic!("{other:?}"),
     }
 }

@@ -147,7 +147,7 @@ impl World {
 
     fn csi(&self) -> CsiWant {
         match self.wanted_of("data").2.volume {
-            WantedVolume::Csi(csi) => csi,
+            WantedVolume::Csi(csi) => *csi,
             other => panic!("{other:?}"),
         }
     }
