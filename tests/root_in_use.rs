@@ -147,3 +147,59 @@ fn a_process_that_has_the_device_open_keeps_it() {
     host.wait(&["--for=released", "pod/db"]);
     assert_released(&host);
 }
+
+#[test]
+fn an_operator_can_take_a_volume_from_who_has_it() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&[]);
+    let daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    let forced = host.volumectl(&["release", "--force", "pod/web"]);
+    assert!(!forced.status.success(), "what is wanted is not released: {forced:?}");
+    let ours = fs::read_link("/proc/self/ns/mnt").expect("a namespace");
+    let command = ["unshare", "--mount", "--propagation", "private", "--", "sleep", "600"];
+    let mut holder = holder(&host, &command, |pid| {
+        let running =
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "sleep");
+        running && fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|theirs| theirs != ours)
+    });
+    host.remove_manifest("web.yaml");
+    assert_unstage_waits(&host, &holder, &["sleep"]);
+    let unforced = host.volumectl(&["release", "pod/web"]);
+    two_readings(&host);
+    assert_eq!(count(&host, "NodeUnstageVolume"), 0, "without force it waits: {unforced:?}");
+    let forced = host.volumectl(&["release", "--force", "pod/web"]);
+    assert!(forced.status.success(), "{forced:?}\n{}", host.explain());
+    assert_released(&host);
+    assert!(holder.is_running(), "nobody is killed for it");
+    assert!(daemon.pid() > 0);
+}
+
+#[test]
+fn an_operator_can_take_a_device_from_who_has_it() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&[]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("db.yaml", &format!("{}---\n{}", block_claim("data"), block_pod("db", "uid-db", "data")));
+    host.wait(&["pod/db"]);
+    // By a path that is not the pod's: what is open through the driver's own mount no umount takes away.
+    let device = support::loop_devices(&host.path("driver")).pop().expect("the driver's device");
+    let command = ["sh", "-c", "exec sleep 600 < \"$0\"", text(&device)];
+    let mut holder = holder(&host, &command, |pid| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "sleep")
+    });
+    host.remove_manifest("db.yaml");
+    until_blocked(&host, "db", "in-use");
+    let forced = host.volumectl(&["release", "--force", "pod/db"]);
+    assert!(forced.status.success(), "{forced:?}\n{}", host.explain());
+    host.wait(&["--for=released", "pod/db"]);
+    until("the record is gone", || {
+        fs::read_dir(host.state.join("volumes")).into_iter().flatten().next().is_none()
+    });
+    assert!(holder.is_running(), "nobody is killed for it");
+    // The driver's loop device goes with the last who has it open.
+    holder.kill();
+    until("the device is gone", || support::loop_devices(&host.path("")).is_empty());
+    assert_released(&host);
+}

@@ -9,8 +9,8 @@ use tokio::task::JoinError;
 use super::pass::Loop;
 use crate::error::Chain;
 use crate::model::{
-    EventKind, Layout, MountTable, MountsAt, Presence, RootPath, VolumeKey, VolumeMode, VolumeRecord,
-    has_server,
+    EventKind, Layout, MountTable, MountsAt, Presence, PublicationId, RootPath, StepKind, VolumeKey,
+    VolumeMode, VolumeRecord, has_server,
 };
 use crate::observe::{self, Site};
 
@@ -173,8 +173,9 @@ impl Loop {
         }
     }
 
-    /// Forgets what was found dead of a volume that a step has just worked on, and asks again.
-    pub(super) fn doubt_death(&mut self, key: &VolumeKey) {
+    /// Forgets that the place was found dead which a step has just worked on, and asks again. A volume's other places stay what
+    /// they are: what was staged by a server that died is dead also when a pod's mount of it has gone.
+    pub(super) fn doubt_death(&mut self, key: &VolumeKey, kind: &StepKind) {
         let Some(record) = self.records.get(key) else { return };
         let paths: Vec<PathBuf> = paths(record, &self.parts.layout).collect();
         let mounted = |path: &PathBuf| match self.mounts.at(path) {
@@ -182,7 +183,11 @@ impl Loop {
             MountsAt::None | MountsAt::Stacked(_) => false,
         };
         let asks = self.round_at.is_none() && paths.iter().any(mounted);
-        self.dead.retain(|path, _| !paths.contains(path));
+        let worked_on = match kind.publication() {
+            Some(id) => Some(published_at(record, id, &self.parts.layout)),
+            None => record.staging.as_ref().map(|staging| staging.arguments.staging_path.clone()),
+        };
+        self.dead.retain(|path, _| Some(path) != worked_on.as_ref());
         if asks {
             self.round_at = Some(self.now().mono + ROUND_MS);
         }
@@ -202,10 +207,14 @@ impl Loop {
 /// Returns where a volume is or may be shown.
 fn paths<'a>(record: &'a VolumeRecord, layout: &'a Layout) -> impl Iterator<Item = PathBuf> + 'a {
     let staging = record.staging.iter().map(|staging| staging.arguments.staging_path.clone());
-    staging.chain(record.publications.iter().map(|(id, publication)| match &publication.arguments {
+    staging.chain(record.publications.keys().map(|id| published_at(record, id, layout)))
+}
+
+fn published_at(record: &VolumeRecord, id: &PublicationId, layout: &Layout) -> PathBuf {
+    match record.publications.get(id).and_then(|publication| publication.arguments.as_ref()) {
         Some(arguments) => arguments.target_path.clone(),
         None => layout.absolute(&layout.target(id)),
-    }))
+    }
 }
 
 /// Whether a mount at this point can change what is seen of a volume.

@@ -165,7 +165,7 @@ impl Loop {
                 self.operator.forced.remove(&key);
             }
         }
-        self.doubt_death(&key);
+        self.doubt_death(&key, &running.kind);
         self.forget_foreign(&key);
         self.observe(&key);
         self.touch_waiting(&key, &running.kind);
