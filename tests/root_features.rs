@@ -31,7 +31,8 @@ fn a_block_volume_comes_and_goes(shown: &str, arguments: &[&str]) {
     host.wait(&["pod/db"]);
     let paths = block_paths(&host, "uid-db", "data");
     let devices: Vec<_> = loop_devices(&host.path("driver"));
-    let [device] = &devices[..] else { panic!("{shown}: {devices:?}") };
+    assert_eq!(devices.len(), 1, "{shown}");
+    let device = &devices[0];
     let number = fs::metadata(device).expect("a device").rdev();
     for path in [&paths.map, &paths.link] {
         let at = fs::metadata(path).expect("the device is shown");

@@ -40,7 +40,7 @@
 //!   `{"abnormal": "message"}` and `{"usage": [{"unit": "BYTES", "total": 9, "used": 4, "available": 5}]}`; of NodeGetVolumeHealth
 //!   `{"health": [{"status": "DEGRADED", "reason": "Rebuilding", "message": "..."}]}`. Units and states may be numbers.
 //! * All faults that match are taken in the order of the file; the first that ends the call ends it.
-
+//!
 //! A FUSE (`--file-system fuse`) answers nothing while there is a file `.hang` in `--state DIR`.
 
 #![expect(clippy::disallowed_methods, reason = "a test's program may start losetup without a deadline")]

@@ -16,9 +16,9 @@ use foreign::place;
 
 use crate::host::{FoundVolume, Host, HostError};
 use crate::model::{
-    BootId, CallState, Foreign, Have, HavePublication, HaveStaging, Layout, MountTable, MountsAt, Obstacle,
-    Presence, Problem, PublicationId, PublicationRecord, RecordedMount, RecordedVolume, StagingRecord,
-    VolData, VolumeKey, VolumeMode, VolumeRecord,
+    BootId, CallState, Foreign, Have, HavePublication, HaveStaging, Layout, Mount, MountTable, MountsAt,
+    Obstacle, Presence, Problem, PublicationId, PublicationRecord, RecordedMount, RecordedVolume,
+    StagingRecord, VolData, VolumeKey, VolumeMode, VolumeRecord,
 };
 use crate::record::{Store, StoreError};
 
@@ -154,7 +154,7 @@ fn look_at_map(state: &CallState, map: PathBuf, mounts: &MountTable) -> (bool, O
             return (true, None);
         }
         MountsAt::One(mount) => Some(mount.identity()),
-        MountsAt::Stacked(stack) => stack.last().map(crate::model::Mount::identity),
+        MountsAt::Stacked(stack) => stack.last().map(Mount::identity),
     };
     let recorded = recorded.cloned();
     (false, found.map(|found| Obstacle::OnMap { point: map, recorded, found }))

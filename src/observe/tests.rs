@@ -199,3 +199,24 @@ fn a_vol_data_that_says_another_volume_puts_the_record_in_doubt() {
     let other = VolData::publication(&id(), &driver(), "other", "n", Lifecycle::Persistent);
     assert_eq!(doubt(other), Presence::Uncertain);
 }
+
+#[test]
+fn a_block_volume_is_there_when_what_was_published_is_bound_on_its_map_alone() {
+    let map = layout().absolute(&layout().block_map(&id()));
+    let on_map = |source: &str| mount(map.to_str().unwrap(), source, 5);
+    let seen = |state: CallState, mounts: Vec<Mount>| {
+        let mut record = record(state, boot("now"));
+        let publication = record.publications.get_mut(&id()).unwrap();
+        publication.arguments.as_mut().unwrap().capability.volume_mode = VolumeMode::Block;
+        let have = look_at(&record, &MountTable::new(mounts)).publications[&id()].as_ref().clone();
+        (have.presence, have.obstacle.is_some())
+    };
+    let (ours, bound) = (mount(TARGET, "s", 5), done(Some(mount(TARGET, "s", 5).identity())));
+    assert_eq!(seen(bound.clone(), vec![ours.clone(), on_map("s")]), (Presence::Yes, false));
+    assert_eq!(seen(bound.clone(), vec![ours.clone()]), (Presence::Uncertain, false), "it is bound again");
+    assert_eq!(seen(bound.clone(), vec![ours.clone(), on_map("x")]), (Presence::Uncertain, true));
+    assert_eq!(seen(bound, vec![ours, on_map("s"), on_map("x")]), (Presence::Uncertain, true));
+    // The driver showed it by a link or a node: the mount table does not say what it should be.
+    assert_eq!(seen(done(None), vec![on_map("s")]), (Presence::Yes, false));
+    assert_eq!(seen(done(None), vec![on_map("s"), on_map("x")]), (Presence::Uncertain, true));
+}
