@@ -169,8 +169,18 @@ impl Host for SimHost {
                 make(&self.world, parent);
             }
             self.world.lock().nodes.insert(point.clone(), Node::File(Vec::new()));
+            // The very mount that the driver made, once more.
+            let published = absolute(&map.published);
+            let source = self
+                .world
+                .lock()
+                .mounts
+                .iter()
+                .rev()
+                .find(|m| m.point == published)
+                .map(|m| m.source.clone());
             if !self.world.lock().is_mounted(&point) {
-                self.world.mount(&point, "device");
+                self.world.mount(&point, &source.unwrap_or_else(|| "device".to_owned()));
             }
             self.world.pause().await;
             if let Some(parent) = link.parent() {

@@ -202,7 +202,9 @@ impl Life {
                     let is_its = |handle: &str| {
                         (0..VOLUMES).any(|v| wish::driver(v) == driver && wish::handle(v) == handle)
                     };
-                    while world.unmount_if(|state, mount| state.may_vanish(mount) && is_its(&mount.source)) {}
+                    while world.unmount_if(|state, mount| {
+                        state.may_vanish(mount) && is_its(&mount.source) && !wish::is_map(&mount.point)
+                    }) {}
                     world.lock().forget(driver);
                 }
                 2 => {
@@ -247,9 +249,13 @@ impl Life {
     /// Somebody mounts over, below, instead of, or where soon a volume will be.
     fn strange_mount(&self) {
         let world = &self.world;
-        let is_map = |mount: &&Mount| mount.source == "device";
-        let mut points: Vec<PathBuf> =
-            world.lock().mounts.iter().filter(|mount| !is_map(mount)).map(|m| m.point.clone()).collect();
+        let mut points: Vec<PathBuf> = world
+            .lock()
+            .mounts
+            .iter()
+            .filter(|mount| !wish::is_map(&mount.point))
+            .map(|m| m.point.clone())
+            .collect();
         let pod = PodWish { claims: (0..VOLUMES).collect(), ..PodWish::default() };
         points.extend(wish::places(&self.any_pod(), &pod).iter().map(wish::target));
         let Some(point) = world.one_of(&points).cloned() else { return };
@@ -304,7 +310,7 @@ impl Life {
     fn vanish(&self) {
         let points: Vec<PathBuf> = {
             let state = self.world.lock();
-            let is_meant = |mount: &&Mount| state.may_vanish(mount) && mount.source != "device";
+            let is_meant = |mount: &&Mount| state.may_vanish(mount) && !wish::is_map(&mount.point);
             state.mounts.iter().filter(is_meant).map(|m| m.point.clone()).collect()
         };
         if let Some(point) = self.world.one_of(&points) {

@@ -79,6 +79,11 @@ pub fn is_block(handle: &str) -> bool {
     handle.starts_with("block")
 }
 
+/// Returns whether a path is where volumed binds a block device for a pod.
+pub fn is_map(path: &std::path::Path) -> bool {
+    path.parent().is_some_and(|parent| parent.ends_with("dev"))
+}
+
 /// Returns whether only one pod may have a volume: ReadWriteOncePod.
 pub fn is_single_pod(volume: u64) -> bool {
     volume == 1

@@ -321,11 +321,13 @@ impl State {
     pub fn mount(&mut self, point: &Path, source: &str) -> u64 {
         self.next_mount += 1;
         let id = self.next_mount;
+        // A device keeps its number wherever its node is bound; a file system of its own has a new one each time.
+        let minor = if wish::is_block(source) { 999 } else { id % 1000 };
         self.made.insert(id, Instant::now());
         self.mounts.push(Mount {
             id,
             parent: 1,
-            device: (8, u32::try_from(id % 1000).unwrap_or(0)),
+            device: (8, u32::try_from(minor).unwrap_or(0)),
             root: PathBuf::from("/"),
             point: point.to_owned(),
             fs_type: "ext4".to_owned(),
