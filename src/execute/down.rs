@@ -1,7 +1,7 @@
 //! Unpublish and unstage.
 
 use super::{Work, fault, guard, set_publication, set_staging};
-use crate::model::{CallState, Failure, Outcome, PublicationId};
+use crate::model::{CallState, Effect, Failure, Outcome, PublicationId, VolumeRecord};
 use crate::mutant::{self, Mutant};
 use crate::record::Durability;
 use crate::volumes::{self, Place};
@@ -16,6 +16,7 @@ impl Work<'_> {
         let call = self.call()?;
         let recorded = guard::before_unpublication(self.executor, publication).await?;
         let arguments = publication.arguments.clone();
+        let before = (publication.state.clone(), publication.boot.clone());
         self.update(Durability::Written, |record, boot| {
             set_publication(record, id, (CallState::Undoing, boot.clone()));
         })
@@ -24,7 +25,12 @@ impl Work<'_> {
         let site = self.site();
         let volume = volumes::of(&self.record.volume);
         let place = Place { id, arguments: arguments.as_ref() };
-        let answer = volume.unpublish(&site, &call, place, force).await?;
+        let answer = match volume.unpublish(&site, &call, place, force).await {
+            Ok(answer) => answer,
+            Err(failure) => {
+                return self.not_undone(failure, |record| set_publication(record, id, before)).await;
+            }
+        };
         fault::reached("unpublish:call");
         if let Some(arguments) = &arguments {
             guard::after_undo(self.executor, &arguments.target_path, recorded.as_ref(), answer).await?;
@@ -51,6 +57,7 @@ impl Work<'_> {
             guard::nobody_has(self.executor, staging, call.driver.as_ref()).await?;
         }
         let arguments = staging.arguments.clone();
+        let before = (staging.state.clone(), staging.boot.clone());
         self.update(Durability::Written, |record, boot| {
             set_staging(record, (CallState::Undoing, boot.clone()));
         })
@@ -58,7 +65,10 @@ impl Work<'_> {
         fault::reached("unstage:intent");
         let site = self.site();
         let volume = volumes::of(&self.record.volume);
-        let answer = volume.unstage(&site, &call, &arguments).await?;
+        let answer = match volume.unstage(&site, &call, &arguments).await {
+            Ok(answer) => answer,
+            Err(failure) => return self.not_undone(failure, |record| set_staging(record, before)).await,
+        };
         fault::reached("unstage:call");
         guard::after_undo(self.executor, &arguments.staging_path, recorded.as_ref(), answer).await?;
         volume.clean_staging(&site, &arguments).await?;
@@ -71,5 +81,19 @@ impl Work<'_> {
         .await?;
         fault::reached("unstage:outcome");
         Ok(Outcome::Changed)
+    }
+
+    /// Takes back that an undo was begun which did not even begin: refused because somebody has the volume, or never sent. What
+    /// is wanted again by then simply stays; else its undo would go on as soon as nobody happened to look.
+    async fn not_undone(
+        &mut self,
+        failure: Failure,
+        restore: impl FnOnce(&mut VolumeRecord),
+    ) -> Result<Outcome, Failure> {
+        if failure.effect == Effect::NotDone {
+            // If this cannot be written the undo stays begun, which only takes down what is to be brought up again.
+            let _unwritten = self.update(Durability::Written, |record, _| restore(record)).await;
+        }
+        Err(failure)
     }
 }

@@ -27,7 +27,9 @@ impl Work<'_> {
             }
         };
         // Without any memory the volume is what its PV says: a kubelet begins like that too.
-        let known = remembered.or(growth.size.claimed).unwrap_or(wanted);
+        // A PV that says less than what is remembered has another volume behind its handle, or never grew: nothing shrinks, and
+        // the next growth begins from what it says.
+        let known = remembered.or(growth.size.claimed).unwrap_or(wanted).min(wanted);
         let once_here = growth.size.every_node && remembered.is_none();
         if known >= wanted && !once_here {
             return self.remember(known, remembered).await;
@@ -47,7 +49,11 @@ impl Work<'_> {
         }
         let call = self.call()?;
         self.intend(|record, _| {
-            let expansion = ExpansionRecord { arguments: arguments.clone(), state: ExpansionState::Open };
+            let expansion = ExpansionRecord {
+                arguments: arguments.clone(),
+                state: ExpansionState::Open,
+                said: String::new(),
+            };
             record.expansion = Some(Box::new(expansion));
         })
         .await?;
@@ -72,6 +78,7 @@ impl Work<'_> {
                     .update(Durability::Written, |record, _| {
                         if let Some(expansion) = &mut record.expansion {
                             expansion.state = error.state;
+                            expansion.said.clone_from(&error.failure.cause.detail);
                         }
                     })
                     .await;

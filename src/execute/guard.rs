@@ -47,11 +47,13 @@ pub(super) async fn before_publication(
     if is_adopted(&table, &path, adopted) {
         return Ok(());
     }
+    // A kubelet's emptyDir is taken over with its content; what lies where a driver's mount is to be may be anybody's.
+    let adopts_files = step.adopt.is_some() && step.plan.arguments.is_none();
     let ours = recorded.map(|publication| (&publication.state, publication.boot == executor.boot));
     may_do(&table, &path, ours)?;
     let is_block = step.plan.arguments.as_ref().is_some_and(is_block);
     not_hidden(executor, &table, &path, ours, is_block).await?;
-    if recorded.is_some() || matches!(table.at(&path), MountsAt::One(_)) || step.adopt.is_some() {
+    if recorded.is_some() || matches!(table.at(&path), MountsAt::One(_)) || adopts_files {
         return Ok(());
     }
     match look(executor, &path).await? {

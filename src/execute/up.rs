@@ -86,7 +86,8 @@ impl Work<'_> {
             (Err(failure), _) => Err(failure),
         };
         let finished = match mounted {
-            Ok(mount) => self.finish(step, mount).await,
+            // NodePublish was answered OK: whatever else failed, other arguments may not be sent before it is undone.
+            Ok(mount) => self.finish(step, mount).await.map_err(|f| Failure { settled: false, ..f }),
             Err(failure) => Err(failure),
         };
         let mount = match finished {

@@ -43,8 +43,8 @@ pub use status::{
     VolumeStatus,
 };
 pub use step::{
-    Adoption, Blocked, BlockedCause, Effect, ExpandStep, Failure, Growth, Outcome, PublicationPlan,
-    PublishStep, Retry, StageStep, Step, StepKind,
+    Adoption, Blocked, BlockedCause, Effect, ExpandStep, Failure, GROWS_UNUSED, Growth, Outcome,
+    PublicationPlan, PublishStep, Retry, StageStep, Step, StepKind,
 };
 pub use vol_data::{VolData, go_json};
 pub use want::{

@@ -119,6 +119,9 @@ pub struct ExpansionRecord {
     pub arguments: ExpandArguments,
     /// How the last call ended.
     pub state: ExpansionState,
+    /// What the driver said, where it refused.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub said: String,
 }
 
 /// How far a growth got.

@@ -250,6 +250,9 @@ impl Failure {
     }
 }
 
+/// What is told of a volume that its driver makes larger only while nobody uses it.
+pub const GROWS_UNUSED: &str = "remove the pods that use the volume: it grows when it comes up again";
+
 /// Why a step cannot proceed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BlockedCause {

@@ -82,7 +82,9 @@ impl View<'_> {
         if let Err((cause, remedy)) = self.recorded_driver_ready() {
             return chooser.block(&kind, cause, &remedy);
         }
-        chooser.offer(Step::Unstage { key: self.key.clone(), force: self.world.orders.force });
+        // A dead file system is held by nobody who could use it (design rule 4).
+        let force = self.world.orders.force || staging.dead;
+        chooser.offer(Step::Unstage { key: self.key.clone(), force });
     }
 
     /// Whether the staging has to be undone although it is wanted: an undo was begun, its file system died, or the staging is

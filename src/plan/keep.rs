@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::chooser::Chooser;
 use super::{View, arguments};
 use crate::model::{
-    BlockedCause, CsiWant, DriverInfo, ExpandStep, ExpansionState, HavePublication, PublicationId, Step,
-    StepKind, Wanted, WantedVolume,
+    BlockedCause, CsiWant, DriverInfo, ExpandStep, ExpansionState, GROWS_UNUSED, HavePublication,
+    PublicationId, Step, StepKind, Wanted, WantedVolume,
 };
 
 impl View<'_> {
@@ -68,18 +68,9 @@ impl View<'_> {
         let open = state == Some(ExpansionState::Open);
         let Some(wanted) = csi.size.filter(|wanted| may && (wanted.capacity > size || open)) else { return };
         if state == Some(ExpansionState::InUse) {
-            let cause = BlockedCause::new(
-                "FAILED_PRECONDITION",
-                format!(
-                    "driver {} does not expand the volume to {} bytes while it is in use",
-                    csi.driver, wanted.capacity
-                ),
-            );
-            return chooser.block(
-                &StepKind::Expand,
-                cause,
-                "remove the pods that use the volume: it grows when it comes up again",
-            );
+            let said = volume.expansion.as_ref().map_or("", |expansion| &expansion.said);
+            let cause = BlockedCause::new("FAILED_PRECONDITION", said);
+            return chooser.block(&StepKind::Expand, cause, GROWS_UNUSED);
         }
         if chooser.decision.step.as_ref().is_some_and(|step| step.kind() == StepKind::Expand) {
             return;

@@ -32,13 +32,12 @@ impl Loop {
 
     pub(super) async fn take_foreign(&mut self) {
         let Ok(on_disk) = self.parts.host.volumes_on_disk().await else { return };
+        let mut foreign = observe::foreign(&on_disk, &self.records, &self.mounts, &self.parts.layout);
         // A step under way makes directories before its record reaches this loop.
-        if self.busy.is_empty() {
-            let foreign = observe::foreign(&on_disk, &self.records, &self.mounts, &self.parts.layout);
-            if foreign != self.actual.foreign {
-                self.actual.foreign = foreign;
-                self.touched.extend(self.desired.volumes.keys().chain(self.records.keys()).cloned());
-            }
+        foreign.retain(|found| found.key.as_ref().is_none_or(|key| !self.busy.contains_key(key)));
+        if foreign != self.actual.foreign {
+            self.actual.foreign = foreign;
+            self.touched.extend(self.desired.volumes.keys().chain(self.records.keys()).cloned());
         }
     }
 

@@ -100,7 +100,7 @@ impl Loop {
     }
 
     /// Whether nothing wants or holds a volume any more.
-    fn is_going(&self, key: &VolumeKey) -> bool {
+    pub(super) fn is_going(&self, key: &VolumeKey) -> bool {
         let wants = self.desired.volumes.get(key);
         self.desired.is_read
             && wants.is_none_or(|wants| wants.publications.values().all(|want| *want == Want::Absent))
@@ -141,6 +141,23 @@ impl Loop {
         };
         if self.busy.contains_key(&key) {
             return Err(format!("{key} is being worked on; try again; nothing was done"));
+        }
+        let pods = self.desired.volumes.get(&key).into_iter().flat_map(|want| &want.publications);
+        let is_its = |id: &PublicationId| match &foreign.publication {
+            Some((pod, plugin, spec)) => {
+                id.pod == *pod && id.plugin.directory() == plugin && id.spec == *spec
+            }
+            // A staging is everybody's who wants the volume.
+            None => true,
+        };
+        let mut wanted =
+            pods.filter(|(id, want)| is_its(id) && matches!(want, Want::Wanted(_))).map(|(id, _)| id);
+        if let Some(id) = wanted.next().filter(|_| release) {
+            return Err(format!(
+                "{} is wanted by pod {}: remove its manifest first; nothing was done",
+                path.display(),
+                id.pod
+            ));
         }
         if foreign.publication.is_none() && !release {
             return Err(format!(

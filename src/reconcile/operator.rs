@@ -33,7 +33,8 @@ impl Loop {
     pub(super) fn orders(&self, key: &VolumeKey) -> Orders {
         Orders {
             paused: self.operator.paused.iter().any(|scope| self.is_in(key, scope)),
-            force: self.operator.forced.contains(key),
+            // Said of what is going; should it be wanted again, it was not said of its next takedown.
+            force: self.operator.forced.contains(key) && self.is_going(key),
         }
     }
 

@@ -19,8 +19,8 @@ use crate::execute::{Ended, Executor};
 use crate::host::Progress;
 use crate::manifest::Manifests;
 use crate::model::{
-    Actual, BootId, Connection, Desired, DriverName, DriverState, Event, EventKind, MountTable, Presence,
-    Problem, PublicationId, RecordedVolume, Status, VolumeKey, VolumeRecord,
+    Actual, BootId, Connection, Desired, DriverInfo, DriverName, DriverState, Event, EventKind, Millis,
+    MountTable, Presence, Problem, PublicationId, RecordedVolume, Status, VolumeKey, VolumeRecord,
 };
 use crate::observe::{self, ObserveError};
 use crate::plan::{self, Decision, Now, Retries, World};
@@ -224,10 +224,14 @@ impl Loop {
         let new: BTreeMap<DriverName, DriverState> =
             self.drivers.drivers.iter().map(|(name, entry)| (name.clone(), entry.state.clone())).collect();
         let old = std::mem::replace(&mut self.actual.drivers, new);
+        // How it feels, and who would take over, is no reason to try again.
+        fn essence(state: &DriverState) -> (&Connection, &DriverInfo, &PathBuf, Millis) {
+            (&state.connection, &state.info, &state.endpoint, state.since)
+        }
         let changed: BTreeSet<DriverName> = old
             .keys()
             .chain(self.actual.drivers.keys())
-            .filter(|name| old.get(*name) != self.actual.drivers.get(*name))
+            .filter(|name| old.get(*name).map(essence) != self.actual.drivers.get(*name).map(essence))
             .cloned()
             .collect();
         if changed.is_empty() {
@@ -281,6 +285,8 @@ impl Loop {
         self.confirm_at = settled.confirm_after_ms;
         let old = std::mem::replace(&mut self.desired, settled.desired);
         self.contested = contested(&self.desired);
+        let forced = std::mem::take(&mut self.operator.forced);
+        self.operator.forced = forced.into_iter().filter(|key| self.is_going(key)).collect();
         let mut changed = Vec::new();
         for key in old.volumes.keys().chain(self.desired.volumes.keys()) {
             if old.volumes.get(key) != self.desired.volumes.get(key) {

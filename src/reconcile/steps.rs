@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::pass::{Loop, driver_of, millis};
 use crate::execute::Ended;
 use crate::model::{
-    CallState, EventKind, InProgress, Outcome, PublicationId, PublicationPlan, PublicationRecord,
+    CallState, DriverName, EventKind, InProgress, Outcome, PublicationId, PublicationPlan, PublicationRecord,
     RecordedVolume, Step, StepKind, VolumeKey,
 };
 use crate::plan::{Due, Now};
@@ -27,6 +27,8 @@ pub(super) struct Running {
     pub(super) approve: BTreeSet<PublicationId>,
     /// The publication is to be repeated after a while.
     pub(super) repeats: bool,
+    /// The driver whose room on this node it takes.
+    pub(super) takes_room_of: Option<DriverName>,
 }
 
 /// What the loop's own tasks tell it.
@@ -61,25 +63,26 @@ impl Loop {
             Step::Publish(step) | Step::Republish(step) => step.repeats,
             Step::Stage(_) | Step::Expand(_) | Step::Unpublish { .. } | Step::Unstage { .. } => false,
         };
-        let running =
-            Running { kind, shown, begun: Instant::now(), intends, approve: BTreeSet::new(), repeats };
-        match &step {
-            Step::Stage(step) => self.count(&key, &step.volume),
-            Step::Publish(step) => self.count(&key, &step.volume),
-            Step::Republish(_) | Step::Expand(_) | Step::Unpublish { .. } | Step::Unstage { .. } => {}
+        let brings = match &step {
+            Step::Stage(step) => Some(&step.volume),
+            Step::Publish(step) => Some(&step.volume),
+            Step::Republish(_) | Step::Expand(_) | Step::Unpublish { .. } | Step::Unstage { .. } => None,
+        };
+        let takes_room_of = match brings {
+            Some(RecordedVolume::Csi { driver, .. }) => Some(driver.clone()),
+            Some(RecordedVolume::EmptyDir) | None => None,
+        };
+        // So that no other takes its room meanwhile.
+        if let Some(driver) = &takes_room_of {
+            self.actual.reserve(driver, &key);
         }
+        let (begun, approve) = (Instant::now(), BTreeSet::new());
+        let running = Running { kind, shown, begun, intends, approve, repeats, takes_room_of };
         self.busy.insert(key.clone(), running);
         let record = self.records.get(&key).cloned();
         let executor = Arc::clone(&self.executor);
         let progress = self.progress_of(&key);
         self.steps.spawn(async move { (key, executor.run(step, record, progress).await) });
-    }
-
-    /// Counts a volume as being on this node, so that no other takes its room meanwhile.
-    fn count(&mut self, key: &VolumeKey, volume: &RecordedVolume) {
-        if let RecordedVolume::Csi { driver, .. } = volume {
-            self.actual.reserve(driver, key);
-        }
     }
 
     fn intended(&self, step: &Step) -> BTreeMap<PublicationId, Box<PublicationRecord>> {
@@ -160,7 +163,7 @@ impl Loop {
                 self.due.settle |= approved || self.is_undecided(&key);
             }
             None => {
-                self.make_room(&key);
+                self.make_room(&key, running.takes_room_of.as_ref());
                 self.records.remove(&key);
                 self.operator.forced.remove(&key);
             }
@@ -229,8 +232,9 @@ impl Loop {
     }
 
     /// Counts a volume no longer that has left the node, and touches those that its driver had no room for.
-    fn make_room(&mut self, key: &VolumeKey) {
-        let Some(driver) = self.driver_of(key).cloned() else { return };
+    fn make_room(&mut self, key: &VolumeKey, taken: Option<&DriverName>) {
+        let recorded = self.records.get(key).and_then(driver_of).cloned();
+        let Some(driver) = recorded.or_else(|| taken.cloned()) else { return };
         self.actual.release(&driver, key);
         let limit = self.actual.drivers.get(&driver).map_or(0, |state| state.info.max_volumes);
         if limit > 0 {

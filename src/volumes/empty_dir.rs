@@ -2,7 +2,7 @@
 
 use super::{Answer, Call, ExpandError, Place, Site, VolumeType, host_failure, own, pod_directories};
 use crate::BoxFuture;
-use crate::host::{Directory, Progress, Removal, Tree};
+use crate::host::{Directory, HostError, Progress, Removal, Tree};
 use crate::model::{
     Effect, ExpandArguments, Failure, PublishStep, RootPath, SecretMap, StageArguments, StageStep,
 };
@@ -75,11 +75,11 @@ impl VolumeType for EmptyDir {
     ) -> BoxFuture<'a, Result<Answer, Failure>> {
         Box::pin(async move {
             let volume = site.layout.publication(place.id);
-            site.host
-                .remove_empty_dir(volume)
-                .await
-                .map(|()| Answer::Done)
-                .map_err(|error| host_failure(&error, Effect::MayBeDone))
+            site.host.remove_empty_dir(volume).await.map(|()| Answer::Done).map_err(|error| match error {
+                // Somebody has it. If that was seen only on the way, what is left is all the more to be kept.
+                HostError::Busy { .. } => host_failure(&error, Effect::NotDone),
+                _ => host_failure(&error, Effect::MayBeDone),
+            })
         })
     }
 

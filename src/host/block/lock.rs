@@ -22,10 +22,12 @@ impl Blocks {
     pub(in crate::host) fn collect(&self, known: &BTreeSet<RootPath>) -> Result<Vec<String>, HostError> {
         let ours = Tag::root(&self.root).map_err(|e| self.failed_root(e))?;
         let known: BTreeSet<Tag> = known.iter().map(|map| self.tag(map)).collect::<Result<_, _>>()?;
-        let table = self.mounts()?;
         let mut gone = Vec::new();
         let may_be = |shown: &Path| is_detached(shown) || shown.iter().any(|name| name == "volumeDevices");
-        for lock in loops::list(may_be)? {
+        let locks = loops::list(may_be)?;
+        // Read after the list: what is mapped meanwhile is bound before it is locked.
+        let table = self.mounts()?;
+        for lock in locks {
             let is_known = known.iter().any(|tag| lock.is(tag));
             // Still bound: somebody's record was lost, not the device. It stays what it is: found, and shown as foreign.
             let is_bound = !is_detached(&lock.shown) && table.at(&lock.shown) != MountsAt::None;

@@ -12,8 +12,8 @@ use tokio::sync::Semaphore;
 use crate::BoxFuture;
 use crate::csi::{CallError, Code, Driver};
 use crate::model::{
-    BlockedCause, Capability, DriverName, Effect, ExpansionState, Failure, Lifecycle, RecordedVolume, Retry,
-    VolumeMode,
+    BlockedCause, Capability, DriverName, Effect, ExpansionState, Failure, GROWS_UNUSED, Lifecycle,
+    RecordedVolume, Retry, VolumeMode,
 };
 use crate::proto::csi as wire;
 use crate::volumes::{Answer, Call, ExpandError};
@@ -141,7 +141,7 @@ pub(super) fn not_grown(error: &CallError) -> ExpandError {
             state: ExpansionState::InUse,
             failure: Failure {
                 retry: Retry::WhenChanged,
-                remedy: "remove the pods that use the volume: it grows when it comes up again".to_owned(),
+                remedy: GROWS_UNUSED.to_owned(),
                 ..failure
             },
         },
