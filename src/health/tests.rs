@@ -5,7 +5,7 @@ use super::fakes_tests::{FakeDriver, FakeHost};
 use super::*;
 use crate::csi::{Code, DriverEntry};
 use crate::model::{
-    DriverInfo, DriverOrigin, DriverState, EventKind, InProgress, Plugin, PodIdentity, PodUid, Presence,
+    DriverInfo, DriverOrigin, DriverState, EventKind, Plugin, PodIdentity, PodUid, Presence,
     PublicationStatus, Space, SpecName, VolumeStatus,
 };
 
@@ -18,6 +18,7 @@ struct World {
     drivers: watch::Sender<Arc<DriverSet>>,
     driver: Arc<FakeDriver>,
     host: Arc<FakeHost>,
+    turns: Turns,
     health: watch::Receiver<Arc<HealthMap>>,
     events: Arc<Mutex<Vec<EventKind>>>,
     started: Instant,
@@ -32,9 +33,10 @@ impl World {
         let events: Arc<Mutex<Vec<EventKind>>> = Arc::default();
         let told = Arc::clone(&events);
         let host = Arc::new(FakeHost::default());
+        let turns = Turns::default();
         let parts = Parts {
             host: Arc::clone(&host) as Arc<dyn Host>,
-            turns: Turns::default(),
+            turns: turns.clone(),
             layout: Layout::new("/r"),
             ambient: Arc::new(Ambient::new(7, || 1000)),
             events: Events::new(move |event| told.lock().unwrap().push(event.kind)),
@@ -45,6 +47,7 @@ impl World {
             drivers,
             driver: Arc::new(FakeDriver::default()),
             host,
+            turns,
             health,
             events,
             started: Instant::now(),
@@ -192,16 +195,12 @@ async fn a_driver_has_four_calls_at_once_and_a_volume_one() {
 async fn a_question_waits_while_a_step_of_the_volume_is_under_way() {
     let mut world = World::new(&["GET_VOLUME_STATS"]);
     world.publish("v", "p");
-    let step = InProgress { step: "expand", publication: None, detail: None, since: 0 };
-    let running = |running: Option<InProgress>| {
-        world.status.send_modify(|status| status.volumes.get_mut(&key("v")).unwrap().in_progress = running);
-    };
-    running(Some(step));
+    let turn = world.turns.take(&key("v")).await;
     let poller = world.poller.take().unwrap();
     world.tasks.spawn(poller.run(CancellationToken::new()));
     world.pass(Duration::from_secs(200)).await;
     assert_eq!(world.asked("v"), []);
-    running(None);
+    drop(turn);
     world.pass(Duration::from_secs(2)).await;
     assert_eq!(world.asked("v").len(), 1);
 }

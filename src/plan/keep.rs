@@ -69,7 +69,11 @@ impl View<'_> {
         let Some(wanted) = csi.size.filter(|wanted| may && (wanted.capacity > size || open)) else { return };
         if state == Some(ExpansionState::InUse) {
             let said = volume.expansion.as_ref().map_or("", |expansion| &expansion.said);
-            let cause = BlockedCause::new("FAILED_PRECONDITION", said);
+            let detail = format!(
+                "driver {} does not expand the volume to {} bytes while it is in use: {said}",
+                csi.driver, wanted.capacity
+            );
+            let cause = BlockedCause::new("FAILED_PRECONDITION", detail);
             return chooser.block(&StepKind::Expand, cause, GROWS_UNUSED);
         }
         if chooser.decision.step.as_ref().is_some_and(|step| step.kind() == StepKind::Expand) {
