@@ -41,8 +41,12 @@ fn fault(host: &TestHost, code: &str, to: Option<u64>) {
 fn until_grown(host: &TestHost, bytes: u64) {
     until("it has grown", || {
         let records = fs::read_dir(host.state.join("volumes")).into_iter().flatten().flatten();
-        let records =
-            records.filter_map(|entry| serde_json::from_slice::<Value>(&fs::read(entry.path()).ok()?).ok());
+        let records = records.filter_map(|entry| {
+            serde_json::Deserializer::from_slice(&fs::read(entry.path()).ok()?)
+                .into_iter::<Value>()
+                .map_while(Result::ok)
+                .last()
+        });
         let grown = |record: &Value| record["size"] == bytes && record["expansion"].is_null();
         let all: Vec<bool> = records.map(|record| grown(&record)).collect();
         !all.is_empty() && all.iter().all(|grown| *grown)
