@@ -37,16 +37,16 @@ fn fault(host: &TestHost, code: &str, to: Option<u64>) {
     host.faults(&json!([{"method": "NodeExpandVolume", "to": to, "action": {"code": code}}]));
 }
 
-/// Returns what a record says now: its last whole document.
-fn last_document(text: &[u8]) -> Option<Value> {
-    serde_json::Deserializer::from_slice(text).into_iter::<Value>().map_while(Result::ok).last()
-}
-
 /// Waits until a volume has grown, as its record says.
 fn until_grown(host: &TestHost, bytes: u64) {
     until("it has grown", || {
         let records = fs::read_dir(host.state.join("volumes")).into_iter().flatten().flatten();
-        let records = records.filter_map(|entry| last_document(&fs::read(entry.path()).ok()?));
+        let records = records.filter_map(|entry| {
+            serde_json::Deserializer::from_slice(&fs::read(entry.path()).ok()?)
+                .into_iter::<Value>()
+                .map_while(Result::ok)
+                .last()
+        });
         let grown = |record: &Value| record["size"] == bytes && record["expansion"].is_null();
         let all: Vec<bool> = records.map(|record| grown(&record)).collect();
         !all.is_empty() && all.iter().all(|grown| *grown)

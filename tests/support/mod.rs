@@ -274,11 +274,14 @@ pub fn loop_devices(below: &Path) -> Vec<PathBuf> {
 
 impl Drop for TestHost {
     fn drop(&mut self) {
-        for mount in self.mounts().into_iter().rev() {
-            let _ended = Command::new("umount").arg(&mount).status();
-        }
-        for device in loop_devices(&self.directory) {
-            let _ended = Command::new("losetup").arg("--detach").arg(&device).status();
+        // Twice: a block volume's map is held by its lock, and a mounted loop device by its mount.
+        for _ in 0..2 {
+            for mount in self.mounts().into_iter().rev() {
+                let _ended = Command::new("umount").arg(&mount).status();
+            }
+            for device in loop_devices(&self.directory) {
+                let _ended = Command::new("losetup").arg("--detach").arg(&device).status();
+            }
         }
         // Only when nothing is mounted below any more: what is mounted is not ours to delete.
         if self.mounts().is_empty() {
