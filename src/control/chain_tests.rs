@@ -168,22 +168,22 @@ fn who_has_a_volume_that_is_going_is_named_with_the_command_that_does_not_wait()
     let volume = status.volumes.get_mut(&key).unwrap();
     volume.staging = Some(("/r/plugins/backup/globalmount".into(), Presence::Yes));
     let remedy = "stop who has it; volumed goes on by itself, or at once after volumectl release --force";
-    let holder = "still in use by pid 412 (postgres, postgresql.service) has /r/plugins/backup open";
+    let holder = "pid 412 (postgres, postgresql.service) has /r/plugins/backup open";
     volume.blocked = vec![blocked("unstage", "in-use", holder, Some(NOW + 4000), remedy)];
     insta::assert_snapshot!(texts(&status, "db/backup"), @r#"
     db/backup is not released for pod/db/old
      ✓ manifest  the pod is being deleted, or does not use it any more
      ✓ unpublish /r/pods/old/volumes/kubernetes.io~csi/pv-backup/mount
-     ✗ unstage   in-use: still in use by pid 412 (postgres, postgresql.service) has /r/plugins/backup open (try 4, for 30s)
+     ✗ unstage   in-use: pid 412 (postgres, postgresql.service) has /r/plugins/backup open (try 4, for 30s)
                  next try in 4s; retry now: volumectl retry pvc/db/backup
                  remedy: stop who has it; volumed goes on by itself, or at once after volumectl release --force pod/db/old
     --
       VOLUME     DRIVER          MODE  SIZE   DESIRED   ACTUAL  SINCE  USED BY     REASON
-    ↻ db/backup  nfs.csi.k8s.io  RWO   100Gi  released  staged  4m12s  pod/db/old  unstage: in-use: still in use by pid 412 (postgres, postgresql.service) has /r/plugins/backup open, try 4; next try in 4s
+    ↻ db/backup  nfs.csi.k8s.io  RWO   100Gi  released  staged  4m12s  pod/db/old  unstage: in-use: pid 412 (postgres, postgresql.service) has /r/plugins/backup open, try 4; next try in 4s
     --
     ↻ db/backup
          State: staged, released wanted; for 4m12s
-        Reason: unstage: in-use: still in use by pid 412 (postgres, postgresql.service) has /r/plugins/backup open, try 4; next try in 4s
+        Reason: unstage: in-use: pid 412 (postgres, postgresql.service) has /r/plugins/backup open, try 4; next try in 4s
         Remedy: stop who has it; volumed goes on by itself, or at once after volumectl release --force pod/db/old
        Used by: pod/db/old
       Manifest: /m/a.yaml:12

@@ -210,7 +210,7 @@ pub(super) async fn nobody_has(
         effect: Effect::NotDone,
         settled: false,
         retry: Retry::Soon,
-        cause: BlockedCause::new("in-use", format!("still in use by {named}")),
+        cause: BlockedCause::new("in-use", named),
         remedy: IN_USE_REMEDY.to_owned(),
     })
 }
