@@ -42,8 +42,7 @@ pub(super) fn first(
             }
             if let Some(how) = open_file(&tasks.join(tid.to_string()), device, &mounts, through)
                 && !driver.is_some_and(|driver| descends(pid, driver))
-                // A child of ours has our descriptors for the moment until it has closed them.
-                && !descends(pid, own)
+                && !is_ours(pid, own)
             {
                 return Ok(Some(holder(pid, how).to_string()));
             }
@@ -62,6 +61,12 @@ pub(super) fn first(
 fn holder(pid: u32, how: String) -> Holder {
     let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Holder { pid, command: command.trim().to_owned(), unit: None, how }
+}
+
+/// Whether a process is a child of ours without a program of its own: it has our descriptors until it has closed them.
+fn is_ours(pid: u32, own: u32) -> bool {
+    let program = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    descends(pid, own) && program(pid).is_some_and(|theirs| Some(theirs) == program(own))
 }
 
 /// Whether a process is another or was started by it, by as many others as may be between.
