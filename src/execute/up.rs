@@ -2,8 +2,8 @@
 
 use super::{Work, fault, guard, set_publication, set_staging};
 use crate::model::{
-    BlockedCause, BootId, CallState, Effect, Failure, Outcome, PublicationRecord, PublishStep, RecordedMount,
-    Retry, StageStep, StagingRecord, VolumeRecord,
+    BlockedCause, BootId, CallState, Effect, ExpansionState, Failure, Outcome, PublicationRecord, PublishStep,
+    RecordedMount, Retry, StageStep, StagingRecord, VolumeRecord,
 };
 use crate::record::Durability;
 use crate::volumes;
@@ -39,6 +39,10 @@ impl Work<'_> {
         self.intend(|record, boot| {
             let arguments = step.arguments.clone();
             let state = CallState::Intended { settled: false };
+            if record.staging.as_ref().is_some_and(|staging| staging.boot != *boot) {
+                // With the other boot ended the use that a growth was refused for.
+                record.expansion.take_if(|expansion| expansion.state == ExpansionState::InUse);
+            }
             record.staging = Some(StagingRecord { boot: boot.clone(), state, arguments });
             for (id, plan) in &step.planned {
                 if !record.publications.contains_key(id) {
