@@ -281,6 +281,10 @@ impl Loop {
         self.confirm_at = settled.confirm_after_ms;
         let old = std::mem::replace(&mut self.desired, settled.desired);
         self.contested = contested(&self.desired);
+        if self.desired.is_read && !old.is_read {
+            // What nobody wants has waited for this.
+            self.touched.extend(self.records.keys().cloned());
+        }
         let mut changed = Vec::new();
         for key in old.volumes.keys().chain(self.desired.volumes.keys()) {
             if old.volumes.get(key) != self.desired.volumes.get(key) {
