@@ -48,7 +48,8 @@ pub(super) async fn before_publication(
     }
     let ours = recorded.map(|publication| (&publication.state, publication.boot == executor.boot));
     may_do(&table, &path, ours)?;
-    if recorded.is_some() || matches!(table.at(&path), MountsAt::One(_)) || step.adopt.is_some() {
+    let was_sent = ours.is_some_and(|ours| ours != (&CallState::Planned, true));
+    if was_sent || matches!(table.at(&path), MountsAt::One(_)) || step.adopt.is_some() {
         return Ok(());
     }
     let is_block = step.plan.arguments.as_ref().is_some_and(is_block);
