@@ -34,6 +34,10 @@ impl Work<'_> {
         if known >= wanted && !once_here {
             return self.remember(known, remembered).await;
         }
+        if self.is_refused_in_use() {
+            // It has been in use ever since (csi.md 10, 26).
+            return self.remember(known, remembered).await;
+        }
         match self.call_expand(&growth.arguments, &growth.secrets).await {
             Ok(()) => Ok(()),
             Err(_) if self.is_refused_in_use() => self.remember(known, remembered).await,

@@ -53,7 +53,8 @@ pub(super) async fn before_publication(
     may_do(&table, &path, ours)?;
     let is_block = step.plan.arguments.as_ref().is_some_and(is_block);
     not_hidden(executor, &table, &path, ours, is_block).await?;
-    if recorded.is_some() || matches!(table.at(&path), MountsAt::One(_)) || adopts_files {
+    let was_sent = ours.is_some_and(|ours| ours != (&CallState::Planned, true));
+    if was_sent || matches!(table.at(&path), MountsAt::One(_)) || adopts_files {
         return Ok(());
     }
     match look(executor, &path).await? {

@@ -2,11 +2,11 @@
 
 use super::{Work, fault, guard, set_publication, set_staging};
 use crate::model::{
-    BlockedCause, BootId, CallState, Effect, Failure, Outcome, PublicationRecord, PublishStep, RecordedMount,
-    Retry, StageStep, StagingRecord, VolumeRecord,
+    BlockedCause, BootId, CallState, Effect, ExpansionState, Failure, Outcome, PublicationId,
+    PublicationRecord, PublishStep, RecordedMount, Retry, StageStep, StagingRecord, VolumeRecord,
 };
 use crate::record::Durability;
-use crate::volumes;
+use crate::volumes::{self, Place};
 
 impl Work<'_> {
     pub(super) async fn stage(&mut self, step: &StageStep) -> Result<Outcome, Failure> {
@@ -39,6 +39,10 @@ impl Work<'_> {
         self.intend(|record, boot| {
             let arguments = step.arguments.clone();
             let state = CallState::Intended { settled: false };
+            if record.staging.as_ref().is_some_and(|staging| staging.boot != *boot) {
+                // With the other boot ended the use that a growth was refused for.
+                record.expansion.take_if(|expansion| expansion.state == ExpansionState::InUse);
+            }
             record.staging = Some(StagingRecord { boot: boot.clone(), state, arguments });
             for (id, plan) in &step.planned {
                 if !record.publications.contains_key(id) {
@@ -73,6 +77,7 @@ impl Work<'_> {
         let call = self.call()?;
         let id = &step.id;
         guard::before_publication(self.executor, &self.record, step).await?;
+        let unsent = step.adopt.is_none() && self.is_unsent(id);
         self.intend_publication(step).await?;
         fault::reached("publish:intent");
         let site = self.site();
@@ -80,6 +85,13 @@ impl Work<'_> {
         let arguments = step.plan.arguments.as_ref();
         let sent = volume.publish(&site, &call, step).await;
         fault::reached("publish:call");
+        if let Err(failure) = sent.as_ref()
+            && unsent
+            && failure.effect == Effect::NotDone
+            && self.take_back(step).await
+        {
+            return sent.map(|()| Outcome::Changed);
+        }
         let mounted = match (sent, arguments) {
             (Ok(()), Some(arguments)) => guard::found(self.executor, &arguments.target_path).await,
             (Ok(()), None) => Ok(RecordedMount::NotAMountPoint),
@@ -105,6 +117,23 @@ impl Work<'_> {
         .await?;
         fault::reached("publish:outcome");
         Ok(Outcome::Changed)
+    }
+
+    /// Whether nothing was ever sent for a publication.
+    fn is_unsent(&self, id: &PublicationId) -> bool {
+        let recorded = self.record.publications.get(id);
+        recorded.is_none_or(|p| p.state == CallState::Planned && p.boot == self.executor.boot)
+    }
+
+    /// Takes an intent back of which nothing was sent, so that what somebody mounts there meanwhile is not taken for its work.
+    /// Returns whether that could be done; else the intent stands, which is the safe side.
+    async fn take_back(&mut self, step: &PublishStep) -> bool {
+        let place = Place { id: &step.id, arguments: step.plan.arguments.as_ref() };
+        let cleaned = volumes::of(&self.record.volume).clean_publication(&self.site(), place).await.is_ok();
+        let planned = |record: &mut VolumeRecord, boot: &BootId| {
+            set_publication(record, &step.id, (CallState::Planned, boot.clone()));
+        };
+        cleaned && self.update(Durability::Written, planned).await.is_ok()
     }
 
     /// Does what the pod needs besides the driver's call: ownership, the device's place, and the size.

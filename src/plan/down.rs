@@ -2,7 +2,9 @@
 
 use super::chooser::Chooser;
 use super::{FOREIGN_REMEDY, View};
-use crate::model::{BlockedCause, HavePublication, Presence, PublicationId, Step, StepKind, Want};
+use crate::model::{
+    BlockedCause, HavePublication, Presence, PublicationId, StagingKind, Step, StepKind, Want,
+};
 use crate::mutant::{self, Mutant};
 
 impl View<'_> {
@@ -23,7 +25,7 @@ impl View<'_> {
                         || (have.frozen && self.differs(id, have, wanted));
                     have.undoing
                         || (have.presence != Presence::Yes && unstage)
-                        || (have.presence == Presence::Uncertain && again)
+                        || (have.presence != Presence::Yes && again)
                 }
             };
             if undo {
@@ -87,8 +89,8 @@ impl View<'_> {
         chooser.offer(Step::Unstage { key: self.key.clone(), force });
     }
 
-    /// Whether the staging has to be undone although it is wanted: an undo was begun, its file system died, or the staging is
-    /// in doubt and the manifests now say something else. What is verifiably shown to somebody keeps it: then what was
+    /// Whether the staging has to be undone although it is wanted: an undo was begun, its file system died, its driver learned
+    /// to stage, or the staging is in doubt and the manifests now say something else. What is verifiably shown to somebody keeps it: then what was
     /// recorded is done again.
     pub(super) fn staging_to_undo(&self) -> bool {
         let Some(staging) = self.staging() else { return false };
@@ -99,11 +101,16 @@ impl View<'_> {
             return true;
         }
         let Some(csi) = self.wanted_csi() else { return false };
-        if staging.presence != Presence::Uncertain || !staging.frozen {
+        let Ok(info) = self.driver(&csi.driver) else { return false };
+        if info.stage_unstage && staging.arguments.kind == StagingKind::DirectoryOnly {
+            // It wants the call by now.
+            return true;
+        }
+        if staging.presence != Presence::Uncertain {
             return false;
         }
-        let Ok(info) = self.driver(&csi.driver) else { return false };
         let Some(new) = self.stage_arguments(csi, info) else { return false };
-        new.is_ok_and(|new| new != staging.arguments)
+        let (old, frozen) = (&staging.arguments, staging.frozen);
+        new.is_ok_and(|new| new.kind != old.kind || (frozen && new != *old))
     }
 }

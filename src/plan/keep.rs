@@ -16,6 +16,7 @@ impl View<'_> {
         id: &PublicationId,
         have: &HavePublication,
         wanted: &Wanted,
+        staged: bool,
         chooser: &mut Chooser<'_>,
     ) {
         if self.differs(id, have, wanted) {
@@ -25,6 +26,10 @@ impl View<'_> {
         let WantedVolume::Csi(csi) = &wanted.volume else { return };
         // A driver that is away is no trouble of a volume that is up.
         let Ok(info) = self.driver(&csi.driver) else { return };
+        if !staged {
+            // First the staging comes back: neither call may be made without it (csi.md 10, 3).
+            return;
+        }
         if csi.republish {
             self.republish(id, have, wanted, info, chooser);
         }

@@ -11,6 +11,8 @@ use crate::model::{
     PodUid, Presence, SpecName, VolumeMode, WantVolume,
 };
 
+mod restaging;
+
 const VOLUMES: usize = 3;
 const PODS: usize = 3;
 

@@ -6,8 +6,8 @@ use super::chooser::Chooser;
 use super::{FOREIGN_REMEDY, View, arguments, recorded};
 use crate::model::{
     Adoption, BlockedCause, CsiWant, DriverInfo, FsGroup, Growth, Lifecycle, MountIdentity, Ownership,
-    Presence, PublicationId, PublicationPlan, PublishStep, RecordedVolume, StageArguments, StageStep, Step,
-    StepKind, VolumeMode, Wanted, WantedVolume,
+    Presence, PublicationId, PublicationPlan, PublishStep, RecordedVolume, StageArguments, StageStep,
+    StagingKind, Step, StepKind, VolumeMode, Wanted, WantedVolume,
 };
 
 impl View<'_> {
@@ -28,7 +28,7 @@ impl View<'_> {
     /// Offers the stage step if it is needed; returns whether the volume is staged.
     fn stage(&self, csi: &CsiWant, chooser: &mut Chooser<'_>) -> bool {
         let have = self.staging();
-        if have.is_some_and(|have| have.presence == Presence::Yes) {
+        if have.is_some_and(|have| have.presence == Presence::Yes) && !self.staging_to_undo() {
             return true;
         }
         let kind = StepKind::Stage;
@@ -65,12 +65,27 @@ impl View<'_> {
         }
         let arguments = match (have, new) {
             (Some(have), _) if have.frozen => have.arguments.clone(),
+            // What may have been staged by a call is not taken for what needs none.
+            (Some(have), Ok(new)) if new.kind != have.arguments.kind => have.arguments.clone(),
             (_, Ok(arguments)) => arguments,
             (_, Err((cause, remedy))) => {
                 chooser.block(&StepKind::Attach, cause, &remedy);
                 return false;
             }
         };
+        if arguments.kind == StagingKind::Call && !info.stage_unstage {
+            // It lost the capability since it staged, and somebody is shown the volume (csi.md 10, 13).
+            let cause = BlockedCause::new(
+                "driver-cannot-stage",
+                format!("driver {} staged the volume and does not stage any more", csi.driver),
+            );
+            chooser.block(
+                &kind,
+                cause,
+                "run the driver that staged it, or remove the pods that use the volume",
+            );
+            return false;
+        }
         let planned = self
             .wanted()
             .filter(|(id, _)| self.have.is_none_or(|have| !have.publications.contains_key(*id)))
@@ -112,7 +127,7 @@ impl View<'_> {
         let have = self.have.and_then(|have| have.publications.get(id));
         if let Some(have) = have {
             if have.presence == Presence::Yes {
-                return self.keep(id, have, wanted, chooser);
+                return self.keep(id, have, wanted, staged, chooser);
             }
             if have.undoing || have.dead {
                 return;

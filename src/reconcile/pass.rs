@@ -287,6 +287,10 @@ impl Loop {
         self.contested = contested(&self.desired);
         let forced = std::mem::take(&mut self.operator.forced);
         self.operator.forced = forced.into_iter().filter(|key| self.is_going(key)).collect();
+        if self.desired.is_read && !old.is_read {
+            // What nobody wants has waited for this.
+            self.touched.extend(self.records.keys().cloned());
+        }
         let mut changed = Vec::new();
         for key in old.volumes.keys().chain(self.desired.volumes.keys()) {
             if old.volumes.get(key) != self.desired.volumes.get(key) {
