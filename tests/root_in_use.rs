@@ -40,7 +40,7 @@ fn has_open(pid: u32, path: &Path) -> bool {
 
 /// The staging of a pod that is gone waits for a process, which is named.
 fn assert_unstage_waits(host: &TestHost, holder: &Process, words: &[&str]) {
-    let detail = until_said(host, "in use");
+    let detail = until_said(host, "pid ");
     for word in words.iter().copied().chain([&*format!("pid {}", holder.pid())]) {
         assert!(detail.contains(word), "{word:?} is not said: {detail}");
     }

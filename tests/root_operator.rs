@@ -59,7 +59,7 @@ fn until_unstage_waits(host: &TestHost, holder: &Process) {
     let waits = || {
         let list = host.volumectl(&["list", "-o", "json"]);
         let list = String::from_utf8_lossy(&list.stdout).into_owned();
-        list.contains("in use") && list.contains(&pid)
+        list.contains("in-use") && list.contains(&pid)
     };
     until("the holder is named", waits);
     let before = count(host, DOWN[1]);
