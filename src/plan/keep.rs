@@ -48,6 +48,11 @@ impl View<'_> {
             Some(at) if at > chooser.now.mono => return chooser.again_at(at),
             Some(_) | None => {}
         }
+        if let Some(obstacle) = &have.obstacle {
+            // The driver may exchange its mount, and would meet the other one (design rule 10).
+            let target = self.target(id, have.arguments.as_ref());
+            return chooser.obstructed(&StepKind::Republish(id.clone()), &target, obstacle);
+        }
         let Ok(mut plan) = self.publication(id, wanted, Some(info)) else { return };
         // As it is shown; an edit waits for the next bring-up.
         plan.arguments.clone_from(&have.arguments);

@@ -3,14 +3,12 @@
 //! The auditor stands beside the drivers and the disk. It believes nobody's memory: it counts what was sent and what was
 //! answered, and whether the answer was heard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use volumed::model::{
-    CallState, ExpansionState, MountIdentity, Plugin, PublicationId, RecordedMount, VolumeKey, VolumeRecord,
-};
+use volumed::model::{CallState, RecordedMount};
 use volumed::proto::csi as wire;
 
 use super::request::Request;
@@ -22,8 +20,13 @@ use super::world::{Node, State};
 pub struct Audit {
     /// By path: what came up and did not verifiably go down.
     pub up: BTreeMap<PathBuf, Sent>,
+    /// Where nobody can know whose the only mount there is: a daemon died with an intent on disk, sent or not, or a driver said
+    /// that all is undone, and it was not.
+    pub cut: BTreeSet<PathBuf>,
     /// Callers that wait for an answer.
     waiting: BTreeMap<(usize, String), u32>,
+    /// Volumes that are published without a staging: their driver had none when they came up.
+    without: BTreeSet<(usize, String)>,
     /// Where each volume was staged first.
     staging_paths: BTreeMap<(usize, String), PathBuf>,
     /// Calls for a path that failed since the last one that succeeded, in a minute.
@@ -40,12 +43,44 @@ pub struct Sent {
     settled: bool,
     /// The boot in which it was answered OK.
     pub done_in: Option<u64>,
+    /// The driver lost STAGE_UNSTAGE_VOLUME meanwhile: it cannot be asked to undo it.
+    pub lost: bool,
 }
 
-/// So long ago a place must have been wanted.
-const KNOWN: Duration = Duration::from_millis(1000);
 /// So many failures of one call fit into a minute with backoff, a few restarts and edits included (csi.md 10, 30).
 const PATIENCE: usize = 40;
+
+impl Audit {
+    /// Whether a driver has staged something and was not told to undo it.
+    pub fn has_staged(&self, driver: usize) -> bool {
+        let is_its = |sent: &&Sent| sent.driver == driver && matches!(sent.request, Request::Stage(_));
+        self.up.values().any(|sent| is_its(&sent))
+    }
+
+    /// A driver comes back without STAGE_UNSTAGE_VOLUME.
+    pub fn loses_staging(&mut self, driver: usize) {
+        let is_its = |sent: &&mut Sent| sent.driver == driver && matches!(sent.request, Request::Stage(_));
+        self.up.values_mut().filter(is_its).for_each(|sent| sent.lost = true);
+    }
+
+    /// Whether a volume is published without a staging because its driver had none then.
+    pub fn is_up_without_staging(&self, driver: usize, handle: &str) -> bool {
+        self.without.contains(&(driver, handle.to_owned()))
+    }
+
+    /// What came up went down.
+    pub fn down(&mut self, path: &Path) {
+        let Some(gone) = self.up.remove(path) else { return };
+        let published = |sent: &Sent| {
+            sent.handle == gone.handle
+                && sent.driver == gone.driver
+                && matches!(sent.request, Request::Publish(_))
+        };
+        if !self.up.values().any(published) {
+            self.without.remove(&(gone.driver, gone.handle));
+        }
+    }
+}
 
 impl State {
     /// A call is about to be made: checks that it may be, and remembers it.
@@ -83,8 +118,14 @@ impl State {
                 let now = format!("{request:?}");
                 wrong.push(format!("5: {now} after {:?}, which is not settled", old.request));
             }
-            let sent = Sent { driver, handle, request: request.clone(), settled: false, done_in: None };
+            // A failing republish leaves what is there (31).
+            let is_there = self.is_mounted(path) || !wish::is_mounted(&handle);
+            let same = old.filter(|old| is_there && old.request == *request);
+            let done_in = same.and_then(|old| old.done_in);
+            let sent =
+                Sent { driver, handle, request: request.clone(), settled: false, done_in, lost: false };
             self.audit.up.insert(path.to_owned(), sent);
+            self.audit.cut.remove(path);
         }
         wrong
     }
@@ -108,9 +149,14 @@ impl State {
     pub fn answer_heard(&mut self, request: &Request, code: i32) -> Vec<String> {
         let (path, boot) = (request.path(), self.boot);
         if request.is_undo() {
+            let is_left = self.is_mounted(path)
+                || (matches!(request, Request::Unpublish(_)) && self.nodes.contains_key(path));
+            if code == 0 && is_left {
+                self.audit.cut.insert(path.to_owned());
+            }
             // NOT_FOUND of what is still mounted is owed again.
             if code == 0 || (code == 5 && !self.is_mounted(path)) {
-                self.audit.up.remove(path);
+                self.audit.down(path);
             }
         } else if let Some(sent) = self.audit.up.get_mut(path).filter(|_| !request.is_expand()) {
             match code {
@@ -134,23 +180,20 @@ impl State {
         vec![format!("30: {} for {} is repeated without patience", request.method(), path.display())]
     }
 
-    /// Whether a record of this boot says that a call for the path was under way, or found this mount: then it may be its work.
+    /// Whether the only mount at a path may be the work of a call whose outcome was lost, or is what a record of this boot says.
     fn may_be_ours(&self, path: &Path) -> bool {
-        let boot = format!("boot-{}", self.boot);
         let top =
             self.mounts.iter().rev().find(|mount| mount.point == path).map(volumed::model::Mount::identity);
-        let is_open = |state: &CallState| match state {
-            CallState::Intended { .. } | CallState::Undoing => true,
-            CallState::Done { mount: RecordedMount::Mount(recorded) } => top.as_ref() == Some(recorded),
-            CallState::Done { mount: RecordedMount::NotAMountPoint } | CallState::Planned => false,
-        };
-        self.records.values().filter_map(|disk| disk.written.as_ref()).any(|record| {
-            let staging = record.staging.as_ref();
-            staging.is_some_and(|s| s.arguments.staging_path == path && s.boot.0 == boot && is_open(&s.state))
-                || record.publications.values().any(|p| {
-                    let here = p.arguments.as_ref().is_some_and(|arguments| arguments.target_path == path);
-                    here && p.boot.0 == boot && is_open(&p.state)
-                })
+        let was_sent = self.audit.up.contains_key(path) || self.audit.cut.contains(path);
+        self.recorded_here().any(|(at, state)| {
+            at == path
+                && match state {
+                    CallState::Intended { .. } | CallState::Undoing => was_sent,
+                    CallState::Done { mount: RecordedMount::Mount(recorded) } => {
+                        top.as_ref() == Some(recorded)
+                    }
+                    CallState::Done { mount: RecordedMount::NotAMountPoint } | CallState::Planned => false,
+                }
         })
     }
 
@@ -176,7 +219,9 @@ impl State {
         if !target.parent().is_some_and(|parent| self.nodes.contains_key(parent)) {
             wrong.push(format!("11: the parent of {} is missing", target.display()));
         }
-        let again = self.audit.up.contains_key(target) || self.strange_places.contains(target);
+        let again = self.audit.up.contains_key(target)
+            || self.audit.cut.contains(target)
+            || self.strange_places.contains(target);
         if self.nodes.contains_key(target) && !again {
             wrong.push(format!("11: {} is there before its first publish", target.display()));
         }
@@ -187,20 +232,22 @@ impl State {
         if single && self.audit.up.iter().any(is_other) {
             wrong.push(format!("24: {handle} is published to {} and to another pod", target.display()));
         }
-        if handle.starts_with("csi-") || !self.drivers[driver].stages {
-            return;
-        }
         let staging = Path::new(&request.staging_target_path);
         let staged = self.audit.up.get(staging).is_some_and(|sent| sent.done_in == Some(self.boot));
-        if !staged {
+        if handle.starts_with("csi-") || staged {
+            return;
+        }
+        let key = (driver, handle.clone());
+        if !self.drivers[driver].stages {
+            self.audit.without.insert(key);
+        } else if !self.audit.without.contains(&key) {
             wrong.push(format!("3: {handle} is published from {}, not staged there", staging.display()));
         }
     }
 
     fn undo_begins(&mut self, driver: usize, request: &Request, wrong: &mut Vec<String>) {
         let (method, handle, path) = (request.method(), request.handle(), request.path());
-        // What is published to nobody is let go of without a look at the manifests.
-        if !self.has_read && matches!(request, Request::Unpublish(_)) {
+        if !self.has_read {
             wrong.push(format!("29: {method} for {} before any manifest was read", path.display()));
         }
         if let Some(sent) = self.audit.up.get(path)
@@ -248,111 +295,8 @@ impl State {
         })
     }
 
-    /// A record is about to be replaced: checks what it stops saying.
-    pub fn record_changes(&mut self, key: &VolumeKey, new: Option<&VolumeRecord>) -> Vec<String> {
-        let mut wrong = Vec::new();
-        let Some(old) = self.records.get(key).and_then(|disk| disk.written.as_ref()) else { return wrong };
-        let boot = format!("boot-{}", self.boot);
-        if let Some(new) = new {
-            growth_changes(old, new, &mut wrong);
-        }
-        if let Some(staging) = &old.staging {
-            let path = &staging.arguments.staging_path;
-            match new.and_then(|new| new.staging.as_ref()) {
-                None => self.may_be_forgotten(path, &mut wrong),
-                Some(new) if new.state == CallState::Undoing => {
-                    self.may_be_undone(&staging.state, path, &mut wrong);
-                }
-                Some(_) => {}
-            }
-        }
-        for (id, publication) in &old.publications {
-            let path = publication.arguments.as_ref().map(|arguments| &arguments.target_path);
-            match (path, new.and_then(|new| new.publications.get(id))) {
-                (Some(path), None) => self.may_be_forgotten(path, &mut wrong),
-                (_, Some(new)) if new.state == CallState::Undoing => {
-                    if let Some(path) = path {
-                        self.may_be_undone(&publication.state, path, &mut wrong);
-                    }
-                    if publication.state != CallState::Undoing && publication.boot.0 == boot {
-                        self.may_be_taken(id, &publication.state, &mut wrong);
-                    }
-                }
-                (_, None | Some(_)) => {}
-            }
-        }
-        wrong
-    }
-
-    /// What was sent is forgotten only when it was answered for good, and nothing is left (8).
-    fn may_be_forgotten(&self, path: &Path, wrong: &mut Vec<String>) {
-        if let Some(sent) = self.audit.up.get(path) {
-            let handle = &sent.handle;
-            wrong.push(format!("8: the record forgets {handle} at {}, not undone", path.display()));
-        }
-        let ours = |id: u64| !self.strangers.contains(&id);
-        if self.mounts.iter().any(|mount| mount.point == path && ours(mount.id)) {
-            wrong.push(format!("8: the record forgets {}, which is mounted", path.display()));
-        }
-    }
-
-    /// Design rule 10, at the moment at which an undo is decided.
-    fn may_be_undone(&self, was: &CallState, path: &Path, wrong: &mut Vec<String>) {
-        let strangers = self.strangers_at(path);
-        let recorded = match was {
-            CallState::Done { mount: RecordedMount::Mount(recorded) } => Some(recorded),
-            CallState::Done { mount: RecordedMount::NotAMountPoint }
-            | CallState::Planned
-            | CallState::Intended { .. }
-            | CallState::Undoing => None,
-        };
-        let is_recorded = |found: &MountIdentity| recorded.is_some_and(|r| r.same_but_device(found));
-        let top = self.mounts.iter().rev().find(|mount| mount.point == path);
-        let replaced = strangers.alone
-            && matches!(was, CallState::Done { .. })
-            && !top.is_some_and(|top| is_recorded(&top.identity()));
-        if strangers.below || strangers.stacked || replaced {
-            wrong.push(format!("rule 10: {} is undone, and somebody else mounted there", path.display()));
-        }
-    }
-
-    /// What is wanted and there is not taken down (34, and design 3).
-    fn may_be_taken(&self, id: &PublicationId, was: &CallState, wrong: &mut Vec<String>) {
-        let since = |at: Option<&Instant>| at.is_some_and(|at| Instant::now() - *at >= KNOWN);
-        if id.plugin == Plugin::EmptyDir {
-            if since(self.pods.get(&id.pod)) {
-                wrong.push(format!("34: {id} is taken down, and its pod is there"));
-            }
-            return;
-        }
-        let path = wish::target(id);
-        let at: Vec<MountIdentity> =
-            self.mounts.iter().filter(|m| m.point == path).map(volumed::model::Mount::identity).collect();
-        let is_there = match was {
-            CallState::Done { mount: RecordedMount::Mount(recorded) } => at == std::slice::from_ref(recorded),
-            CallState::Done { mount: RecordedMount::NotAMountPoint } => at.is_empty(),
-            CallState::Planned | CallState::Intended { .. } | CallState::Undoing => false,
-        };
-        if is_there && since(self.wanted.get(id)) {
-            wrong.push(format!("34: {id} is taken down, and it is wanted"));
-        }
-    }
-
-    /// Whether a record says that what is at the path is being undone (28).
-    pub fn is_being_undone(&self, path: &Path) -> bool {
-        self.records.values().filter_map(|disk| disk.written.as_ref()).any(|record| {
-            let staging = record.staging.as_ref();
-            let unstaging =
-                staging.is_some_and(|s| s.state == CallState::Undoing && s.arguments.staging_path == path);
-            let mut undoing = record.publications.values().filter(|p| p.state == CallState::Undoing);
-            unstaging
-                || undoing
-                    .any(|p| p.arguments.as_ref().is_some_and(|arguments| arguments.target_path == path))
-        })
-    }
-
     /// Looks for mounts of somebody else's that volumed had time to see.
-    fn strangers_at(&self, path: &Path) -> Strangers {
+    pub fn strangers_at(&self, path: &Path) -> Strangers {
         let mut found = Strangers::default();
         let mut at = 0;
         for mount in self.mounts.iter().filter(|mount| mount.point.starts_with(path)) {
@@ -370,29 +314,9 @@ impl State {
     }
 }
 
-/// A growth that was begun is finished first; one that was refused because the volume is in use waits until it is not (26).
-fn growth_changes(old: &VolumeRecord, new: &VolumeRecord, wrong: &mut Vec<String>) {
-    let (Some(was), Some(is)) = (&old.expansion, &new.expansion) else { return };
-    let (from, to) = (was.arguments.required_bytes, is.arguments.required_bytes);
-    let again = is.state == ExpansionState::Open;
-    match was.state {
-        ExpansionState::Open if from != to => {
-            wrong.push(format!("26: {} is to grow to {to} bytes before {from} is answered", old.key));
-        }
-        ExpansionState::InUse if again && old.publications.values().any(|p| is_done(&p.state)) => {
-            wrong.push(format!("26: {} is to grow to {to} bytes though it is in use", old.key));
-        }
-        ExpansionState::Open | ExpansionState::Refused | ExpansionState::InUse => {}
-    }
-}
-
-fn is_done(state: &CallState) -> bool {
-    matches!(state, CallState::Done { .. })
-}
-
 #[derive(Debug, Default)]
-struct Strangers {
-    below: bool,
-    alone: bool,
-    stacked: bool,
+pub struct Strangers {
+    pub below: bool,
+    pub alone: bool,
+    pub stacked: bool,
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use volumed::model::{
-    DriverName, ExpansionState, Layout, Plugin, Presence, PublicationId, RecordedVolume, SpecName, Status,
-    VolumeKey,
+    CallState, DriverName, ExpansionState, Layout, Plugin, Presence, PublicationId, RecordedVolume, SpecName,
+    Status, VolumeKey,
 };
 
 use super::request::Request;
@@ -47,10 +47,12 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
     wrong.extend(pods_of_one.map(|(volume, pods)| format!("pv{volume} is for one pod, and {pods} have it")));
     sizes(state, wish, &mut wrong);
     for (path, volume) in &stagings {
-        if !state.drivers[wish::driver(*volume)].stages {
+        let (driver, handle) = (wish::driver(*volume), wish::handle(*volume));
+        let mounted = mounts.remove(path);
+        if !state.drivers[driver].stages || state.audit.is_up_without_staging(driver, &handle) {
+            wrong.extend(mounted.map(|what| format!("{what} is left at {}", path.display())));
             continue;
         }
-        let mounted = mounts.remove(path);
         if wish::is_mounted_staged(&wish::handle(*volume)) && mounted != Some(wish::handle(*volume)) {
             wrong.push(format!("volume {volume} is not mounted at {}, but {mounted:?}", path.display()));
         }
@@ -75,8 +77,24 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
         }
     }
     for (key, disk) in &state.records {
-        if disk.written.is_some() && !status.volumes.contains_key(key) {
+        let Some(record) = &disk.written else { continue };
+        if !status.volumes.contains_key(key) {
             wrong.push(format!("the record of {key} is left"));
+        }
+        if record.volume == RecordedVolume::EmptyDir {
+            // One that its pod does not list is kept as it is.
+            continue;
+        }
+        let calls = record.publications.values().map(|publication| &publication.state);
+        let mut calls = record.staging.iter().map(|staging| &staging.state).chain(calls);
+        if let Some(open) = calls.find(|state| !matches!(state, CallState::Done { .. })) {
+            wrong.push(format!("a call for {key} is not done: {open:?}"));
+        }
+    }
+    // Where drivers want to be called again and again, there is always something under way.
+    for (key, volume) in status.volumes.iter().filter(|_| !wish.republish) {
+        if volume.in_progress.is_some() || volume.blocked.iter().any(|blocked| blocked.next_try.is_some()) {
+            wrong.push(format!("{key} is not at rest: {:?} {:?}", volume.in_progress, volume.blocked));
         }
     }
     wrong.extend(state.audit_at_rest());
@@ -181,15 +199,5 @@ impl State {
             }
         }
         wrong
-    }
-
-    /// Whether anything of a driver's is recorded, or will be after a power cut.
-    pub fn has_records_of(&self, driver: usize) -> bool {
-        let records = self.records.values().flat_map(|disk| [&disk.written, &disk.synced]).flatten();
-        let mut records = records;
-        records.any(|record| match &record.volume {
-            RecordedVolume::Csi { driver: name, .. } => name.as_str() == DRIVERS[driver],
-            RecordedVolume::EmptyDir => false,
-        })
     }
 }

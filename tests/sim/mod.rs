@@ -9,6 +9,7 @@ pub mod driver;
 pub mod goal;
 pub mod host;
 pub mod manifests;
+pub mod records;
 pub mod request;
 pub mod store;
 pub mod trouble;

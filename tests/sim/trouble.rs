@@ -89,6 +89,16 @@ impl Life {
                 world.tell(|| format!("driver {driver} is restarted"));
                 world.restart_driver(driver);
             }
+            // A driver that does not undo what it did leaves it to a person; here that person brings the old driver back.
+            let stages_again = {
+                let state = world.lock();
+                !state.drivers[driver].stages && state.audit.has_staged(driver)
+            };
+            if stages_again {
+                world.tell(|| format!("driver {driver} stages again"));
+                self.replace(driver).await;
+                world.lock().drivers[driver].stages = true;
+            }
             world.lock().drivers[driver].contact = Contact::Ready;
         }
         self.daemon.connect(world);
@@ -225,25 +235,30 @@ impl Life {
         self.daemon.connect(world);
     }
 
-    /// A driver comes back with or without staging, while nothing of it is up.
+    /// A driver comes back with or without staging, whatever of it is up.
     async fn retool(&self) {
         let world = &self.world;
         let driver = usize::try_from(world.below(2)).unwrap_or(0);
-        world.lock().drivers[driver].contact = Contact::Disconnected;
-        world.restart_driver(driver);
-        self.daemon.connect(world);
-        sleep(Duration::from_millis(300)).await;
+        self.replace(driver).await;
         {
             let mut state = world.lock();
             state.drivers[driver].contact = Contact::Ready;
-            if !state.has_records_of(driver) {
-                state.drivers[driver].stages = !state.drivers[driver].stages;
-                drop(state);
-                world.tell(|| format!("driver {driver} changes its mind about staging"));
+            state.drivers[driver].stages = !state.drivers[driver].stages;
+            if !state.drivers[driver].stages {
+                state.audit.loses_staging(driver);
             }
         }
+        world.tell(|| format!("driver {driver} changes its mind about staging"));
         world.lines[driver].send_modify(|line| line.connection += 1);
         self.daemon.connect(world);
+    }
+
+    /// A driver's process ends, for so long that no step is under way any more that was decided by what it could do.
+    async fn replace(&self, driver: usize) {
+        self.world.lock().drivers[driver].contact = Contact::Disconnected;
+        self.world.restart_driver(driver);
+        self.daemon.connect(&self.world);
+        sleep(Duration::from_millis(300)).await;
     }
 
     /// Somebody mounts over, below, instead of, or where soon a volume will be.
@@ -359,6 +374,7 @@ impl Life {
         let Self { world, wish, daemon } = self;
         daemon.crash().await;
         world.lock().dies_in = None;
+        world.lock().daemon_died();
         if cut {
             world.tell(|| "power cut".to_owned());
             world.reboot();
