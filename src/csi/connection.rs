@@ -138,7 +138,7 @@ pub(super) async fn dial_once(path: &Path, uid: u32) -> Result<Connection, DialE
     }
     // 0: a process of a pid namespace that is not ours. Who made the socket listen need not be the driver: with a systemd
     // socket it is PID 1, from whom everybody descends.
-    let others = [0, 1, std::process::id(), std::os::unix::process::parent_id()];
+    let others = [0, 1, std::os::unix::process::parent_id()];
     let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| !others.contains(pid));
     let closed = CancellationToken::new();
     let stream = Watched { stream, _ended: closed.clone().drop_guard() };
