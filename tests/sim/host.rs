@@ -179,6 +179,14 @@ impl Host for SimHost {
                 .rev()
                 .find(|m| m.point == published)
                 .map(|m| m.source.clone());
+            if source.as_deref().is_some_and(|source| !super::wish::is_block(source)) {
+                // Somebody's file system lies where the device is to be: the real host finds no device there.
+                return Err(HostError::WrongKind {
+                    path: published,
+                    found: "a directory",
+                    expected: "a block device",
+                });
+            }
             if !self.world.lock().is_mounted(&point) {
                 self.world.mount(&point, &source.unwrap_or_else(|| "device".to_owned()));
             }
