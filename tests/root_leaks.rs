@@ -17,7 +17,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use isolated::isolated;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 use volumed::host::{FoundVolume, Host, Linux, Part};
 use volumed::model::{Layout, VolumeKey};
@@ -32,6 +32,13 @@ struct Recorded {
     layout: Layout,
     mounted: Vec<PathBuf>,
     _top: tempfile::TempDir,
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        // All at once, with what lies below: only in this namespace, and nobody has anything there.
+        let _gone = umount2(self.layout.root(), MntFlags::MNT_DETACH);
+    }
 }
 
 impl Recorded {
