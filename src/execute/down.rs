@@ -1,7 +1,9 @@
 //! Unpublish and unstage.
 
 use super::{Work, fault, guard, set_publication, set_staging};
-use crate::model::{CallState, Effect, Failure, Outcome, PublicationId, VolumeRecord};
+use crate::model::{
+    CallState, Effect, Failure, Outcome, PublicationId, PublicationRecord, VolumeMode, VolumeRecord,
+};
 use crate::mutant::{self, Mutant};
 use crate::record::Durability;
 use crate::volumes::{self, Place};
@@ -16,7 +18,7 @@ impl Work<'_> {
         let call = self.call()?;
         let recorded = guard::before_unpublication(self.executor, publication).await?;
         let arguments = publication.arguments.clone();
-        let before = (publication.state.clone(), publication.boot.clone());
+        let before = (unless_block(publication), publication.boot.clone());
         self.update(Durability::Written, |record, boot| {
             set_publication(record, id, (CallState::Undoing, boot.clone()));
         })
@@ -95,5 +97,16 @@ impl Work<'_> {
             let _unwritten = self.update(Durability::Written, |record, _| restore(record)).await;
         }
         Err(failure)
+    }
+}
+
+/// Returns the state to go back to when an undo did not begin. A block volume's link, lock and map may have gone before it was
+/// refused, and no mount table shows that: it counts as in doubt, so that what is wanted again is mapped again.
+fn unless_block(publication: &PublicationRecord) -> CallState {
+    let is_block =
+        publication.arguments.as_ref().is_some_and(|a| a.capability.volume_mode == VolumeMode::Block);
+    match &publication.state {
+        CallState::Done { .. } if is_block => CallState::Intended { settled: false },
+        state => state.clone(),
     }
 }
