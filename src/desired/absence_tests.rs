@@ -64,7 +64,7 @@ impl Bench {
             held: None,
             volumes: BTreeMap::new(),
         };
-        self.resolved.pods.insert(uid(pod), resolved);
+        self.resolved.pods.insert(uid(pod), Arc::new(resolved));
         self.list(pod, "data", pod);
         self.count_files();
     }
@@ -75,8 +75,8 @@ impl Bench {
     }
 
     pub(super) fn put(&mut self, pod: &str, name: &str, key: VolumeKey, id: PublicationId) {
-        let pod = self.resolved.pods.get_mut(&uid(pod)).unwrap();
-        let wanted = Box::new(Wanted {
+        let pod = self.pod(pod);
+        let wanted = Arc::new(Wanted {
             pod: pod.identity.clone(),
             names: BTreeSet::from([name.to_owned()]),
             claim: Some(ObjectRef::new("PersistentVolumeClaim", "default", "data")),
@@ -90,7 +90,7 @@ impl Bench {
     }
 
     pub(super) fn pod(&mut self, pod: &str) -> &mut ResolvedPod {
-        self.resolved.pods.get_mut(&uid(pod)).unwrap()
+        Arc::make_mut(self.resolved.pods.get_mut(&uid(pod)).unwrap())
     }
 
     pub(super) fn remove(&mut self, pod: &str) {

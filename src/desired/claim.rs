@@ -45,10 +45,7 @@ fn reserved<'i>(
         [volume] => Ok(volume),
         several => {
             // A claim that was made anew leaves the PV of its predecessor behind: the UID tells them apart (csi.md 10, 20).
-            let mut mine = several.iter().filter(|v| {
-                let volume = index.objects.volumes.get(**v).map(|v| &*v.object);
-                volume.is_some_and(|v| uid_agrees(claim, v))
-            });
+            let mut mine = several.iter().filter(|v| index.reserver(v).is_some_and(|v| uid_agrees(claim, v)));
             match (mine.next(), mine.next()) {
                 (Some(volume), None) => Ok(volume),
                 _ => Err(hold::invalid(

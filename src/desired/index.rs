@@ -1,12 +1,14 @@
 //! The objects of one reading, found by what others call them; built once, so that a thousand pods cost a thousand look-ups.
+//! Every look-up is noted: a pod is resolved again only when an answer that it got may be another now (`Resolver`).
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, Secret};
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 
+use super::changes::Question;
 use super::hold;
 use super::node::Node;
 use crate::manifest::{Objects, Sourced};
@@ -21,7 +23,8 @@ pub(super) type SecretMemo = BTreeMap<(String, String), Result<Arc<SecretMap>, H
 /// The objects and the ways to find them.
 #[derive(Debug)]
 pub(super) struct Index<'a> {
-    pub(super) objects: &'a Objects,
+    // Private: whoever reads them unasked would not be resolved again when they change.
+    objects: &'a Objects,
     pub(super) node: &'a Node,
     /// PVs by the claim that their claimRef names, sorted by name.
     reserved: BTreeMap<Name<'a>, Vec<&'a str>>,
@@ -32,6 +35,7 @@ pub(super) struct Index<'a> {
     /// Attachments to this node by driver and PV.
     attachments: BTreeMap<(&'a str, &'a str), (&'a str, &'a Sourced<VolumeAttachment>)>,
     pub(super) secrets: RefCell<SecretMemo>,
+    asked: RefCell<BTreeSet<Question>>,
 }
 
 impl<'a> Index<'a> {
@@ -45,6 +49,7 @@ impl<'a> Index<'a> {
             first_of_handle: BTreeMap::new(),
             attachments: BTreeMap::new(),
             secrets: RefCell::default(),
+            asked: RefCell::default(),
         };
         for (name, volume) in &objects.volumes {
             let Some(spec) = &volume.object.spec else { continue };
@@ -80,6 +85,15 @@ impl<'a> Index<'a> {
         }
     }
 
+    /// Returns what was asked since the last call.
+    pub(super) fn take_asked(&self) -> BTreeSet<Question> {
+        self.asked.take()
+    }
+
+    fn note(&self, question: Question) {
+        self.asked.borrow_mut().insert(question);
+    }
+
     /// Finds a claim.
     ///
     /// # Errors
@@ -89,7 +103,9 @@ impl<'a> Index<'a> {
         (namespace, name): Name<'_>,
         by: &str,
     ) -> Result<&'a PersistentVolumeClaim, Hold> {
-        let found = self.objects.claims.get(&(namespace.to_owned(), name.to_owned()));
+        let full_name = (namespace.to_owned(), name.to_owned());
+        let found = self.objects.claims.get(&full_name);
+        self.note(Question::Claim(full_name));
         valid(&ObjectRef::new("PersistentVolumeClaim", namespace, name), found, by)
     }
 
@@ -98,6 +114,7 @@ impl<'a> Index<'a> {
     /// # Errors
     /// As for a claim.
     pub(super) fn volume(&self, name: &str, by: &str) -> Result<(&'a str, &'a PersistentVolume), Hold> {
+        self.note(Question::Volume(name.to_owned()));
         let found = self.objects.volumes.get_key_value(name);
         let object = valid(&ObjectRef::new("PersistentVolume", "", name), found.map(|(_, v)| v), by)?;
         Ok((found.map_or("", |(name, _)| name), object))
@@ -108,6 +125,7 @@ impl<'a> Index<'a> {
     /// # Errors
     /// The hold, when only its last good version is known.
     pub(super) fn driver(&self, name: &str) -> Result<Option<&'a CSIDriver>, Hold> {
+        self.note(Question::Driver(name.to_owned()));
         let Some(found) = self.objects.drivers.get(name) else { return Ok(None) };
         match hold::stale(&ObjectRef::new("CSIDriver", "", name), found) {
             Some(hold) => Err(hold),
@@ -120,6 +138,7 @@ impl<'a> Index<'a> {
     /// # Errors
     /// The hold, when only its last good version is known.
     pub(super) fn attached(&self, driver: &str, volume: &str) -> Result<Option<&'a VolumeAttachment>, Hold> {
+        self.note(Question::Attachment(driver.to_owned(), volume.to_owned()));
         let Some((name, found)) = self.attachments.get(&(driver, volume)) else { return Ok(None) };
         if let Some(hold) = hold::stale(&ObjectRef::new("VolumeAttachment", "", *name), found) {
             return Err(hold);
@@ -127,18 +146,32 @@ impl<'a> Index<'a> {
         Ok(is_attached(found).then_some(&*found.object))
     }
 
+    /// Finds a Secret.
+    pub(super) fn secret(&self, name: &(String, String)) -> Option<&'a Sourced<Secret>> {
+        self.note(Question::Secret(name.clone()));
+        self.objects.secrets.get(name)
+    }
+
     /// Returns the PVs whose claimRef names a claim, by name.
     pub(super) fn reserved_for<'s>(&'s self, claim: Name<'s>) -> &'s [&'s str] {
+        self.note(Question::ReservedFor((claim.0.to_owned(), claim.1.to_owned())));
         self.reserved.get(&claim).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns one of the PVs that `reserved_for` named. What it says is a part of that answer.
+    pub(super) fn reserver(&self, volume: &str) -> Option<&'a PersistentVolume> {
+        self.objects.volumes.get(volume).map(|volume| &*volume.object)
     }
 
     /// Returns the claims whose spec.volumeName names a PV, by name.
     pub(super) fn namers_of(&self, volume: &str) -> &[Name<'a>] {
+        self.note(Question::NamersOf(volume.to_owned()));
         self.namers.get(volume).map_or(&[], Vec::as_slice)
     }
 
     /// Returns the PV that a driver's handle belongs to: the first by name of all that have it.
     pub(super) fn owner_of_handle(&self, driver: &str, handle: &str) -> Option<&'a str> {
+        self.note(Question::OwnerOfHandle(driver.to_owned(), handle.to_owned()));
         self.first_of_handle.get(&(driver, handle)).copied()
     }
 
@@ -147,8 +180,8 @@ impl<'a> Index<'a> {
         let mut problems = Vec::new();
         for (name, volume) in &self.objects.volumes {
             let Some(csi) = volume.object.spec.as_ref().and_then(|s| s.csi.as_ref()) else { continue };
-            let Some(first) = self.owner_of_handle(&csi.driver, &csi.volume_handle) else { continue };
-            if first != name {
+            let first = self.first_of_handle.get(&(&*csi.driver, &*csi.volume_handle)).copied();
+            if let Some(first) = first.filter(|first| first != name) {
                 problems.push(Problem {
                     path: volume.source.file.clone(),
                     position: Some((volume.source.line, 1)),

@@ -1,9 +1,10 @@
 //! Objects -> Desired: which volume each pod wants, claims resolved, absence decided.
 //!
-//! `resolve` looks at one reading alone; `Absences` looks at readings over time and decides what is to be taken down.
+//! `Resolver` looks at one reading alone; `Absences` looks at readings over time and decides what is to be taken down.
 
 mod absence;
 mod brake;
+mod changes;
 mod claim;
 mod csi;
 mod group;
@@ -14,6 +15,7 @@ mod node;
 mod pod;
 pub mod quantity;
 mod resolve;
+mod resolver;
 mod secrets;
 mod size;
 mod source;
@@ -29,6 +31,7 @@ mod brake_tests;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::model::{
     BrakeStatus, Desired, Hold, Link, ManifestSource, ObjectRef, PodIdentity, PodUid, Problem, PublicationId,
@@ -37,7 +40,7 @@ use crate::model::{
 
 pub use absence::Absences;
 pub use node::{Node, TokenFiles};
-pub use resolve::resolve;
+pub use resolver::Resolver;
 
 /// What the manifests of one reading come to, before absence is decided.
 #[derive(Debug, Clone, Default)]
@@ -47,11 +50,11 @@ pub struct Resolved {
     /// The manifests' problems and those found on the way, sorted.
     pub problems: Vec<Problem>,
     /// Every pod of the manifests, the broken ones too (all their volumes held).
-    pub pods: BTreeMap<PodUid, ResolvedPod>,
+    pub pods: BTreeMap<PodUid, Arc<ResolvedPod>>,
 }
 
 /// A pod and the volumes that its containers use.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResolvedPod {
     /// Its names.
     pub identity: PodIdentity,
@@ -66,7 +69,7 @@ pub struct ResolvedPod {
 }
 
 /// A volume of a pod.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResolvedVolume {
     /// The claim it names.
     pub claim: Option<ObjectRef>,
@@ -81,7 +84,7 @@ pub struct ResolvedVolume {
 }
 
 /// What a volume of a pod came to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResolvedWant {
     /// Two names of one claim in one pod give the same key and id; `wanted.names` then has both.
     Wanted {
@@ -90,7 +93,7 @@ pub enum ResolvedWant {
         /// Its place.
         id: PublicationId,
         /// How.
-        wanted: Box<Wanted>,
+        wanted: Arc<Wanted>,
     },
     /// Not now.
     Held(Hold),

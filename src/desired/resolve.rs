@@ -1,49 +1,17 @@
-//! Looks up the volumes of every pod. One volume that cannot be had never stops the pod's others.
+//! Looks up the volumes of one pod. One volume that cannot be had never stops the others.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, Pod, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::csi::Bound;
 use super::index::Index;
-use super::node::Node;
 use super::pod::{Place, PodView, Usage};
-use super::{Resolved, ResolvedPod, ResolvedVolume, ResolvedWant, claim, csi, hold, quantity, source};
-use crate::manifest::{Manifests, Sourced, Stale};
+use super::{ResolvedPod, ResolvedVolume, ResolvedWant, claim, csi, hold, quantity, source};
+use crate::manifest::Sourced;
 use crate::model::{Hold, Link, LinkState, ObjectRef, PodIdentity, PodUid, Wanted};
-
-/// Looks the volumes of every pod up. Pure: it reads no file, those that `node` names neither.
-pub fn resolve(manifests: &Manifests, node: &Node) -> Resolved {
-    let index = Index::new(&manifests.objects, node);
-    let mut problems = manifests.problems.clone();
-    problems.extend(index.problems());
-    problems.sort();
-    problems.dedup();
-    let mut pods = BTreeMap::new();
-    for (uid, (name, problem)) in &manifests.objects.broken_pods {
-        let identity =
-            PodIdentity { uid: uid.clone(), namespace: name.namespace.clone(), name: name.name.clone() };
-        let source = crate::model::ManifestSource {
-            file: problem.path.clone(),
-            line: problem.position.map_or(1, |(line, _)| line),
-        };
-        let held = Some(hold::broken(name, problem));
-        pods.insert(
-            uid.clone(),
-            ResolvedPod { identity, source, leaving: false, held, volumes: BTreeMap::new() },
-        );
-    }
-    for (uid, pod) in &manifests.objects.pods {
-        // A pod that the reading lacks is not here: `Absences` counts the readings that lack it.
-        let gone = matches!(pod.stale, Some(Stale::Gone(_)));
-        if gone && pod.object.metadata.deletion_timestamp.is_none() {
-            continue;
-        }
-        pods.insert(uid.clone(), resolved_pod(&index, uid, pod));
-    }
-    Resolved { reading: manifests.reading.clone(), problems, pods }
-}
 
 /// A volume on its way: what is shown of it, and what it came to.
 struct Found {
@@ -54,7 +22,8 @@ struct Found {
     place: Result<Place, Hold>,
 }
 
-fn resolved_pod(index: &Index<'_>, uid: &PodUid, sourced: &Sourced<Pod>) -> ResolvedPod {
+/// Looks the volumes of a pod up.
+pub(super) fn pod(index: &Index<'_>, uid: &PodUid, sourced: &Sourced<Pod>) -> ResolvedPod {
     let meta = &sourced.object.metadata;
     let identity = PodIdentity {
         uid: uid.clone(),
@@ -241,7 +210,7 @@ fn merged(
         let want = match volume.place {
             Err(hold) => ResolvedWant::Held(hold),
             Ok(place) => ResolvedWant::Wanted {
-                wanted: Box::new(Wanted {
+                wanted: Arc::new(Wanted {
                     pod: identity.clone(),
                     names: names_at.get(&place.id).cloned().unwrap_or_default(),
                     claim: volume.claim.clone(),

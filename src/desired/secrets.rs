@@ -37,11 +37,12 @@ pub(super) fn referenced(
 /// # Errors
 /// The hold, when it is missing or stale, or a value is not UTF-8.
 pub(super) fn read(index: &Index<'_>, name: (String, String), by: &str) -> Result<Arc<SecretMap>, Hold> {
+    let found = index.secret(&name);
     if let Some(known) = index.secrets.borrow().get(&name) {
         return known.clone();
     }
     let object = ObjectRef::new("Secret", &name.0, &name.1);
-    let values = match index.objects.secrets.get(&name) {
+    let values = match found {
         // Not remembered: the text names who needs it.
         None => return Err(hold::missing(&object, by)),
         Some(secret) => match hold::stale(&object, secret) {

@@ -28,7 +28,7 @@ pub struct WantVolume {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Want {
     /// Bring it up and keep it up.
-    Wanted(Box<Wanted>),
+    Wanted(Arc<Wanted>),
     /// Nothing goes up, nothing comes down, nothing is repaired.
     Held(Hold),
     /// Known to be unwanted: take it down.

@@ -14,7 +14,7 @@ use super::show::Looked;
 use super::steps::{Running, Told};
 use super::{Inputs, Parts, SAFETY_PERIOD};
 use crate::csi::DriverSet;
-use crate::desired::{self, Absences, Recorded, Resolved};
+use crate::desired::{Absences, Node, Recorded, Resolved, Resolver};
 use crate::execute::{Ended, Executor};
 use crate::host::Progress;
 use crate::manifest::Manifests;
@@ -42,6 +42,7 @@ pub(super) struct Loop {
     pub(super) round_at: Option<u64>,
     pub(super) operator: Operator,
     pub(super) progress: (mpsc::UnboundedSender<Told>, mpsc::UnboundedReceiver<Told>),
+    resolver: Resolver,
     pub(super) resolved: Resolved,
     pub(super) absences: Absences,
     pub(super) desired: Desired,
@@ -116,6 +117,7 @@ impl Loop {
             round_at: None,
             operator,
             progress: mpsc::unbounded_channel(),
+            resolver: Resolver::new(Node { name: parts.node.clone(), tokens: parts.tokens.clone() }),
             resolved: Resolved::default(),
             absences,
             desired: Desired::default(),
@@ -180,8 +182,7 @@ impl Loop {
             self.take_foreign().await;
         }
         if due.manifests {
-            let node = desired::Node { name: self.parts.node.clone(), tokens: self.parts.tokens.clone() };
-            self.resolved = desired::resolve(&self.manifests, &node);
+            self.resolved = self.resolver.resolve(&self.manifests);
             self.tell_problems();
         }
         if due.manifests || due.settle {

@@ -1,5 +1,6 @@
 //! `resolve`, rule by rule, on objects written as manifests are.
 
+mod again;
 mod claims;
 mod csi;
 mod group;
@@ -106,11 +107,13 @@ impl World {
     }
 
     fn resolved(&self) -> Resolved {
-        resolve(&self.manifests, &Node { name: "node-1".to_owned(), tokens: self.tokens.clone() })
+        let node = Node { name: "node-1".to_owned(), tokens: self.tokens.clone() };
+        Resolver::new(node).resolve(&Arc::new(self.manifests.clone()))
     }
 
     fn pod(&self) -> ResolvedPod {
-        self.resolved().pods.remove(&PodUid::new(UID).unwrap()).unwrap()
+        let pod = self.resolved().pods.remove(&PodUid::new(UID).unwrap()).unwrap();
+        ResolvedPod::clone(&pod)
     }
 
     fn want(&self, name: &str) -> ResolvedWant {
@@ -140,7 +143,7 @@ impl World {
 
     fn wanted_of(&self, name: &str) -> (VolumeKey, PublicationId, Wanted) {
         match self.want(name) {
-            ResolvedWant::Wanted { key, id, wanted } => (key, id, *wanted),
+            ResolvedWant::Wanted { key, id, wanted } => (key, id, Wanted::clone(&wanted)),
             ResolvedWant::Held(hold) => panic!("{name} is held: {hold:?}"),
         }
     }

@@ -211,8 +211,8 @@ fn world(case: &Case) -> (Desired, Actual) {
                 have.publications.insert(id(volume, pod), Box::new(publication));
             }
             let wish = match wish {
-                Wish::Wanted => Want::Wanted(Box::new(wanted(volume, pod, false))),
-                Wish::Edited => Want::Wanted(Box::new(wanted(volume, pod, true))),
+                Wish::Wanted => Want::Wanted(Arc::new(wanted(volume, pod, false))),
+                Wish::Edited => Want::Wanted(Arc::new(wanted(volume, pod, true))),
                 Wish::Absent => Want::Absent,
                 Wish::Held => Want::Held(Hold {
                     code: HoldCode::ManifestMissing,
@@ -506,7 +506,7 @@ fn a_volume_that_needs_attaching_waits_for_its_attachment() {
         else {
             panic!("it is wanted")
         };
-        let WantedVolume::Csi(csi) = &mut wanted.volume else { panic!("it is CSI") };
+        let WantedVolume::Csi(csi) = &mut Arc::make_mut(wanted).volume else { panic!("it is CSI") };
         csi.attach = attach;
         decision(&desired, &actual)
     };
@@ -528,7 +528,7 @@ fn decision_with_gate(desired: &mut Desired, actual: &Actual) -> Decision {
     else {
         panic!("it is wanted")
     };
-    let WantedVolume::Csi(csi) = &mut wanted.volume else { panic!("it is CSI") };
+    let WantedVolume::Csi(csi) = &mut Arc::make_mut(wanted).volume else { panic!("it is CSI") };
     csi.attach = Attach::MissingIfGated;
     decision(desired, actual)
 }

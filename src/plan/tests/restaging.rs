@@ -45,7 +45,7 @@ fn what_was_only_planned_for_another_driver_is_forgotten() {
     let (mut desired, actual) = world(&simple(Wish::Wanted, Start::Planned, Start::Nothing));
     let want = desired.volumes.get_mut(&key(0)).unwrap().publications.get_mut(&id(0, 0)).unwrap();
     let Want::Wanted(wanted) = want else { panic!("it is wanted") };
-    let WantedVolume::Csi(csi) = &mut wanted.volume else { panic!("it is a CSI volume") };
+    let WantedVolume::Csi(csi) = &mut Arc::make_mut(wanted).volume else { panic!("it is a CSI volume") };
     csi.lifecycle = Lifecycle::Ephemeral;
     assert!(matches!(decision(&desired, &actual).step, Some(Step::Unpublish { .. })));
 }
@@ -55,7 +55,7 @@ fn a_publication_is_not_repeated_before_its_staging_is_back() {
     let (mut desired, mut actual) = world(&simple(Wish::Wanted, Start::Yes, Start::Yes));
     let want = desired.volumes.get_mut(&key(0)).unwrap().publications.get_mut(&id(0, 0)).unwrap();
     let Want::Wanted(wanted) = want else { panic!("it is wanted") };
-    let WantedVolume::Csi(csi) = &mut wanted.volume else { panic!("it is a CSI volume") };
+    let WantedVolume::Csi(csi) = &mut Arc::make_mut(wanted).volume else { panic!("it is a CSI volume") };
     csi.republish = true;
     assert!(matches!(decision(&desired, &actual).step, Some(Step::Republish(_))));
 

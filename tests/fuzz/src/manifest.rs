@@ -1,8 +1,9 @@
 //! A manifest file: any bytes, read as YAML and as JSON.
 
 use std::path::{Component, Path};
+use std::sync::Arc;
 
-use volumed::desired::{Node, ResolvedWant, resolve};
+use volumed::desired::{Node, ResolvedWant, Resolver};
 use volumed::manifest::Manifests;
 use volumed::manifest::fuzz::readings;
 use volumed::model::{Layout, Lifecycle, PodUid, Problem, PublicationId, RootPath, Wanted, WantedVolume};
@@ -79,7 +80,8 @@ fn is_secret_value(text: &str) -> bool {
 
 fn wishes(manifests: &Manifests) {
     let layout = Layout::new("/root");
-    let resolved = resolve(manifests, &Node { name: "node".to_owned(), ..Node::default() });
+    let node = Node { name: "node".to_owned(), ..Node::default() };
+    let resolved = Resolver::new(node).resolve(&Arc::new(manifests.clone()));
     for (uid, pod) in &resolved.pods {
         assert_eq!(&pod.identity.uid, uid);
         for (name, volume) in &pod.volumes {
