@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use crate::control::render::{self, Style};
 use crate::control::samples::{self, NOW};
 use crate::control::views::{self, Scene};
@@ -164,7 +166,7 @@ fn who_has_a_volume_that_is_going_is_named_with_the_command_that_does_not_wait()
     samples::publication(&mut status, &key, |publication| {
         (publication.presence, publication.desired) = (Presence::No, "released");
     });
-    status.pods.get_mut(&samples::identity("old").uid).unwrap().leaving = true;
+    Arc::make_mut(status.pods.get_mut(&samples::identity("old").uid).unwrap()).leaving = true;
     let volume = status.volumes.get_mut(&key).unwrap();
     volume.staging = Some(("/r/plugins/backup/globalmount".into(), Presence::Yes));
     let remedy = "stop who has it; volumed goes on by itself, or at once after volumectl release --force";
@@ -220,14 +222,14 @@ fn an_adopted_volume_is_explained_by_the_uid_of_its_pod() {
     let mut status = samples::ready();
     let key = samples::add(&mut status, "a", "data", Presence::Uncertain);
     let old = samples::identity("a").uid;
-    let mut pod = status.pods.remove(&old).unwrap();
+    let mut pod = Arc::unwrap_or_clone(status.pods.remove(&old).unwrap());
     (pod.identity.namespace, pod.identity.name, pod.source) = ("foreign".into(), uid.into(), None);
     pod.leaving = true;
     let identity = pod.identity.clone();
     for volume in pod.volumes.values_mut() {
         (volume.claim, volume.links) = (None, Vec::new());
     }
-    status.pods.insert(old, pod);
+    status.pods.insert(old, Arc::new(pod));
     samples::publication(&mut status, &key, |publication| {
         publication.pod = identity.clone();
         publication.desired = "held";

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::model::{
     Blocked, BlockedCause, BrakeStatus, Connection, DriverInfo, DriverName, DriverOrigin, DriverState, Event,
@@ -65,8 +66,8 @@ pub(super) fn add(status: &mut Status, pod: &str, claim: &str, presence: Presenc
         capacity: Some(100 << 30),
         access_mode: Some("ReadWriteOnce".to_owned()),
     };
-    status.pods.entry(identity.uid.clone()).or_insert_with(|| bare(&identity)).volumes =
-        [("data".to_owned(), Box::new(pod_volume))].into();
+    Arc::make_mut(status.pods.entry(identity.uid.clone()).or_insert_with(|| Arc::new(bare(&identity))))
+        .volumes = [("data".to_owned(), Box::new(pod_volume))].into();
     key
 }
 
@@ -102,7 +103,8 @@ pub(super) fn publication(status: &mut Status, key: &VolumeKey, change: impl Fn(
 
 /// Holds a pod's volume.
 pub(super) fn hold(status: &mut Status, pod: &str, code: HoldCode) {
-    let volume = status.pods.get_mut(&identity(pod).uid).unwrap().volumes.get_mut("data").unwrap();
+    let volume =
+        Arc::make_mut(status.pods.get_mut(&identity(pod).uid).unwrap()).volumes.get_mut("data").unwrap();
     volume.resolved = None;
     volume.links.truncate(1);
     let (detail, remedy) = ("no PV for it".to_owned(), "add a PersistentVolume".to_owned());
@@ -146,7 +148,7 @@ pub(super) fn all() -> Status {
     let going = add(&mut status, "old", "backup", Presence::Uncertain);
     publication(&mut status, &going, |publication| publication.desired = "released");
     block(&mut status, &going, "unpublish", None);
-    status.pods.get_mut(&identity("old").uid).unwrap().leaving = true;
+    Arc::make_mut(status.pods.get_mut(&identity("old").uid).unwrap()).leaving = true;
     status.drivers.insert(
         DriverName::new(DRIVER).unwrap(),
         DriverState {

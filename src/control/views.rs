@@ -1,6 +1,7 @@
 //! Status -> the messages of the control API. Pure: the one place that decides what an operator is told.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::names::{Kind, ObjectName};
 pub use super::row::Row;
@@ -90,7 +91,7 @@ pub fn is_known(status: &Status, object: &ObjectName) -> bool {
 
 /// Returns the volumes that a pod uses, or the uses of a claim by all pods.
 pub fn rows_of<'a>(status: &'a Status, object: &'a ObjectName) -> impl Iterator<Item = Row<'a>> {
-    rows_among(status, status.pods.values(), object)
+    rows_among(status, status.pods.values().map(Arc::as_ref), object)
 }
 
 /// As `rows_of`, where it is known that only some pods come into question.

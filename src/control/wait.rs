@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -201,7 +202,7 @@ impl Names {
             Kind::Claim => &self.claims,
         };
         let uids = named.get(&(object.namespace.clone(), object.name.clone()));
-        uids.into_iter().flatten().filter_map(|uid| status.pods.get(uid))
+        uids.into_iter().flatten().filter_map(|uid| status.pods.get(uid).map(Arc::as_ref))
     }
 }
 
@@ -307,7 +308,7 @@ impl<'a> Waiting<'a> {
                 && pod.identity.name == object.name
                 && pod.identity.namespace == object.namespace
         };
-        status.pods.values().filter(is_it)
+        status.pods.values().map(Arc::as_ref).filter(is_it)
     }
 }
 

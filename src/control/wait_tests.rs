@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
@@ -195,13 +196,13 @@ async fn a_name_that_nothing_has_is_released_after_one_more_reading() {
 async fn a_pod_whose_manifest_never_was_valid_does_not_pass_for_one_without_volumes() {
     let mut status = samples::ready();
     let identity = samples::identity("web");
-    status.pods.insert(identity.uid.clone(), samples::bare(&identity));
+    status.pods.insert(identity.uid.clone(), Arc::new(samples::bare(&identity)));
     let hold = crate::model::Hold {
         code: HoldCode::ObjectInvalid,
         detail: "spec is missing".to_owned(),
         remedy: "mend it".to_owned(),
     };
-    status.pods.values_mut().for_each(|pod| pod.hold = Some(hold.clone()));
+    status.pods.values_mut().for_each(|pod| Arc::make_mut(pod).hold = Some(hold.clone()));
     let mut world = World::new(status);
     let wait = world.wait(&["pod/db/web"], Goal::Published, None);
     let read = async {

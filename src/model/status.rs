@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::{
     Blocked, DriverName, DriverState, Event, Foreign, Hold, ManifestSource, Millis, ObjectRef, PodIdentity,
@@ -21,7 +22,7 @@ pub struct Status {
     /// What is wrong with the manifests.
     pub problems: Vec<Problem>,
     /// Pods of the manifests, and pods that are gone but still have a volume.
-    pub pods: BTreeMap<PodUid, PodStatus>,
+    pub pods: BTreeMap<PodUid, Arc<PodStatus>>,
     /// Volumes wanted or recorded.
     pub volumes: BTreeMap<VolumeKey, VolumeStatus>,
     /// Drivers known.

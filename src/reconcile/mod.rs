@@ -6,8 +6,10 @@ mod drift;
 mod handover;
 mod operator;
 mod pass;
+mod pods;
 mod show;
 mod steps;
+mod wish;
 
 use std::sync::Arc;
 use std::time::Duration;

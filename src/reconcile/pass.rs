@@ -10,17 +10,19 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::operator::Operator;
+use super::pods::Shown;
 use super::show::Looked;
 use super::steps::{Running, Told};
+use super::wish::BRAKE_NOTE;
 use super::{Inputs, Parts, SAFETY_PERIOD};
 use crate::csi::DriverSet;
-use crate::desired::{Absences, Node, Recorded, Resolved, Resolver};
+use crate::desired::{Absences, Node, Resolved, Resolver};
 use crate::execute::{Ended, Executor};
 use crate::host::Progress;
 use crate::manifest::Manifests;
 use crate::model::{
     Actual, BootId, Connection, Desired, DriverInfo, DriverName, DriverState, Event, EventKind, Millis,
-    MountTable, Presence, Problem, PublicationId, RecordedVolume, Status, VolumeKey, VolumeRecord,
+    MountTable, Problem, PublicationId, RecordedVolume, Status, VolumeKey, VolumeRecord,
 };
 use crate::observe::{self, ObserveError};
 use crate::plan::{self, Decision, Now, Retries, World};
@@ -44,6 +46,7 @@ pub(super) struct Loop {
     pub(super) progress: (mpsc::UnboundedSender<Told>, mpsc::UnboundedReceiver<Told>),
     resolver: Resolver,
     pub(super) resolved: Resolved,
+    pub(super) shown_pods: Shown,
     pub(super) absences: Absences,
     pub(super) desired: Desired,
     /// Places that more than one volume has to do with: what comes up waits for what goes.
@@ -58,16 +61,13 @@ pub(super) struct Loop {
     pub(super) touched: BTreeSet<VolumeKey>,
     /// When to decide about a volume again though nothing changed, ms.
     alarms: BTreeMap<VolumeKey, u64>,
-    settle_again_at: Option<u64>,
-    confirm_at: Option<u64>,
+    pub(super) settle_again_at: Option<u64>,
+    pub(super) confirm_at: Option<u64>,
     safety_at: Instant,
     /// What the brake holds, as the disk knows it: it is held after a restart too.
-    noted_brake: Vec<(VolumeKey, PublicationId)>,
+    pub(super) noted_brake: Vec<(VolumeKey, PublicationId)>,
     pub(super) due: Pending,
 }
-
-/// The note of what the brake holds.
-const BRAKE_NOTE: &str = "brake";
 
 /// What a pass has to look at anew.
 #[derive(Debug, Default)]
@@ -119,6 +119,7 @@ impl Loop {
             progress: mpsc::unbounded_channel(),
             resolver: Resolver::new(Node { name: parts.node.clone(), tokens: parts.tokens.clone() }),
             resolved: Resolved::default(),
+            shown_pods: Shown::default(),
             absences,
             desired: Desired::default(),
             contested: BTreeMap::new(),
@@ -268,44 +269,6 @@ impl Loop {
         self.desired.volumes.get(key)?.publications.values().find_map(super::show::wanted_driver)
     }
 
-    /// Decides about absence, and touches every volume that is wished otherwise than before.
-    fn settle(&mut self) {
-        let recorded = self.records.iter().map(|(key, record)| (key, &record.publications));
-        let intended = self.busy.iter().map(|(key, running)| (key, &running.intends));
-        let actual = &self.actual;
-        let recorded = recorded.chain(intended).flat_map(|(key, publications)| {
-            let have = actual.volumes.get(key);
-            publications.iter().map(move |(id, record)| {
-                let have = have.and_then(|have| have.publications.get(id));
-                Recorded { key, id, record, up: have.is_some_and(|have| have.presence == Presence::Yes) }
-            })
-        });
-        let now = self.now();
-        let settled = self.absences.settle(&self.resolved, recorded, now.mono, now.wall);
-        self.settle_again_at = settled.again_at_ms;
-        self.confirm_at = settled.confirm_after_ms;
-        let old = std::mem::replace(&mut self.desired, settled.desired);
-        self.contested = contested(&self.desired);
-        let forced = std::mem::take(&mut self.operator.forced);
-        self.operator.forced = forced.into_iter().filter(|key| self.is_going(key)).collect();
-        if self.desired.is_read && !old.is_read {
-            // What nobody wants has waited for this.
-            self.touched.extend(self.records.keys().cloned());
-        }
-        let mut changed = Vec::new();
-        for key in old.volumes.keys().chain(self.desired.volumes.keys()) {
-            if old.volumes.get(key) != self.desired.volumes.get(key) {
-                self.touched.insert(key.clone());
-                // The cause has changed.
-                changed.push(key.clone());
-            }
-        }
-        for key in &changed {
-            self.forget_failures(key);
-        }
-        self.show_brake(settled.brake);
-    }
-
     /// Forgets what failed of a volume, since the cause changed; returns how many steps that was.
     pub(super) fn forget_failures(&mut self, key: &VolumeKey) -> usize {
         let Some(retries) = self.retries.get_mut(key) else { return 0 };
@@ -314,19 +277,6 @@ impl Loop {
             self.retries.remove(key);
         }
         forgotten
-    }
-
-    /// Keeps what the brake holds on disk. If that fails it is tried again with the next decision.
-    async fn note_brake(&mut self) {
-        let braked = self.absences.braked_spots();
-        if braked == self.noted_brake {
-            return;
-        }
-        if let Ok(note) = serde_json::to_value(&braked)
-            && self.parts.store.set_note(BRAKE_NOTE, note).await.is_ok()
-        {
-            self.noted_brake = braked;
-        }
     }
 
     pub(super) fn mounts_changed(&mut self) {
@@ -409,20 +359,6 @@ impl Loop {
 
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Returns the places that more than one volume wants, holds or gives back.
-fn contested(desired: &Desired) -> BTreeMap<PublicationId, BTreeSet<VolumeKey>> {
-    let mut first: BTreeMap<&PublicationId, &VolumeKey> = BTreeMap::new();
-    let mut contested: BTreeMap<PublicationId, BTreeSet<VolumeKey>> = BTreeMap::new();
-    for (key, wants) in &desired.volumes {
-        for id in wants.publications.keys() {
-            if let Some(other) = first.insert(id, key) {
-                contested.entry(id.clone()).or_default().extend([other.clone(), key.clone()]);
-            }
-        }
-    }
-    contested
 }
 
 pub(super) fn driver_of(record: &VolumeRecord) -> Option<&DriverName> {

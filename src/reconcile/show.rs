@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::pass::Loop;
+use super::pods;
 use crate::desired::ResolvedWant;
 use crate::model::{
-    Blocked, BrakeStatus, DriverName, Event, EventKind, Have, Hold, PodStatus, PodUid, PodVolumeStatus,
-    Presence, Problem, PublicationId, PublicationStatus, RecordedVolume, Status, VolumeKey, VolumeMode,
-    VolumeStatus, Want, WantedVolume,
+    Blocked, BrakeStatus, DriverName, Event, EventKind, Have, Hold, Presence, Problem, PublicationId,
+    PublicationStatus, RecordedVolume, Status, VolumeKey, VolumeMode, VolumeStatus, Want, WantedVolume,
 };
 use crate::plan::{Decision, Now};
 
@@ -53,61 +53,6 @@ impl Loop {
                 put_volume(status, key, new, now);
             }
             status.turn += u64::from(turned);
-        });
-    }
-
-    /// Shows the pods of the last reading, and those that are gone and still have a volume.
-    pub(super) fn show_pods(&self) {
-        let mut pods: BTreeMap<PodUid, PodStatus> = BTreeMap::new();
-        for (uid, pod) in &self.resolved.pods {
-            let volumes = pod.volumes.iter().map(|(name, volume)| {
-                let (resolved, hold) = match &volume.want {
-                    ResolvedWant::Wanted { key, id, .. } => (Some((key.clone(), id.clone())), None),
-                    ResolvedWant::Held(hold) => (None, Some(hold.clone())),
-                };
-                let status = PodVolumeStatus {
-                    claim: volume.claim.clone(),
-                    resolved,
-                    links: volume.links.clone(),
-                    hold,
-                    capacity: volume.capacity,
-                    access_mode: volume.access_mode.clone(),
-                };
-                (name.clone(), Box::new(status))
-            });
-            let status = PodStatus {
-                identity: pod.identity.clone(),
-                source: Some(pod.source.clone()),
-                leaving: pod.leaving,
-                hold: pod.held.clone(),
-                volumes: volumes.collect(),
-            };
-            pods.insert(uid.clone(), status);
-        }
-        for (key, record) in &self.records {
-            for (id, publication) in &record.publications {
-                let pod = pods.entry(id.pod.clone()).or_insert_with(|| PodStatus {
-                    identity: publication.pod.clone(),
-                    source: None,
-                    leaving: true,
-                    hold: None,
-                    volumes: BTreeMap::new(),
-                });
-                let shown = pod.volumes.values().any(|volume| {
-                    volume.resolved.as_ref().is_some_and(|(other, place)| other == key && place == id)
-                });
-                if !shown {
-                    add_remaining(pod, key, id, publication);
-                }
-            }
-        }
-        self.status.send_if_modified(|status| {
-            keep_released(status, &mut pods);
-            let changed = status.pods != pods;
-            if changed {
-                status.pods = pods;
-            }
-            changed
         });
     }
 
@@ -304,7 +249,7 @@ fn put_volume(status: &mut Status, key: VolumeKey, new: Option<VolumeStatus>, no
         was.filter(|id| new.as_ref().is_none_or(|new| !new.publications.contains_key(id))).cloned().collect();
     let still_staged = new.as_ref().is_some_and(|new| new.publications.is_empty());
     if !still_staged {
-        gone.iter().for_each(|id| drop_remaining(status, &key, id));
+        gone.iter().for_each(|id| pods::drop_remaining(status, &key, id));
     }
     let Some(mut new) = new else { return };
     if still_staged {
@@ -331,70 +276,4 @@ fn holds(volume: Option<&VolumeStatus>) -> impl Iterator<Item = (&PublicationId,
 
 fn is_same(a: &Blocked, b: &Blocked) -> bool {
     a.step == b.step && a.publication == b.publication && a.cause.code == b.cause.code
-}
-
-/// A publication that a record still has and no manifest names (any more).
-fn add_remaining(
-    pod: &mut PodStatus,
-    key: &VolumeKey,
-    id: &PublicationId,
-    publication: &crate::model::PublicationRecord,
-) {
-    let status = PodVolumeStatus {
-        claim: publication.claim.clone(),
-        resolved: Some((key.clone(), id.clone())),
-        links: Vec::new(),
-        hold: None,
-        capacity: None,
-        access_mode: None,
-    };
-    let name = publication.names.iter().next().cloned().unwrap_or_else(|| id.spec.to_string());
-    match pod.volumes.get_mut(&name) {
-        // The spec's name now leads nowhere: what is still mounted under it is shown with the reason.
-        Some(held) if held.resolved.is_none() => held.resolved = status.resolved,
-        Some(_) => {
-            pod.volumes.insert(format!("{name} ({})", id.spec), Box::new(status));
-        }
-        None => {
-            pod.volumes.insert(name, Box::new(status));
-        }
-    }
-}
-
-/// Keeps the pods that are gone but for a volume that is not yet unstaged.
-fn keep_released(status: &Status, pods: &mut BTreeMap<PodUid, PodStatus>) {
-    for (key, volume) in &status.volumes {
-        for id in &volume.released {
-            let Some(old) = status.pods.get(&id.pod) else { continue };
-            let is_it = |volume: &PodVolumeStatus| {
-                volume.resolved.as_ref().is_some_and(|(other, place)| other == key && place == id)
-            };
-            let pod = pods.entry(id.pod.clone()).or_insert_with(|| PodStatus {
-                source: None,
-                leaving: true,
-                volumes: BTreeMap::new(),
-                ..old.clone()
-            });
-            for (name, volume) in old.volumes.iter().filter(|(_, volume)| is_it(volume)) {
-                pod.volumes.entry(name.clone()).or_insert_with(|| volume.clone());
-            }
-        }
-    }
-}
-
-/// A publication is gone: what was shown of it only because a record still had it goes too.
-fn drop_remaining(status: &mut Status, key: &VolumeKey, id: &PublicationId) {
-    let Some(pod) = status.pods.get_mut(&id.pod) else { return };
-    let is_it = |volume: &PodVolumeStatus| {
-        volume.resolved.as_ref().is_some_and(|(other, place)| other == key && place == id)
-    };
-    pod.volumes.retain(|_, volume| !(volume.links.is_empty() && is_it(volume)));
-    for volume in pod.volumes.values_mut() {
-        if volume.hold.is_some() && is_it(volume) {
-            volume.resolved = None;
-        }
-    }
-    if pod.source.is_none() && pod.volumes.is_empty() {
-        status.pods.remove(&id.pod);
-    }
 }

@@ -1,0 +1,77 @@
+//! What is wished: absence decided, and what that changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::pass::Loop;
+use crate::desired::Recorded;
+use crate::model::{Desired, Presence, PublicationId, VolumeKey};
+
+/// The note of what the brake holds.
+pub(super) const BRAKE_NOTE: &str = "brake";
+
+impl Loop {
+    /// Decides about absence, and touches every volume that is wished otherwise than before.
+    pub(super) fn settle(&mut self) {
+        let recorded = self.records.iter().map(|(key, record)| (key, &record.publications));
+        let intended = self.busy.iter().map(|(key, running)| (key, &running.intends));
+        let actual = &self.actual;
+        let recorded = recorded.chain(intended).flat_map(|(key, publications)| {
+            let have = actual.volumes.get(key);
+            publications.iter().map(move |(id, record)| {
+                let have = have.and_then(|have| have.publications.get(id));
+                Recorded { key, id, record, up: have.is_some_and(|have| have.presence == Presence::Yes) }
+            })
+        });
+        let now = self.now();
+        let settled = self.absences.settle(&self.resolved, recorded, now.mono, now.wall);
+        self.settle_again_at = settled.again_at_ms;
+        self.confirm_at = settled.confirm_after_ms;
+        let old = std::mem::replace(&mut self.desired, settled.desired);
+        self.contested = contested(&self.desired);
+        let forced = std::mem::take(&mut self.operator.forced);
+        self.operator.forced = forced.into_iter().filter(|key| self.is_going(key)).collect();
+        if self.desired.is_read && !old.is_read {
+            // What nobody wants has waited for this.
+            self.touched.extend(self.records.keys().cloned());
+        }
+        let mut changed = Vec::new();
+        for key in old.volumes.keys().chain(self.desired.volumes.keys()) {
+            if old.volumes.get(key) != self.desired.volumes.get(key) {
+                self.touched.insert(key.clone());
+                // The cause has changed.
+                changed.push(key.clone());
+            }
+        }
+        for key in &changed {
+            self.forget_failures(key);
+        }
+        self.show_brake(settled.brake);
+    }
+
+    /// Keeps what the brake holds on disk. If that fails it is tried again with the next decision.
+    pub(super) async fn note_brake(&mut self) {
+        let braked = self.absences.braked_spots();
+        if braked == self.noted_brake {
+            return;
+        }
+        if let Ok(note) = serde_json::to_value(&braked)
+            && self.parts.store.set_note(BRAKE_NOTE, note).await.is_ok()
+        {
+            self.noted_brake = braked;
+        }
+    }
+}
+
+/// Returns the places that more than one volume wants, holds or gives back.
+fn contested(desired: &Desired) -> BTreeMap<PublicationId, BTreeSet<VolumeKey>> {
+    let mut first: BTreeMap<&PublicationId, &VolumeKey> = BTreeMap::new();
+    let mut contested: BTreeMap<PublicationId, BTreeSet<VolumeKey>> = BTreeMap::new();
+    for (key, wants) in &desired.volumes {
+        for id in wants.publications.keys() {
+            if let Some(other) = first.insert(id, key) {
+                contested.entry(id.clone()).or_default().extend([other.clone(), key.clone()]);
+            }
+        }
+    }
+    contested
+}
