@@ -13,19 +13,16 @@
     reason = "a test: helper functions are not covered by the allow-in-tests settings, and shared with another"
 )]
 
-#[path = "block/isolated.rs"]
-mod isolated;
 #[path = "block/world.rs"]
 mod world;
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use isolated::isolated;
 use nix::mount::umount2;
 use nix::mount::{MntFlags, MsFlags, mount};
 use volumed::host::{Host, HostError, Linux, Removal, Seen};
-use world::{Holder, NONE, World, at};
+use world::{Holder, NONE, World, at, isolated};
 
 #[test]
 fn a_published_device_is_bound_locked_and_linked_and_goes_again() {

@@ -13,19 +13,16 @@
     reason = "a test: helper functions are not covered by the allow-in-tests settings, and shared with another"
 )]
 
-#[path = "block/isolated.rs"]
-mod isolated;
 #[path = "block/world.rs"]
 mod world;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use isolated::isolated;
 use nix::mount::umount2;
 use nix::mount::{MntFlags, MsFlags, mount};
 use volumed::host::{Host, HostError, Linux};
-use world::{Holder, NONE, World};
+use world::{Holder, NONE, World, isolated};
 
 #[test]
 fn a_locked_device_s_number_is_not_given_to_another() {

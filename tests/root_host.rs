@@ -11,6 +11,9 @@
     reason = "a test: helper functions are not covered by the allow-in-tests settings"
 )]
 
+#[path = "support/alone.rs"]
+mod alone;
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -29,36 +32,9 @@ fn at(path: &str) -> RootPath {
     RootPath::new(path).unwrap()
 }
 
-/// Set in the process that really runs the test.
-const INSIDE: &str = "VOLUMED_TEST_INSIDE";
-
 /// Runs a test alone in new namespaces.
 fn isolated(name: &str, test: impl Future<Output = ()>) {
-    if std::env::var_os(INSIDE).is_some() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        return runtime.block_on(test);
-    }
-    assert!(nix::unistd::geteuid().is_root(), "these tests mount: run them as root");
-    let output = Command::new("unshare")
-        .args([
-            "--mount",
-            "--propagation",
-            "private",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-            "--",
-        ])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let text =
-        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    alone::run(name, test, |_| ());
 }
 
 /// A root directory in a mount namespace of its own. Dropped, it unmounts what it mounted.

@@ -1,5 +1,8 @@
 //! A root directory, a published block volume, and loop devices to be one.
 
+#[path = "../support/alone.rs"]
+mod alone;
+
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
@@ -20,6 +23,11 @@ pub const DATA: &str = "plugins/kubernetes.io/csi/volumeDevices/pv-blk/data";
 
 pub fn at(path: impl Into<PathBuf>) -> RootPath {
     RootPath::new(path).unwrap()
+}
+
+/// Runs a test alone in new namespaces.
+pub fn isolated(name: &str, test: impl Future<Output = ()>) {
+    alone::run(name, test, |_| ());
 }
 
 /// A loop device of the test's own, on a file of its own, without autoclear.
