@@ -5,7 +5,6 @@
     clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::panic,
-    unreachable_pub,
     reason = "a test: helper functions are not covered by the allow-in-tests settings"
 )]
 
