@@ -13,10 +13,12 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use drift::{Nodes, assert_released, block_paths, count, csi_driver, methods, text, until_blocked, volumes};
+use drift::{
+    Nodes, assert_released, block_paths, count, csi_driver, methods, text, two_readings, until_blocked,
+    volumes,
+};
 use serde_json::{Value, json};
 use support::objects::{block, device_user};
-use support::seen::explanation;
 use support::{TestHost, claim, loop_devices, pod_using, pod_with_claim, until};
 
 const UP: [&str; 2] = ["NodeStageVolume", "NodePublishVolume"];
@@ -273,11 +275,12 @@ fn a_driver_that_wants_it_is_asked_to_publish_again_and_a_failure_leaves_the_mou
     until("the driver is shown as gone", || {
         String::from_utf8_lossy(&host.volumectl(&["drivers"]).stdout).contains("disconnected")
     });
-    assert!(
-        !explanation(&host, "web").contains('✗') || explanation(&host, "web").contains("driver"),
-        "{}",
-        explanation(&host, "web")
-    );
+    two_readings(&host);
+    let web = volumes(&host).into_iter().find(|volume| volume["pod"] == "web").expect("it is shown");
+    let chain = web["chain"].as_array().expect("a chain");
+    let failed: Vec<_> = chain.iter().filter(|link| link["state"] == "failed").collect();
+    assert!(failed.len() == 1 && failed[0]["step"] == "driver", "only the driver is named: {web}");
+    assert_eq!((&web["actual"], &web["blocked"]), (&json!("published"), &json!([])), "{web}");
     assert_eq!(mount_id(&host.target("uid-web", "data")), before);
 }
 

@@ -83,7 +83,7 @@ fn an_open_file_of_a_volume_s_own_file_system_keeps_the_staging() {
     for file_system in ["tmpfs", "ext4"] {
         let host = TestHost::new();
         let _driver = host.fakecsi(&["--file-system", file_system]);
-        let _daemon = host.volumed(&[]);
+        let daemon = host.volumed(&[]);
         host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
         host.wait(&["pod/web"]);
         let file = staging(&host).join("file");
@@ -92,6 +92,9 @@ fn an_open_file_of_a_volume_s_own_file_system_keeps_the_staging() {
         host.remove_manifest("web.yaml");
         assert_unstage_waits(&host, &holder, &["tail", text(&file)]);
         // A restart forgets nothing of it.
+        daemon.kill();
+        let _daemon = host.volumed(&[]);
+        assert_unstage_waits(&host, &holder, &["tail", text(&file)]);
         holder.kill();
         assert_released(&host);
         assert_eq!(methods(&host)[2..], DOWN, "{file_system}");
