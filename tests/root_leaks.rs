@@ -2,7 +2,6 @@
 //! with whose it is, and shown as foreign. Needs root: the recorded mounts are made again.
 
 #![expect(
-    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::panic,
     reason = "a test: helper functions are not covered by the allow-in-tests settings"
