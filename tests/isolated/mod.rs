@@ -70,6 +70,12 @@ pub fn states(pid: u32) -> Vec<char> {
         .collect()
 }
 
+/// Returns where in the kernel a process's threads wait.
+pub fn waits(pid: u32) -> Vec<String> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.map(|thread| std::fs::read_to_string(thread.path().join("wchan")).unwrap_or_default()).collect()
+}
+
 /// A root directory in a mount namespace of its own. Dropped, it unmounts what it mounted.
 pub struct World {
     pub linux: Linux,
