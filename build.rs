@@ -1,4 +1,4 @@
-//! Compiles `proto/` without a system protoc and generates the messages, clients and servers of `src/proto.rs`.
+//! Compiles `proto/` without a system protoc and generates the messages, clients and servers of `src/proto`.
 //!
 //! The contract marks the fields that hold credentials (`csi_secret`). This script reads the marks from the compiled
 //! descriptors, takes the derived `Debug` away from every message that has such a field and writes one that hides the values:
@@ -104,7 +104,7 @@ fn redacting_debug(messages: &[MessageDescriptor]) -> Result<String, Box<dyn Err
     Ok(code)
 }
 
-/// Writes what the tests of `src/proto.rs` need to try every message by its name: a function that decodes and prints one, and
+/// Writes what the tests of `src/proto` need to try every message by its name: a function that decodes and prints one, and
 /// the names with nothing left out.
 fn write_test_support(out: &Path, pool: &DescriptorPool) -> Result<(), Box<dyn Error>> {
     let ours = |package: &str| package == "csi.v1";

@@ -63,6 +63,9 @@ const OURS: &[(&str, &[&str])] = &[
     ("bin/volumed-csi-loop", &["loop_driver", "telemetry", "error"]),
 ];
 
+/// Modules of the table that may not be there yet. Any other that is not found was not looked at.
+const TO_COME: &[&str] = &["claims", "loop_driver", "bin/volumed-csi-loop"];
+
 /// Crates that only some modules may use.
 const FENCED: &[(&str, &[&str])] = &[
     ("k8s_openapi", &["manifest", "desired", "claims"]),
@@ -164,7 +167,7 @@ fn allowed(module: &str, path: &str, may: &[&str]) -> bool {
     first == module
         || first == "BoxFuture"
         || first == "mutant"
-        || may.iter().any(|ok| *ok == first || *ok == path || (ok.contains("::") && path.starts_with(ok)))
+        || may.iter().any(|ok| *ok == first || *ok == path)
 }
 
 fn own_violations(sources: &[Source]) -> Vec<String> {
@@ -220,7 +223,10 @@ fn fence_violations(sources: &[Source]) -> Vec<String> {
 #[test]
 fn every_module_uses_only_what_the_table_allows() {
     let sources = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
-    assert!(sources.len() > 30, "only {} sources were found", sources.len());
+    let found: BTreeSet<&str> = sources.iter().map(|source| source.module.as_str()).collect();
+    let listed = OURS.iter().map(|(module, _)| *module);
+    let unseen: Vec<&str> = listed.filter(|m| !found.contains(m) && !TO_COME.contains(m)).collect();
+    assert!(unseen.is_empty(), "no source was found of {unseen:?}");
     let mut wrong = own_violations(&sources);
     wrong.extend(fence_violations(&sources));
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
@@ -238,6 +244,11 @@ fn a_violation_is_found() {
         source("plan", "fn f() { crate::csi::x(); }"),
         source("model", "use crate::{error::Chain, BoxFuture};"),
         source("manifest", "use crate::host::Linux;"),
+        source("manifest", "use crate::host::pathless;"),
+        source("unlisted", "use crate::model::Step;"),
+        // A module that is yet to come has its place all the same.
+        source("plan", "use crate::claims::Claim;"),
+        source("claims", "use crate::host::Host;"),
     ];
     for one in bad {
         assert_eq!(own_violations(&[one]).len(), 1);

@@ -4,149 +4,22 @@
 
 #![expect(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests fail by panicking")]
 
-use std::collections::BTreeMap;
+#[path = "reading/directories.rs"]
+mod directories;
+#[path = "reading/world.rs"]
+mod world;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use tempfile::TempDir;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
+use volumed::manifest::Manifests;
+use volumed::model::Problem;
 
-use volumed::manifest::{Handle, Manifests, Settings, WatchError, reader};
-use volumed::model::{Ambient, DirectoryIdentity, Problem};
-
-const GRACE: Duration = Duration::from_millis(50);
-const DEADLINE: Duration = Duration::from_secs(20);
-
-/// A reader of directories below one of its own.
-struct World {
-    root: TempDir,
-    handle: Handle,
-    manifests: watch::Receiver<Arc<Manifests>>,
-    shutdown: CancellationToken,
-    tasks: JoinSet<Result<(), WatchError>>,
-}
-
-impl World {
-    /// Reads the directories `a` and `b`, which exist.
-    fn new() -> Self {
-        let root = TempDir::new().expect("a directory");
-        fs::create_dir(root.path().join("a")).expect("a");
-        fs::create_dir(root.path().join("b")).expect("b");
-        Self::on(root, &["a", "b"], BTreeMap::new())
-    }
-
-    fn on(root: TempDir, directories: &[&str], known: BTreeMap<PathBuf, DirectoryIdentity>) -> Self {
-        let settings = Settings {
-            directories: directories.iter().map(|d| root.path().join(d)).collect(),
-            removal_grace: GRACE,
-            owner: nix::unistd::geteuid().as_raw(),
-            known,
-        };
-        let wall = || {
-            let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-            i64::try_from(since.as_millis()).expect("before the year 292 million")
-        };
-        let (reader, handle, manifests) = reader(settings, Instant::now(), Arc::new(Ambient::new(1, wall)));
-        let shutdown = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(reader.run(shutdown.clone()));
-        Self { root, handle, manifests, shutdown, tasks }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.root.path().join(name)
-    }
-
-    /// Writes a file as a careful program does: beside it, then renamed.
-    fn put(&self, name: &str, text: &str) {
-        let new = self.path(&format!("{name}.new"));
-        fs::write(&new, text).expect("write");
-        fs::rename(&new, self.path(name)).expect("rename");
-    }
-
-    /// Waits for a published reading that is as asked.
-    async fn until(&mut self, what: &str, fits: impl Fn(&Manifests) -> bool) -> Arc<Manifests> {
-        let waited = timeout(DEADLINE, self.manifests.wait_for(|m| fits(m))).await;
-        match waited.map(|r| r.map(|found| Arc::clone(&found))) {
-            Ok(Ok(found)) => found,
-            Ok(Err(_)) => panic!("the reader ended before {what}"),
-            Err(_) => panic!("never {what}; last: {:#?}", self.manifests.borrow()),
-        }
-    }
-
-    async fn until_pods(&mut self, names: &[&str]) -> Arc<Manifests> {
-        self.until(&format!("exactly the pods {names:?}"), |m| pods(m) == names).await
-    }
-
-    /// Reads again, now.
-    async fn reread(&mut self) -> Arc<Manifests> {
-        let generation = timeout(DEADLINE, self.handle.reread()).await.expect("an answer");
-        let now = Arc::clone(&self.manifests.borrow_and_update());
-        assert!(now.reading.generation >= generation);
-        now
-    }
-
-    /// Reads twice, with the grace between: whatever can become absent has become so.
-    async fn reread_past_grace(&mut self) -> Arc<Manifests> {
-        let first = self.reread().await.reading.began_ms;
-        let grace = u64::try_from(GRACE.as_millis()).expect("small");
-        loop {
-            let now = self.reread().await;
-            if now.reading.began_ms > first + 2 * grace {
-                return now;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    async fn end(mut self) -> TempDir {
-        self.shutdown.cancel();
-        while let Some(ended) = self.tasks.join_next().await {
-            ended.expect("no panic").expect("no error");
-        }
-        self.root
-    }
-}
-
-/// The pods' names, sorted; a stale one has a star.
-fn pods(manifests: &Manifests) -> Vec<String> {
-    let mut names: Vec<_> = manifests
-        .objects
-        .pods
-        .values()
-        .map(|p| {
-            let name = p.object.metadata.name.clone().unwrap_or_default();
-            if p.stale.is_some() { format!("{name}*") } else { name }
-        })
-        .collect();
-    names.sort();
-    names
-}
-
-fn pod(name: &str) -> String {
-    // In quotes: a pod named y is a pod named true.
-    format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: \"{name}\"}}\nspec:\n  containers:\n  - name: c\n    \
-         volumeMounts: [{{name: data, mountPath: /data}}]\n  volumes:\n  - name: data\n    \
-         persistentVolumeClaim: {{claimName: \"{name}\"}}\n"
-    )
-}
-
-/// The one problem of a file.
-fn problem<'a>(manifests: &'a Manifests, file: &Path) -> &'a Problem {
-    let mut found = manifests.problems.iter().filter(|p| p.path == file);
-    let problem =
-        found.next().unwrap_or_else(|| panic!("no problem of {} in {manifests:#?}", file.display()));
-    assert!(!problem.detail.is_empty() && !problem.remedy.is_empty(), "{problem}");
-    problem
-}
+use world::{DEADLINE, World, pod, pods, problem};
 
 #[tokio::test]
 async fn a_pod_appears_and_goes() {
@@ -402,23 +275,6 @@ async fn a_dangling_symlink_hides_what_it_may_say_and_is_read_when_its_target_co
 }
 
 #[tokio::test]
-async fn an_atomic_swap_of_a_directory_behind_links_is_one_edit() {
-    let mut world = World::new();
-    for (version, name) in [("..1", "x"), ("..2", "z")] {
-        fs::create_dir(world.path(&format!("a/{version}"))).expect("a version");
-        world.put(&format!("a/{version}/p.yaml"), &pod(name));
-    }
-    symlink("..1", world.path("a/..data")).expect("a link");
-    symlink("..data/p.yaml", world.path("a/p.yaml")).expect("a link");
-    world.until_pods(&["x"]).await;
-    symlink("..2", world.path("a/..data_tmp")).expect("a link");
-    fs::rename(world.path("a/..data_tmp"), world.path("a/..data")).expect("swap");
-    world.until_pods(&["x*", "z"]).await;
-    world.until_pods(&["z"]).await;
-    world.end().await;
-}
-
-#[tokio::test]
 async fn an_editors_save_never_loses_the_pod() {
     let mut world = World::new();
     world.put("a/x.yaml", &pod("x"));
@@ -443,123 +299,6 @@ async fn an_editors_save_never_loses_the_pod() {
         };
         timeout(DEADLINE, readings.wait_for(|m| done(m))).await.expect("in time").expect("alive");
     }
-    world.end().await;
-}
-
-#[tokio::test]
-async fn a_file_that_moves_between_directories_is_never_gone() {
-    let mut world = World::new();
-    world.put("a/x.yaml", &pod("x"));
-    world.until_pods(&["x"]).await;
-    for (from, to) in [("a", "b"), ("b", "a"), ("a", "b")] {
-        let place = world.path(&format!("{to}/x.yaml"));
-        fs::rename(world.path(&format!("{from}/x.yaml")), &place).expect("move");
-        world
-            .until("the pod in its new place", |m| {
-                let x = m.objects.pods.values().next();
-                assert!(x.is_some(), "the pod was lost: {m:#?}");
-                x.is_some_and(|p| p.stale.is_none() && p.source.file == place)
-            })
-            .await;
-    }
-    world.end().await;
-}
-
-#[tokio::test]
-async fn a_directory_that_vanishes_and_returns_takes_nothing_with_it() {
-    let mut world = World::new();
-    world.put("a/x.yaml", &pod("x"));
-    world.put("b/y.yaml", &pod("y"));
-    world.until_pods(&["x", "y"]).await;
-    fs::rename(world.path("a"), world.path("elsewhere")).expect("away");
-    let seen = world.until_pods(&["x*", "y"]).await;
-    assert!(seen.reading.incomplete.iter().any(|p| p.path == world.path("a")), "{seen:#?}");
-    assert_eq!(pods(&*world.reread_past_grace().await), ["x*", "y"]);
-    // Elsewhere additions still act.
-    world.put("b/z.yaml", &pod("z"));
-    world.until_pods(&["x*", "y", "z"]).await;
-    fs::rename(world.path("elsewhere"), world.path("a")).expect("back");
-    let seen = world.until_pods(&["x", "y", "z"]).await;
-    assert!(seen.reading.is_complete() && seen.problems.is_empty(), "{seen:#?}");
-    // And it is watched again.
-    world.put("a/w.yaml", &pod("w"));
-    world.until_pods(&["w", "x", "y", "z"]).await;
-    world.end().await;
-}
-
-#[tokio::test]
-async fn a_replaced_directory_takes_nothing_down_until_it_is_approved() {
-    let mut world = World::new();
-    world.put("a/x.yaml", &pod("x"));
-    world.until_pods(&["x"]).await;
-    fs::rename(world.path("a"), world.path("old")).expect("away");
-    fs::create_dir(world.path("a")).expect("another");
-    let seen = world.until("the other directory", |m| pods(m) == ["x*"]).await;
-    assert!(!seen.reading.is_complete());
-    let seen = world.reread_past_grace().await;
-    assert_eq!(pods(&seen), ["x*"]);
-    let why = problem(&seen, &world.path("a"));
-    assert!(why.detail.contains("not the directory it was") && why.remedy.contains("approve"), "{why}");
-    // What is in it acts at once.
-    world.put("a/y.yaml", &pod("y"));
-    world.until_pods(&["x*", "y"]).await;
-    world.handle.approve().await;
-    let seen = world.until_pods(&["y"]).await;
-    assert!(seen.reading.is_complete());
-    world.end().await;
-}
-
-#[tokio::test]
-async fn a_directory_replaced_while_the_daemon_was_away_is_not_the_known_one() {
-    let mut world = World::new();
-    let seen = world.until("a first reading", |m| m.reading.is_complete()).await;
-    let known: BTreeMap<_, _> = seen
-        .reading
-        .directories
-        .iter()
-        .filter_map(|(path, state)| Some((path.clone(), state.identity.clone()?)))
-        .collect();
-    assert_eq!(known.len(), 2);
-    let root = world.end().await;
-    let mut world = World::on(root, &["a", "b"], known.clone());
-    world.until("complete", |m| m.reading.is_complete()).await;
-    let root = world.end().await;
-    fs::rename(root.path().join("a"), root.path().join("old")).expect("away");
-    fs::create_dir(root.path().join("a")).expect("another");
-    let mut world = World::on(root, &["a", "b"], known);
-    let seen = world.until("a first reading", |m| m.reading.generation > 0).await;
-    assert_eq!(seen.reading.incomplete.len(), 1, "{seen:#?}");
-    assert_eq!(seen.reading.incomplete[0].path, world.path("a"));
-    world.end().await;
-}
-
-#[tokio::test]
-async fn a_directory_that_comes_later_is_read_when_it_comes() {
-    let root = TempDir::new().expect("a directory");
-    let mut world = World::on(root, &["etc/volumed/manifests"], BTreeMap::new());
-    world.until("incomplete", |m| !m.reading.incomplete.is_empty()).await;
-    fs::create_dir_all(world.path("etc/volumed/manifests")).expect("directories");
-    world.put("etc/volumed/manifests/x.yaml", &pod("x"));
-    let seen = world.until_pods(&["x"]).await;
-    assert!(seen.reading.is_complete());
-    world.end().await;
-}
-
-#[tokio::test]
-async fn a_directory_behind_a_link_is_followed_when_the_link_is_turned() {
-    let root = TempDir::new().expect("a directory");
-    for name in ["one", "two"] {
-        fs::create_dir_all(root.path().join(name).join("manifests")).expect("directories");
-    }
-    symlink("one", root.path().join("current")).expect("a link");
-    let mut world = World::on(root, &["current/manifests"], BTreeMap::new());
-    world.put("one/manifests/x.yaml", &pod("x"));
-    world.put("two/manifests/y.yaml", &pod("y"));
-    world.until_pods(&["x"]).await;
-    symlink("two", world.path("next")).expect("a link");
-    fs::rename(world.path("next"), world.path("current")).expect("turn");
-    let seen = world.until_pods(&["x*", "y"]).await;
-    assert!(!seen.reading.is_complete(), "it is another directory");
     world.end().await;
 }
 

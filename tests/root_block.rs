@@ -1,31 +1,14 @@
 //! Raw block devices shown to pods, on real loop devices. Needs root.
-//!
-//! Each test runs again as a process of its own in its own mount and process namespaces, so that it sees its own processes and
-//! mounts only. Loop devices are the whole kernel's: each test looks at those that hold its own files and devices only, and
-//! lets them go however it ends.
 
-#![expect(
-    dead_code,
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    clippy::panic,
-    unreachable_pub,
-    reason = "a test: helper functions are not covered by the allow-in-tests settings, and shared with another"
-)]
-
-#[path = "block/isolated.rs"]
-mod isolated;
-#[path = "block/world.rs"]
-mod world;
+mod block;
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use isolated::isolated;
-use nix::mount::umount2;
-use nix::mount::{MntFlags, MsFlags, mount};
-use volumed::host::{Host, HostError, Linux, Removal, Seen};
-use world::{Holder, NONE, World, at};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use volumed::host::{DeviceUsers, Host, HostError, Linux, Removal, Seen};
+
+use block::{Holder, NONE, World, at, isolated};
 
 #[test]
 fn a_published_device_is_bound_locked_and_linked_and_goes_again() {
@@ -43,11 +26,7 @@ fn a_published_device_is_bound_locked_and_linked_and_goes_again() {
             assert_eq!(std::fs::metadata(directory).unwrap().permissions().mode() & 0o7777, 0o750);
         }
         for _twice in 0..2 {
-            world
-                .linux
-                .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
-                .await
-                .unwrap();
+            world.unmap().await;
             world.assert_unmapped(&device);
         }
         assert_eq!(
@@ -59,7 +38,7 @@ fn a_published_device_is_bound_locked_and_linked_and_goes_again() {
         // What is left for `remove`, of driver and kubelet.
         let (published, map) = (world.block().published, world.block().map);
         assert_eq!(world.linux.look(published.clone()).await.unwrap(), Seen::EmptyFile);
-        let data = at(world::DATA);
+        let data = at(block::DATA);
         std::fs::create_dir_all(world.root.join(data.as_path())).unwrap();
         std::fs::write(world.root.join(data.as_path()).join("vol_data.json"), "{}").unwrap();
         let dev = map.parent().unwrap();
@@ -72,8 +51,8 @@ fn a_published_device_is_bound_locked_and_linked_and_goes_again() {
         };
         world.linux.remove(removal).await.unwrap();
         let top = world.root.join("plugins/kubernetes.io/csi/volumeDevices");
-        assert_eq!(world::names(&top), ["publish"]);
-        assert_eq!(world::names(&top.join("publish")), Vec::<String>::new());
+        assert_eq!(block::names(&top), ["publish"]);
+        assert_eq!(block::names(&top.join("publish")), Vec::<String>::new());
     });
 }
 
@@ -93,16 +72,12 @@ fn a_node_that_the_driver_made_is_shown_too() {
                 // Then the path of what the lock holds says nothing any more.
                 umount2(&world.map(), MntFlags::MNT_DETACH).unwrap();
                 std::fs::remove_file(world.published()).unwrap();
-                assert_eq!(world::backing(&lock).as_deref(), Some(Path::new("/ (deleted)")));
+                assert_eq!(block::backing(&lock).as_deref(), Some(Path::new("/ (deleted)")));
             }
-            world
-                .linux
-                .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
-                .await
-                .unwrap();
+            world.unmap().await;
             world.assert_unmapped(&device);
             // By now it may be another test's.
-            let shown = world::backing(&lock);
+            let shown = block::backing(&lock);
             assert!(
                 shown.as_deref() != Some(&world.map()) && shown.as_deref() != Some(Path::new("/ (deleted)"))
             );
@@ -123,11 +98,7 @@ fn behind_a_driver_s_symlink_the_pod_s_link_leads_to_the_device() {
         world.linux.map_block(world.block()).await.unwrap();
         world.assert_mapped(&device).await;
         assert_eq!(std::fs::read_link(world.link()).unwrap(), device.path);
-        world
-            .linux
-            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
-            .await
-            .unwrap();
+        world.unmap().await;
         world.assert_unmapped(&device);
         assert!(world.published().is_symlink());
         let left = Removal { empty_files: vec![world.block().published], ..Removal::default() };
@@ -144,11 +115,7 @@ fn a_read_only_device_is_locked_read_only() {
         world.publish_bind(&device);
         world.linux.map_block(world.block()).await.unwrap();
         world.assert_mapped(&device).await;
-        world
-            .linux
-            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
-            .await
-            .unwrap();
+        world.unmap().await;
         world.assert_unmapped(&device);
     });
 }
@@ -181,11 +148,7 @@ fn what_a_crash_left_half_mapped_is_finished_or_undone() {
                     world.assert_mapped(&device).await;
                     assert_eq!(std::fs::read_link(world.link()).unwrap(), world.published());
                 }
-                world
-                    .linux
-                    .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
-                    .await
-                    .unwrap();
+                world.unmap().await;
                 world.assert_unmapped(&device);
                 assert!(!temporary.is_symlink(), "{done}");
             }
@@ -211,11 +174,7 @@ fn what_a_crash_left_half_unmapped_is_undone() {
             if done > 2 {
                 std::fs::remove_file(world.map()).unwrap();
             }
-            world
-                .linux
-                .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
-                .await
-                .unwrap();
+            world.unmap().await;
             world.assert_unmapped(&device);
         }
     });
@@ -233,13 +192,13 @@ fn a_link_that_leads_elsewhere_is_replaced() {
         symlink("/etc/group", world.link().with_file_name(".pv-blk.volumed")).unwrap();
         world.linux.map_block(world.block()).await.unwrap();
         assert_eq!(std::fs::read_link(world.link()).unwrap(), world.published());
-        assert_eq!(world::names(world.link().parent().unwrap()), ["pv-blk"]);
+        assert_eq!(block::names(world.link().parent().unwrap()), ["pv-blk"]);
         // Somebody's file is not replaced, and nothing else is touched for it.
         std::fs::remove_file(world.link()).unwrap();
         std::fs::write(world.link(), "data").unwrap();
         for refused in [
             world.linux.map_block(world.block()).await,
-            world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Ignored).await,
+            world.linux.unmap_block(world.block(), DeviceUsers::Ignored).await,
         ] {
             assert!(
                 matches!(&refused, Err(HostError::WrongKind { path, .. }) if *path == world.link()),
@@ -269,7 +228,7 @@ fn another_device_on_the_map_is_neither_covered_nor_unmounted_for_it() {
         mount(Some(&device.path), &world.map(), NONE, MsFlags::MS_BIND, NONE).unwrap();
         for refused in [
             world.linux.map_block(world.block()).await,
-            world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Ignored).await,
+            world.linux.unmap_block(world.block(), DeviceUsers::Ignored).await,
         ] {
             assert!(matches!(&refused, Err(HostError::WrongMount { .. })), "{refused:?}");
         }
@@ -279,7 +238,7 @@ fn another_device_on_the_map_is_neither_covered_nor_unmounted_for_it() {
         let plain = world.top.path().join("plain");
         std::fs::write(&plain, "data").unwrap();
         mount(Some(&plain), &world.map(), NONE, MsFlags::MS_BIND, NONE).unwrap();
-        let refused = world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Ignored).await;
+        let refused = world.linux.unmap_block(world.block(), DeviceUsers::Ignored).await;
         assert!(matches!(&refused, Err(HostError::WrongMount { .. })), "{refused:?}");
         assert_eq!(world.mounts_at(&world.map()).await, 1);
     });
@@ -295,7 +254,7 @@ fn a_map_file_with_content_is_not_ours() {
         std::fs::write(world.map(), "data").unwrap();
         for refused in [
             world.linux.map_block(world.block()).await,
-            world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Ignored).await,
+            world.linux.unmap_block(world.block(), DeviceUsers::Ignored).await,
         ] {
             assert!(matches!(&refused, Err(HostError::WrongKind { .. })), "{refused:?}");
         }
@@ -346,16 +305,12 @@ fn no_symlink_leads_to_what_a_pod_can_write_or_to_what_is_no_device() {
             symlink(&elsewhere, parent).unwrap();
             let refused = world.linux.map_block(world.block()).await;
             assert!(matches!(&refused, Err(HostError::WrongKind { found: "a symlink", .. })), "{refused:?}");
-            assert_eq!(world::names(&elsewhere), Vec::<String>::new());
+            assert_eq!(block::names(&elsewhere), Vec::<String>::new());
             std::fs::remove_file(parent).unwrap();
         }
         std::fs::create_dir(elsewhere.join("real")).unwrap();
         world.linux.map_block(world.block()).await.unwrap();
-        world
-            .linux
-            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
-            .await
-            .unwrap();
+        world.unmap().await;
     });
 }
 
@@ -374,11 +329,7 @@ fn nothing_published_and_no_device_are_errors_that_change_nothing() {
         let refused = world.linux.map_block(world.block()).await;
         assert!(matches!(&refused, Err(HostError::WrongKind { .. })), "{refused:?}");
         world.assert_unmapped(&device);
-        world
-            .linux
-            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
-            .await
-            .unwrap();
+        world.unmap().await;
     });
 }
 
@@ -400,7 +351,7 @@ fn a_bind_reaches_other_mount_namespaces() {
         };
         linux.map_block(world.block()).await.unwrap();
         seen(true);
-        linux.unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None }).await.unwrap();
+        linux.unmap_block(world.block(), DeviceUsers::Count { driver: None }).await.unwrap();
         seen(false);
     });
 }
@@ -414,7 +365,7 @@ fn two_calls_for_one_map_do_not_run_at_once() {
         // A call that was given up and still hangs in the kernel is such a first one.
         let (first, second) = tokio::join!(
             world.linux.map_block(world.block()),
-            world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Ignored),
+            world.linux.unmap_block(world.block(), DeviceUsers::Ignored),
         );
         first.unwrap();
         assert!(
@@ -422,7 +373,7 @@ fn two_calls_for_one_map_do_not_run_at_once() {
             "{second:?}"
         );
         world.assert_mapped(&device).await;
-        world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Ignored).await.unwrap();
+        world.linux.unmap_block(world.block(), DeviceUsers::Ignored).await.unwrap();
         world.assert_unmapped(&device);
     });
 }

@@ -1,31 +1,14 @@
 //! What holds a block device that a pod sees, and who else has it, on real loop devices. Needs root.
-//!
-//! Each test runs again as a process of its own in its own mount and process namespaces, so that it sees its own processes and
-//! mounts only. Loop devices are the whole kernel's: each test looks at those that hold its own files and devices only, and
-//! lets them go however it ends.
 
-#![expect(
-    dead_code,
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    clippy::panic,
-    unreachable_pub,
-    reason = "a test: helper functions are not covered by the allow-in-tests settings, and shared with another"
-)]
-
-#[path = "block/isolated.rs"]
-mod isolated;
-#[path = "block/world.rs"]
-mod world;
+mod block;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use isolated::isolated;
-use nix::mount::umount2;
-use nix::mount::{MntFlags, MsFlags, mount};
-use volumed::host::{Host, HostError, Linux};
-use world::{Holder, NONE, World};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use volumed::host::{DeviceUsers, Host, HostError, Linux};
+
+use block::{Holder, NONE, World, isolated};
 
 #[test]
 fn a_locked_device_s_number_is_not_given_to_another() {
@@ -35,18 +18,14 @@ fn a_locked_device_s_number_is_not_given_to_another() {
         world.publish_bind(&device);
         world.linux.map_block(world.block()).await.unwrap();
         // The driver lets its device go, as it does when it is told to unstage behind our back.
-        world::losetup_d(&device.path);
+        block::losetup_d(&device.path);
         assert_eq!(device.backing().as_deref(), Some(device.file.as_path()), "held by the lock");
         // Somebody else asks for a device: not this one.
         let other = world.device();
         assert_ne!(other.path, device.path);
-        world
-            .linux
-            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
-            .await
-            .unwrap();
+        world.unmap().await;
         world.assert_unmapped(&device);
-        world::wait_until("the driver's device goes with the lock", || device.backing().is_none());
+        block::wait_until("the driver's device goes with the lock", || device.backing().is_none());
     });
 }
 
@@ -63,16 +42,12 @@ fn locks_are_found_again_after_a_restart() {
         assert_eq!(world.assert_mapped(&device).await, lock, "found, not made again");
         // The bind was taken away under it, so that its path says nothing any more.
         umount2(&world.map(), MntFlags::MNT_DETACH).unwrap();
-        assert_eq!(world::backing(&lock).as_deref(), Some(Path::new("/")));
+        assert_eq!(block::backing(&lock).as_deref(), Some(Path::new("/")));
         world.linux.map_block(world.block()).await.unwrap();
         world.assert_mapped(&device).await;
         umount2(&world.map(), MntFlags::MNT_DETACH).unwrap();
         umount2(&world.published(), MntFlags::empty()).unwrap();
-        world
-            .linux
-            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
-            .await
-            .unwrap();
+        world.unmap().await;
         world.assert_unmapped(&device);
     });
 }
@@ -125,11 +100,7 @@ fn a_kubelet_s_lock_is_taken_over_and_goes_with_ours() {
             std::slice::from_ref(&theirs.path),
             "it holds the device well enough"
         );
-        world
-            .linux
-            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
-            .await
-            .unwrap();
+        world.unmap().await;
         world.assert_unmapped(&device);
     });
 }
@@ -147,10 +118,7 @@ fn a_device_in_use_is_not_taken_away_unless_told_to() {
         nix::sys::stat::mknod(&node, kind, mode, device.number()).unwrap();
         for path in [&world.link(), &node] {
             let holder = Holder::start("exec 3<\"$1\"", path);
-            let refused = world
-                .linux
-                .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
-                .await;
+            let refused = world.linux.unmap_block(world.block(), DeviceUsers::Count { driver: None }).await;
             let name = format!("pid {} (sh) has ", holder.0.id());
             assert!(
                 matches!(&refused, Err(HostError::Busy { holder, .. }) if holder.starts_with(&name)),
@@ -161,10 +129,9 @@ fn a_device_in_use_is_not_taken_away_unless_told_to() {
         // A file system on it, mounted elsewhere.
         let mnt = world.top.path().join("mnt");
         std::fs::create_dir(&mnt).unwrap();
-        world::run("mkfs.ext4", &["-q".as_ref(), device.path.as_os_str()]);
+        block::run("mkfs.ext4", &["-q".as_ref(), device.path.as_os_str()]);
         mount(Some(&device.path), &mnt, Some("ext4"), MsFlags::empty(), NONE).unwrap();
-        let refused =
-            world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None }).await;
+        let refused = world.linux.unmap_block(world.block(), DeviceUsers::Count { driver: None }).await;
         let at = format!("has a file system on it mounted at {}", mnt.display());
         assert!(
             matches!(&refused, Err(HostError::Busy { holder, .. }) if holder.contains(&at)),
@@ -172,7 +139,7 @@ fn a_device_in_use_is_not_taken_away_unless_told_to() {
         );
         umount2(&mnt, MntFlags::empty()).unwrap();
         let _holder = Holder::start("exec 3<\"$1\"", &node);
-        world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Ignored).await.unwrap();
+        world.linux.unmap_block(world.block(), DeviceUsers::Ignored).await.unwrap();
         world.assert_unmapped(&device);
     });
 }
@@ -185,27 +152,22 @@ fn another_pod_s_use_of_a_shared_device_does_not_keep_this_one_s() {
         world.publish_bind(&device);
         let other = world.other_pod();
         let published = world.root.join(other.published.as_path());
-        world::bind(&device.path, &published);
+        block::bind(&device.path, &published);
         world.linux.map_block(world.block()).await.unwrap();
         world.linux.map_block(other.clone()).await.unwrap();
         let theirs = Holder::start("exec 3<\"$1\"", &published);
         let own = Holder::start("exec 3<\"$1\"", &world.link());
-        let refused =
-            world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None }).await;
+        let refused = world.linux.unmap_block(world.block(), DeviceUsers::Count { driver: None }).await;
         assert!(
             matches!(&refused, Err(HostError::Busy { holder, .. }) if holder.contains(&format!("pid {} ", own.0.id()))),
             "{refused:?}"
         );
         drop(own);
-        world
-            .linux
-            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
-            .await
-            .unwrap();
+        world.unmap().await;
         assert!(!world.map().try_exists().unwrap());
         assert_eq!(world.locks(&device).len(), 1, "the other pod's");
         drop(theirs);
-        world.linux.unmap_block(other, volumed::host::DeviceUsers::Count { driver: None }).await.unwrap();
+        world.linux.unmap_block(other, DeviceUsers::Count { driver: None }).await.unwrap();
         world.assert_unmapped(&device);
     });
 }
@@ -219,19 +181,14 @@ fn a_lock_that_somebody_has_open_goes_with_them() {
         world.linux.map_block(world.block()).await.unwrap();
         let lock = world.assert_mapped(&device).await;
         let holder = Holder::start("exec 3<\"$1\"", &lock);
-        let refused =
-            world.linux.unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None }).await;
+        let refused = world.linux.unmap_block(world.block(), DeviceUsers::Count { driver: None }).await;
         let name = format!("pid {} (sh) has {} open", holder.0.id(), lock.display());
         assert!(
             matches!(&refused, Err(HostError::Busy { holder, path }) if *holder == name && *path == lock),
             "{refused:?}"
         );
         drop(holder);
-        world
-            .linux
-            .unmap_block(world.block(), volumed::host::DeviceUsers::Count { driver: None })
-            .await
-            .unwrap();
+        world.unmap().await;
         world.assert_unmapped(&device);
     });
 }

@@ -3,14 +3,15 @@
 #![expect(
     clippy::disallowed_methods,
     clippy::unwrap_used,
-    clippy::print_stdout,
     reason = "a test: helper functions are not covered by the allow-in-tests settings"
 )]
 
+#[path = "isolated/dice.rs"]
+mod dice;
 mod isolated;
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +20,8 @@ use nix::sys::stat::Mode;
 use volumed::host::{Host, HostError, Progress};
 use volumed::model::Ownership;
 
-use isolated::{World, at, children, eventually, isolated, run, states};
+use dice::Dice;
+use isolated::{World, at, children, eventually, isolated, run, states, waits};
 
 const VOLUME: &str = "pods/u1/volumes/kubernetes.io~csi/pv1/mount";
 const GROUP: u32 = 4711;
@@ -60,59 +62,6 @@ fn tree(top: &Path) -> BTreeMap<PathBuf, Look> {
         }
     }
     found
-}
-
-/// A generator of no quality; the seed is printed with a failure.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
-    }
-
-    fn mode(&mut self) -> u32 {
-        u32::try_from(self.roll(0o10000)).unwrap()
-    }
-
-    fn group(&mut self) -> u32 {
-        [0, 1000, GROUP][usize::try_from(self.roll(3)).unwrap()]
-    }
-
-    /// Fills a directory with anything a volume may hold.
-    fn fill(&mut self, directory: &Path, depth: u32, outside: &Path) {
-        let mut files: Vec<PathBuf> = Vec::new();
-        for n in 0..self.roll(8) {
-            let path = directory.join(format!("{n} \u{fc}\n"));
-            match self.roll(8) {
-                0..=1 if depth > 0 => {
-                    std::fs::create_dir(&path).unwrap();
-                    self.fill(&path, depth - 1, outside);
-                }
-                2 => symlink(outside, &path).unwrap(),
-                3 => symlink("nowhere", &path).unwrap(),
-                4 => nix::unistd::mkfifo(&path, Mode::empty()).unwrap(),
-                5 if !files.is_empty() => {
-                    std::fs::hard_link(files.last().unwrap(), &path).unwrap();
-                    continue;
-                }
-                6 => {
-                    drop(std::os::unix::net::UnixListener::bind(path.with_file_name(n.to_string())).unwrap());
-                }
-                _ => {
-                    std::fs::write(&path, "content").unwrap();
-                    files.push(path.clone());
-                }
-            }
-            if let Ok(found) = std::fs::symlink_metadata(&path) {
-                lchown(&path, Some(u32::try_from(self.roll(3)).unwrap()), Some(self.group())).unwrap();
-                if !found.is_symlink() {
-                    let mode = std::fs::Permissions::from_mode(self.mode());
-                    std::fs::set_permissions(&path, mode).unwrap();
-                }
-            }
-        }
-    }
 }
 
 /// What kubelet.md 6.1 makes of a file, but for what our module says to be different (pipes, sockets, devices).
@@ -343,7 +292,10 @@ fn a_child_that_not_even_a_kill_ends_is_given_up_and_not_joined_by_another() {
         let volume = world.ext4(VOLUME);
         let frozen = Frozen::new(&volume);
         let hangs = async {
-            let stuck = || children().iter().any(|(pid, _)| states(*pid).contains(&'D'));
+            // For the freeze, which counts who writes: a program that is only being loaded cannot be killed for a moment either.
+            let frozen =
+                |pid| states(pid).contains(&'D') && waits(pid).iter().any(|at| at.contains("percpu"));
+            let stuck = || children().iter().any(|(pid, _)| frozen(*pid));
             eventually("a child that hangs", stuck).await;
             // From here on time goes by at once where nothing else is to do: two minutes without progress.
             tokio::time::pause();

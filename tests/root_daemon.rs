@@ -9,18 +9,11 @@
 mod support;
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::json;
+use support::seen::{assert_released, explanation, methods, mount_ids};
 use support::{DRIVER, TestHost, claim, pod_using, pod_with_claim, until};
-
-const NODE_CALLS: [&str; 4] =
-    ["NodeStageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume"];
-
-fn methods(host: &TestHost) -> Vec<String> {
-    host.calls(&NODE_CALLS).into_iter().map(|(method, _)| method).collect()
-}
 
 #[test]
 fn a_manifest_becomes_a_mount_and_goes_without_a_trace() {
@@ -39,10 +32,7 @@ fn a_manifest_becomes_a_mount_and_goes_without_a_trace() {
     host.wait(&["--for=released", "pod/web"]);
     assert_eq!(methods(&host)[2..], ["NodeUnpublishVolume", "NodeUnstageVolume"]);
     until("the volume is unstaged", || host.mounts().is_empty());
-    until("the record is gone", || {
-        fs::read_dir(host.state.join("volumes")).expect("it is there").next().is_none()
-    });
-    host.assert_nothing_left();
+    assert_released(&host);
 }
 
 /// Kills the daemon at a point of its way; `down`: on the way down.
@@ -67,10 +57,7 @@ fn killed_at(point: &str, arguments: &[&str], removed_while_dead: bool) {
     let _daemon = host.volumed(&[]);
     if down || removed_while_dead {
         host.wait(&["--for=released", "pod/web"]);
-        until("everything is released", || {
-            fs::read_dir(host.state.join("volumes")).expect("it is there").next().is_none()
-        });
-        host.assert_nothing_left();
+        assert_released(&host);
     } else {
         host.wait(&["pod/web"]);
         let staged = host.mounts().iter().filter(|point| point.ends_with("globalmount")).count();
@@ -126,22 +113,6 @@ fn killed_at_any_point_with_a_driver_without_staging() {
     for point in UP {
         killed_at(point, &["--no-stage"], true);
     }
-}
-
-/// The mount ids below a host: a remount would change them.
-fn mount_ids(host: &TestHost) -> Vec<(PathBuf, String)> {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("the mount table");
-    let mut ids: Vec<(PathBuf, String)> = table
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ');
-            let id = fields.next()?.to_owned();
-            Some((PathBuf::from(fields.nth(3)?), id))
-        })
-        .filter(|(point, _)| host.mounts().contains(point))
-        .collect();
-    ids.sort();
-    ids
 }
 
 #[test]
@@ -205,9 +176,7 @@ fn a_stranger_s_mount_on_the_target_stops_every_call() {
     let mounted = Command::new("mount").args(["-t", "tmpfs", "stranger"]).arg(&target).status();
     assert!(mounted.expect("mount").success());
     host.remove_manifest("web.yaml");
-    until("the obstacle is named", || {
-        String::from_utf8_lossy(&host.volumectl(&["explain", "pod/web"]).stdout).contains("stranger")
-    });
+    until("the obstacle is named", || explanation(&host, "web").contains("stranger"));
     assert_eq!(methods(&host), ["NodeStageVolume", "NodePublishVolume"], "nobody is called");
     assert!(Command::new("umount").arg(&target).status().expect("umount").success());
     host.wait(&["--for=released", "pod/web"]);
@@ -246,9 +215,7 @@ fn a_volume_that_needs_attaching_waits_for_its_attachment() {
     let _driver = host.fakecsi(&["--attach"]);
     let _daemon = host.volumed(&[]);
     host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
-    until("it is blocked for the attachment", || {
-        String::from_utf8_lossy(&host.volumectl(&["explain", "pod/web"]).stdout).contains("VolumeAttachment")
-    });
+    until("it is blocked for the attachment", || explanation(&host, "web").contains("VolumeAttachment"));
     assert_eq!(methods(&host), Vec::<String>::new());
     host.manifest(
         "attachment.yaml",
@@ -280,10 +247,7 @@ fn a_driver_that_says_ok_and_leaves_its_mount_is_helped() {
     ]));
     host.remove_manifest("web.yaml");
     host.wait(&["--for=released", "pod/web"]);
-    until("the record is gone", || {
-        fs::read_dir(host.state.join("volumes")).expect("it is there").next().is_none()
-    });
-    host.assert_nothing_left();
+    assert_released(&host);
 }
 
 #[test]
@@ -296,9 +260,7 @@ fn not_found_ends_an_undo_only_where_nothing_is_left() {
     // Before the effect: the mount is still there, so the undo is owed.
     host.faults(&json!([{"method": "NodeUnpublishVolume", "action": {"code": "NOT_FOUND"}}]));
     host.remove_manifest("web.yaml");
-    until("it is said that the mount is still there", || {
-        String::from_utf8_lossy(&host.volumectl(&["explain", "pod/web"]).stdout).contains("still mounted")
-    });
+    until("it is said that the mount is still there", || explanation(&host, "web").contains("still mounted"));
     assert!(
         host.mounts().contains(&host.target("uid-web", "data")),
         "volumed does not unmount what was not said to be done"
@@ -310,8 +272,5 @@ fn not_found_ends_an_undo_only_where_nothing_is_left() {
     ]));
     host.volumectl(&["retry"]);
     host.wait(&["--for=released", "pod/web"]);
-    until("the record is gone", || {
-        fs::read_dir(host.state.join("volumes")).expect("it is there").next().is_none()
-    });
-    host.assert_nothing_left();
+    assert_released(&host);
 }

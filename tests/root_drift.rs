@@ -15,10 +15,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use drift::{
-    BlockPaths, Nodes, assert_released, block_claim, block_paths, block_pod, blocked, explain, methods, run,
-    staging, stranger, text, two_readings, umount, until_blocked, volumes, within,
+    BlockPaths, Nodes, assert_released, block_paths, blocked, methods, run, staging, stranger, text,
+    two_readings, umount, until_blocked, volumes, within,
 };
-use support::{Process, TestHost, pod_with_claim, until};
+use support::objects::{block, device_user};
+use support::seen::explanation;
+use support::{Process, TestHost, claim, pod_using, pod_with_claim, until};
 
 const UP: [&str; 2] = ["NodeStageVolume", "NodePublishVolume"];
 const DOWN: [&str; 2] = ["NodeUnpublishVolume", "NodeUnstageVolume"];
@@ -49,7 +51,7 @@ fn block_up() -> (Up, BlockPaths) {
     let daemon = host.volumed(&[]);
     host.manifest(
         "web.yaml",
-        &format!("{}---\n{}", block_claim("data"), block_pod("web", "uid-web", "data")),
+        &format!("{}---\n{}", block(&claim("data")), device_user(&pod_using("web", "uid-web", "data"))),
     );
     host.wait(&["pod/web"]);
     let paths = block_paths(&host, "uid-web", "data");
@@ -71,7 +73,7 @@ impl Up {
             assert!(detail.contains(word), "{word:?} is not named: {detail}");
         }
         two_readings(&self.host);
-        until("it is explained", || explain(&self.host, "web").contains(words[0]));
+        until("it is explained", || explanation(&self.host, "web").contains(words[0]));
         assert_eq!(methods(&self.host), calls, "nobody is called\n{}", self.host.explain());
     }
 

@@ -11,10 +11,9 @@ mod support;
 
 use std::fs;
 
-use drift::{
-    Nodes, assert_released, block_claim, block_paths, block_pod, csi_driver, methods, until_blocked, volumes,
-};
+use drift::{Nodes, assert_released, block_paths, csi_driver, methods, until_blocked, volumes};
 use serde_json::{Value, json};
+use support::objects::{block, device_user};
 use support::{TestHost, claim, pod_using, until};
 
 const GI: u64 = 1 << 30;
@@ -120,10 +119,10 @@ fn a_block_volume_grows_with_its_device() {
     let _driver = host.fakecsi(&["--expand", "--block-size", "16777216"]);
     let _daemon = host.volumed(&[]);
     let claim = |size: &str| {
-        block_claim("db").replace("capacity: {storage: 1Gi}", &format!("capacity: {{storage: {size}}}"))
+        block(&claim("db")).replace("capacity: {storage: 1Gi}", &format!("capacity: {{storage: {size}}}"))
     };
     host.manifest("claim.yaml", &claim("16Mi"));
-    host.manifest("db.yaml", &block_pod("db", "uid-db", "db"));
+    host.manifest("db.yaml", &device_user(&pod_using("db", "uid-db", "db")));
     host.wait(&["pod/db"]);
     host.manifest("claim.yaml", &claim("32Mi"));
     until_grown(&host, 32 << 20);
@@ -271,16 +270,20 @@ fn what_may_not_be_written_does_not_grow() {
 }
 
 /// Kills the daemon at a point of a volume that grows when its pod gets it, or later.
-fn killed_at(point: &str, block: bool, removed_while_dead: bool) {
+fn killed_at(point: &str, device: bool, removed_while_dead: bool) {
     let host = TestHost::new();
     let _driver = host.fakecsi(&["--expand"]);
-    let claim = if block {
-        block_claim("data").replace("capacity: {storage: 1Gi}", "capacity: {storage: 64Mi}")
+    let claim = if device {
+        block(&claim("data")).replace("capacity: {storage: 1Gi}", "capacity: {storage: 64Mi}")
             + "status: {capacity: {storage: 32Mi}}\n"
     } else {
         sized("data", 2, Some("1Gi"))
     };
-    let pod = if block { block_pod("web", "uid-web", "data") } else { pod_using("web", "uid-web", "data") };
+    let pod = if device {
+        device_user(&pod_using("web", "uid-web", "data"))
+    } else {
+        pod_using("web", "uid-web", "data")
+    };
     host.manifest("driver.yaml", &csi_driver("attachRequired: false, requiresRepublish: true"));
     host.manifest("claim.yaml", &claim);
     host.manifest("web.yaml", &pod);
@@ -297,10 +300,10 @@ fn killed_at(point: &str, block: bool, removed_while_dead: bool) {
     let _daemon = host.volumed(&[("VOLUMED_TEST_REPUBLISH_MS", "60000")]);
     if !removed_while_dead {
         host.wait(&["pod/web"]);
-        if block {
+        if device {
             assert_eq!(nodes.locks().len(), 1, "{point}: one lock\n{}", host.logs());
         }
-        until_grown(&host, if block { 64 << 20 } else { 2 * GI });
+        until_grown(&host, if device { 64 << 20 } else { 2 * GI });
         host.remove_manifest("web.yaml");
     }
     host.wait(&["--for=released", "pod/web"]);

@@ -14,10 +14,11 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use std::path::Path;
 
 use drift::{
-    Nodes, assert_released, block_claim, block_paths, block_pod, count, csi_driver, explain, methods, text,
-    until_blocked, volumes,
+    Nodes, assert_released, block_paths, count, csi_driver, methods, text, two_readings, until_blocked,
+    volumes,
 };
 use serde_json::{Value, json};
+use support::objects::{block, device_user};
 use support::{TestHost, claim, loop_devices, pod_using, pod_with_claim, until};
 
 const UP: [&str; 2] = ["NodeStageVolume", "NodePublishVolume"];
@@ -27,7 +28,10 @@ fn a_block_volume_comes_and_goes(shown: &str, arguments: &[&str]) {
     let host = TestHost::new();
     let _driver = host.fakecsi(&[&["--block", shown], arguments].concat());
     let _daemon = host.volumed(&[]);
-    host.manifest("db.yaml", &format!("{}---\n{}", block_claim("data"), block_pod("db", "uid-db", "data")));
+    host.manifest(
+        "db.yaml",
+        &format!("{}---\n{}", block(&claim("data")), device_user(&pod_using("db", "uid-db", "data"))),
+    );
     host.wait(&["pod/db"]);
     let paths = block_paths(&host, "uid-db", "data");
     let devices: Vec<_> = loop_devices(&host.path("driver"));
@@ -64,9 +68,9 @@ fn two_pods_share_a_block_volume() {
     let host = TestHost::new();
     let _driver = host.fakecsi(&[]);
     let _daemon = host.volumed(&[]);
-    host.manifest("claim.yaml", &block_claim("data"));
+    host.manifest("claim.yaml", &block(&claim("data")));
     for pod in ["a", "b"] {
-        host.manifest(&format!("{pod}.yaml"), &block_pod(pod, &format!("uid-{pod}"), "data"));
+        host.manifest(&format!("{pod}.yaml"), &device_user(&pod_using(pod, &format!("uid-{pod}"), "data")));
     }
     host.wait(&["pod/a", "pod/b"]);
     let (a, b) = (block_paths(&host, "uid-a", "data"), block_paths(&host, "uid-b", "data"));
@@ -271,11 +275,12 @@ fn a_driver_that_wants_it_is_asked_to_publish_again_and_a_failure_leaves_the_mou
     until("the driver is shown as gone", || {
         String::from_utf8_lossy(&host.volumectl(&["drivers"]).stdout).contains("disconnected")
     });
-    assert!(
-        !explain(&host, "web").contains('✗') || explain(&host, "web").contains("driver"),
-        "{}",
-        explain(&host, "web")
-    );
+    two_readings(&host);
+    let web = volumes(&host).into_iter().find(|volume| volume["pod"] == "web").expect("it is shown");
+    let chain = web["chain"].as_array().expect("a chain");
+    let failed: Vec<_> = chain.iter().filter(|link| link["state"] == "failed").collect();
+    assert!(failed.len() == 1 && failed[0]["step"] == "driver", "only the driver is named: {web}");
+    assert_eq!((&web["actual"], &web["blocked"]), (&json!("published"), &json!([])), "{web}");
     assert_eq!(mount_id(&host.target("uid-web", "data")), before);
 }
 

@@ -14,7 +14,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use drift::{assert_released, blocked, explain, methods, staging, two_readings, volumes, within};
+use drift::{assert_released, blocked, methods, staging, two_readings, volumes, within};
+use support::seen::explanation;
 use support::{Process, TestHost, pod_using, pod_with_claim, until};
 
 const UP: [&str; 2] = ["NodeStageVolume", "NodePublishVolume"];
@@ -74,7 +75,7 @@ fn a_dead_volume_is_mounted_anew_when_its_driver_is_back() {
         until("the death is told", || {
             fs::read_to_string(&daemon.log).is_ok_and(|log| log.contains("does not answer any more"))
         });
-        until("the driver is what it waits for", || explain(&host, "web").contains("does not answer"));
+        until("the driver is what it waits for", || explanation(&host, "web").contains("does not answer"));
         two_readings(&host);
         assert_eq!(methods(&host), calls_of(arguments, true), "there is nobody to call");
         let _driver = host.fakecsi(arguments);

@@ -1,7 +1,6 @@
 //! Who still has a staged volume (design rule 4), with real mounts and processes. Needs root.
 //!
-//! Each test runs again as a process of its own with its own mount and process namespaces: its mounts are seen nowhere else,
-//! nothing stays, and the look at all processes sees those of this test only.
+//! Each test runs alone (`support/alone.rs`), so that the look at all processes sees those of this test only.
 
 #![expect(
     clippy::disallowed_methods,

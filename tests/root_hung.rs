@@ -15,6 +15,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use support::objects::pod_of;
 use support::{DRIVER, PATIENCE, Process, TestHost, example, pod_with_claim, until};
 
 const OTHER: &str = "other.csi.volumed.io";
@@ -54,20 +55,7 @@ fn watched(host: &TestHost, notify: &str) -> Process {
 }
 
 fn empty_dir_pod(pod: &str) -> String {
-    format!(
-        "apiVersion: v1
-kind: Pod
-metadata: {{name: {pod}, uid: uid-{pod}}}
-spec:
-  containers:
-  - name: main
-    image: example
-    volumeMounts: [{{name: scratch, mountPath: /scratch}}]
-  volumes:
-  - name: scratch
-    emptyDir: {{}}
-"
-    )
+    pod_of(&format!("name: {pod}, uid: uid-{pod}"), "emptyDir: {}")
 }
 
 /// Counts what the watchdog is fed, each time sooner than it bites.
@@ -115,7 +103,7 @@ fn a_hung_driver_delays_no_other_pod_and_the_watchdog_is_fed() {
     host.wait(&["pod/other", "pod/plain"]);
     assert!(begun.elapsed() < PATIENCE / 3, "they wait for nobody: {:?}", begun.elapsed());
     assert!(host.mounts().contains(&host.target("uid-other", "more")));
-    assert!(host.root.join("pods/uid-plain/volumes/kubernetes.io~empty-dir/scratch").is_dir());
+    assert!(host.root.join("pods/uid-plain/volumes/kubernetes.io~empty-dir/data").is_dir());
 
     let asked = Instant::now();
     let list = host.volumectl(&["list"]);

@@ -13,11 +13,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use drift::{
-    assert_released, block_claim, block_paths, block_pod, count, explain, methods, staging, text,
-    two_readings, until_blocked,
-};
-use support::{Process, TestHost, pod_with_claim, until};
+use drift::{assert_released, block_paths, count, methods, staging, text, two_readings, until_blocked};
+use support::objects::{block, device_user};
+use support::seen::{explanation, records};
+use support::{Process, TestHost, claim, pod_using, pod_with_claim, until};
 
 const UP: [&str; 2] = ["NodeStageVolume", "NodePublishVolume"];
 const DOWN: [&str; 2] = ["NodeUnpublishVolume", "NodeUnstageVolume"];
@@ -84,7 +83,7 @@ fn an_open_file_of_a_volume_s_own_file_system_keeps_the_staging() {
     for file_system in ["tmpfs", "ext4"] {
         let host = TestHost::new();
         let _driver = host.fakecsi(&["--file-system", file_system]);
-        let _daemon = host.volumed(&[]);
+        let daemon = host.volumed(&[]);
         host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
         host.wait(&["pod/web"]);
         let file = staging(&host).join("file");
@@ -93,6 +92,9 @@ fn an_open_file_of_a_volume_s_own_file_system_keeps_the_staging() {
         host.remove_manifest("web.yaml");
         assert_unstage_waits(&host, &holder, &["tail", text(&file)]);
         // A restart forgets nothing of it.
+        daemon.kill();
+        let _daemon = host.volumed(&[]);
+        assert_unstage_waits(&host, &holder, &["tail", text(&file)]);
         holder.kill();
         assert_released(&host);
         assert_eq!(methods(&host)[2..], DOWN, "{file_system}");
@@ -128,7 +130,10 @@ fn a_process_that_has_the_device_open_keeps_it() {
     let host = TestHost::new();
     let _driver = host.fakecsi(&[]);
     let _daemon = host.volumed(&[]);
-    host.manifest("db.yaml", &format!("{}---\n{}", block_claim("data"), block_pod("db", "uid-db", "data")));
+    host.manifest(
+        "db.yaml",
+        &format!("{}---\n{}", block(&claim("data")), device_user(&pod_using("db", "uid-db", "data"))),
+    );
     host.wait(&["pod/db"]);
     let paths = block_paths(&host, "uid-db", "data");
     let command = ["sh", "-c", "exec sleep 600 < \"$0\"", text(&paths.link)];
@@ -138,7 +143,7 @@ fn a_process_that_has_the_device_open_keeps_it() {
     host.remove_manifest("db.yaml");
     let detail = until_blocked(&host, "db", "in-use");
     assert!(detail.contains("sleep") && detail.contains(&holder.pid().to_string()), "{detail}");
-    assert!(explain(&host, "db").contains("sleep"), "{}", explain(&host, "db"));
+    assert!(explanation(&host, "db").contains("sleep"), "{}", explanation(&host, "db"));
     two_readings(&host);
     assert_eq!(count(&host, "NodeUnpublishVolume"), 0, "the driver is not asked");
     assert!(fs::metadata(&paths.link).is_ok(), "the device stays");
@@ -180,7 +185,10 @@ fn an_operator_can_take_a_device_from_who_has_it() {
     let host = TestHost::new();
     let _driver = host.fakecsi(&[]);
     let _daemon = host.volumed(&[]);
-    host.manifest("db.yaml", &format!("{}---\n{}", block_claim("data"), block_pod("db", "uid-db", "data")));
+    host.manifest(
+        "db.yaml",
+        &format!("{}---\n{}", block(&claim("data")), device_user(&pod_using("db", "uid-db", "data"))),
+    );
     host.wait(&["pod/db"]);
     // By a path that is not the pod's: what is open through the driver's own mount no umount takes away.
     let device = support::loop_devices(&host.path("driver")).pop().expect("the driver's device");
@@ -193,9 +201,7 @@ fn an_operator_can_take_a_device_from_who_has_it() {
     let forced = host.volumectl(&["release", "--force", "pod/db"]);
     assert!(forced.status.success(), "{forced:?}\n{}", host.explain());
     host.wait(&["--for=released", "pod/db"]);
-    until("the record is gone", || {
-        fs::read_dir(host.state.join("volumes")).into_iter().flatten().next().is_none()
-    });
+    until("the record is gone", || records(&host).is_empty());
     assert!(holder.is_running(), "nobody is killed for it");
     // The driver's loop device goes with the last who has it open.
     holder.kill();

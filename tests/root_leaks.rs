@@ -2,21 +2,18 @@
 //! with whose it is, and shown as foreign. Needs root: the recorded mounts are made again.
 
 #![expect(
-    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::panic,
-    unreachable_pub,
     reason = "a test: helper functions are not covered by the allow-in-tests settings"
 )]
 
-#[path = "block/isolated.rs"]
-mod isolated;
+#[path = "support/alone.rs"]
+mod alone;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use isolated::isolated;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 use volumed::host::{FoundVolume, Host, Linux, Part};
@@ -24,6 +21,11 @@ use volumed::model::{Layout, VolumeKey};
 
 const NONE: Option<&str> = None;
 const THEIR_ROOT: &str = "/var/lib/kubelet-capture";
+
+/// Runs a test alone in new namespaces.
+fn isolated(name: &str, test: impl Future<Output = ()>) {
+    alone::run(name, test, |_| ());
+}
 
 /// A recorded root, set up again with a stand-in for each of its mounts. Everything goes with the mount namespace, and the
 /// files with the directory.

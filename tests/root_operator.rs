@@ -15,12 +15,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use drift::{
-    assert_released, block_claim, block_paths, block_pod, blocked, count, explain, methods, staging, text,
-    two_readings, umount, until_blocked, volumes, within,
+    assert_released, block_paths, blocked, count, methods, staging, text, two_readings, umount,
+    until_blocked, volumes, within,
 };
 use operator::{DOWN, UP, refused, restart, said, until_ready};
 use serde_json::{Value, json};
-use support::{Process, TestHost, loop_devices, pod_with_claim, until};
+use support::objects::{block, device_user};
+use support::seen::explanation;
+use support::{Process, TestHost, claim, loop_devices, pod_using, pod_with_claim, until};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -89,7 +91,11 @@ fn what_is_paused_is_not_repaired_until_it_is_resumed_also_over_a_restart() {
     let _daemon = restart(&host, daemon);
     until_ready(&host);
     until_blocked(&host, "web", "paused");
-    assert!(explain(&host, "web").contains("volumectl resume pod/default/web"), "{}", explain(&host, "web"));
+    assert!(
+        explanation(&host, "web").contains("volumectl resume pod/default/web"),
+        "{}",
+        explanation(&host, "web")
+    );
     umount(&other);
     within("the other pod's volume is repaired", SOON, || host.mounts().contains(&other));
     host.manifest("third.yaml", &pod_with_claim("third", "uid-third", "some"));
@@ -157,7 +163,8 @@ fn a_staging_that_waits_for_a_holder_is_forced_by_its_path_after_a_restart() {
 
 /// A pod with a block volume, and the manifest of both.
 fn block_up(host: &TestHost) -> String {
-    let manifest = format!("{}---\n{}", block_claim("data"), block_pod("db", "uid-db", "data"));
+    let manifest =
+        format!("{}---\n{}", block(&claim("data")), device_user(&pod_using("db", "uid-db", "data")));
     host.manifest("db.yaml", &manifest);
     host.wait(&["pod/db"]);
     manifest

@@ -22,7 +22,8 @@ use volumed::proto::csi::{
     VolumeCapability,
 };
 
-use crate::world::{DRIVER, NODE, Pods, World};
+use crate::objects::DRIVER;
+use crate::world::{NODE, Pods, World};
 
 /// As many calls at a time as volumed makes to one driver.
 const AT_A_TIME: usize = 16;

@@ -25,6 +25,8 @@
 mod figures;
 mod floor;
 mod isolation;
+#[path = "../../tests/support/objects.rs"]
+mod objects;
 mod world;
 
 use std::time::Duration;

@@ -15,8 +15,7 @@ use tokio::time::{Instant, sleep};
 use volumed::control::client::Client;
 use volumed::control::wait::Goal;
 
-/// The driver's name.
-pub(crate) const DRIVER: &str = "fake.csi.volumed.io";
+use crate::objects::{DRIVER, claim_of, pod_of};
 
 /// This node's name.
 pub(crate) const NODE: &str = "bench-node";
@@ -353,54 +352,8 @@ fn start(command: &mut Command, log: &Path) -> anyhow::Result<Process> {
 
 fn manifest(name: &str, leaving: bool, driver: Option<&str>) -> String {
     let leaving = if leaving { ", deletionTimestamp: \"2026-01-01T00:00:00Z\"" } else { "" };
-    let Some(driver) = driver else {
-        return format!(
-            "apiVersion: v1
-kind: Pod
-metadata: {{name: {name}{leaving}}}
-spec:
-  containers:
-  - name: main
-    image: example
-    volumeMounts: [{{name: data, mountPath: /data}}]
-  volumes:
-  - name: data
-    emptyDir: {{}}
-"
-        );
-    };
-    format!(
-        "apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: {name}}}
-spec:
-  capacity: {{storage: 1Gi}}
-  accessModes: [ReadWriteOnce]
-  claimRef: {{namespace: default, name: {name}}}
-  csi:
-    driver: {driver}
-    volumeHandle: handle-{name}
-    volumeAttributes: {{pool: fast}}
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {{name: {name}}}
-spec:
-  accessModes: [ReadWriteOnce]
-  volumeName: {name}
-  resources: {{requests: {{storage: 1Gi}}}}
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}{leaving}}}
-spec:
-  containers:
-  - name: main
-    image: example
-    volumeMounts: [{{name: data, mountPath: /data}}]
-  volumes:
-  - name: data
-    persistentVolumeClaim: {{claimName: {name}}}
-"
-    )
+    let metadata = format!("name: {name}{leaving}");
+    let Some(driver) = driver else { return pod_of(&metadata, "emptyDir: {}") };
+    let pod = pod_of(&metadata, &format!("persistentVolumeClaim: {{claimName: {name}}}"));
+    format!("{}---\n{pod}", claim_of(driver, name, &format!("handle-{name}")))
 }

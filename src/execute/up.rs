@@ -99,7 +99,10 @@ impl Work<'_> {
         };
         let finished = match mounted {
             // NodePublish was answered OK: whatever else failed, other arguments may not be sent before it is undone.
-            Ok(mount) => self.finish(step, mount).await.map_err(|f| Failure { settled: false, ..f }),
+            Ok(mount) => {
+                let finished = self.finish(step).await.map_err(|f| Failure { settled: false, ..f });
+                finished.map(|()| mount)
+            }
             Err(failure) => Err(failure),
         };
         let mount = match finished {
@@ -137,14 +140,14 @@ impl Work<'_> {
     }
 
     /// Does what the pod needs besides the driver's call: ownership, the device's place, and the size.
-    async fn finish(&mut self, step: &PublishStep, mount: RecordedMount) -> Result<RecordedMount, Failure> {
+    async fn finish(&mut self, step: &PublishStep) -> Result<(), Failure> {
         let site = self.site();
         volumes::of(&self.record.volume).finish_publication(&site, step, &self.progress).await?;
         fault::reached("publish:finish");
         if let Some(growth) = &step.growth {
             self.grow_at_bring_up(growth).await?;
         }
-        Ok(mount)
+        Ok(())
     }
 
     /// Calls NodePublish for what is published. Whatever comes of it, the record still says what is there: a mount that the

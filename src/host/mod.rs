@@ -9,6 +9,8 @@ mod block;
 mod child;
 mod device_users;
 mod empty_dir;
+mod error;
+mod files;
 mod linux;
 mod look;
 mod loops;
@@ -24,7 +26,6 @@ mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -37,6 +38,7 @@ use crate::model::{
 
 pub use accounts::{group_number, is_member, set_group};
 pub use child::as_child;
+pub use error::HostError;
 pub use linux::Linux;
 #[doc(hidden)]
 pub use mount_table::mounts as parse_mountinfo;
@@ -354,61 +356,4 @@ impl Part {
             | Self::BlockMap => true,
         }
     }
-}
-
-/// An operation on the host that failed. Display names the path.
-#[derive(Debug, thiserror::Error)]
-pub enum HostError {
-    /// The kernel refused.
-    #[error("cannot {doing} {}", path.display())]
-    Io {
-        /// "make the directory", "read", ...
-        doing: &'static str,
-        /// What it was about.
-        path: PathBuf,
-        /// The kernel's reason.
-        source: io::Error,
-    },
-    /// A directory that must go has something in it.
-    #[error("{} is not empty", path.display())]
-    NotEmpty {
-        /// Which.
-        path: PathBuf,
-    },
-    /// A symlink, a mount or something of the wrong kind is where a plain directory or file is to be.
-    #[error("{} is {found}, not {expected}", path.display())]
-    WrongKind {
-        /// Where.
-        path: PathBuf,
-        /// "a symlink", "a mount point", ...
-        found: &'static str,
-        /// "a directory", ...
-        expected: &'static str,
-    },
-    /// Another mount than the expected one, or more than one.
-    #[error("{} is not the recorded mount: {found}", path.display())]
-    WrongMount {
-        /// Where.
-        path: PathBuf,
-        /// What is there.
-        found: String,
-    },
-    /// Somebody uses it.
-    #[error("{} is in use by {holder}", path.display())]
-    Busy {
-        /// What.
-        path: PathBuf,
-        /// Who: pid and command, or the mount and its namespace.
-        holder: String,
-    },
-    /// The kernel did not answer in time; whether it was done is not known.
-    #[error("cannot {doing} {}: no answer within {seconds} s", path.display())]
-    Deadline {
-        /// As for `Io`.
-        doing: &'static str,
-        /// As for `Io`.
-        path: PathBuf,
-        /// How long was waited.
-        seconds: u64,
-    },
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::path::{DIRECTORY, Root, names, open_within, read_small};
+use super::files::read_small;
+use super::path::{DIRECTORY, Root, names, open_within};
 use super::{FoundVolume, HostError, Part, Seen};
 use crate::model::{Plugin, PodUid, RootPath, SpecName, VOL_DATA, VolData};
 

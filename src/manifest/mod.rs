@@ -4,6 +4,7 @@
 //! `read` what changed, `yaml` or `json`, `objects`, `validate`); `set` joins the files, keeps what cannot be read now, and says
 //! when something is really gone. Each reading is published as one value, `Manifests`.
 
+mod decode;
 #[doc(hidden)]
 pub mod fuzz;
 mod gather;
@@ -14,6 +15,7 @@ mod read;
 mod reader;
 mod set;
 mod validate;
+mod versions;
 mod watches;
 mod yaml;
 

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::objects::{Good, Key, Object, Parsed};
+use super::objects::{Good, Key, Parsed};
 use super::read::Stamp;
-use super::{Manifests, Objects, Sourced, Stale};
-use crate::model::{DirectoryIdentity, DirectoryState, Millis, ObjectRef, PodUid, Problem, ReadingState};
+use super::versions::{Contents, Entry, Version, from_parsed, publish};
+use super::{Manifests, Objects, Stale};
+use crate::model::{DirectoryIdentity, DirectoryState, Millis, ObjectRef, Problem, ReadingState};
 
 /// What one look at all directories found.
 #[derive(Debug, Default)]
@@ -53,30 +54,6 @@ pub(super) enum Content {
     /// Somebody is writing it.
     Writing(Problem),
     Unread(Problem),
-}
-
-/// A version of an object that counts.
-#[derive(Debug, Clone)]
-struct Version {
-    good: Arc<Good>,
-    stale: Option<Stale>,
-}
-
-/// What a file is taken to say.
-#[derive(Debug, Clone, Default)]
-struct Contents {
-    versions: Vec<Version>,
-    /// Objects that are invalid and have no good version in this file.
-    broken: Vec<(Key, ObjectRef, Problem)>,
-    /// It may say more: a part of it was never understood.
-    unknown: bool,
-}
-
-/// What the set has under a key.
-#[derive(Debug, Clone)]
-enum Entry {
-    Version(Version),
-    Broken(ObjectRef, Box<Problem>),
 }
 
 /// An object that the last reading lacked.
@@ -326,79 +303,6 @@ impl Set {
     }
 }
 
-impl Contents {
-    /// Nothing of it is known to be so any more.
-    fn make_stale(&mut self, why: &str) {
-        for version in &mut self.versions {
-            version.stale = Some(Stale::Broken(why.to_owned()));
-        }
-    }
-}
-
-/// A parsed file: its good objects, and of the bad ones the last good versions that this file had.
-fn from_parsed(parsed: &Parsed, old: &Contents) -> Contents {
-    let mut new = Contents {
-        versions: parsed.good.iter().map(|g| Version { good: Arc::clone(g), stale: None }).collect(),
-        ..Contents::default()
-    };
-    if parsed.bad.is_empty() {
-        return new;
-    }
-    let mut nameless = None;
-    for bad in &parsed.bad {
-        let Some(problem) = bad.problems.first() else { continue };
-        let Some((key, reference)) = &bad.identity else {
-            nameless = nameless.or(Some(problem));
-            continue;
-        };
-        let last_good = old.versions.iter().find(|v| v.good.key == *key || v.good.reference == *reference);
-        match last_good {
-            Some(version) => {
-                let good = Arc::clone(&version.good);
-                new.versions.push(Version { good, stale: Some(Stale::Broken(problem.to_string())) });
-            }
-            None => new.broken.push((key.clone(), reference.clone(), problem.clone())),
-        }
-    }
-    // A document that does not say which object it is may be any that the file had, or one that was moved into it.
-    if let Some(problem) = nameless {
-        new.unknown = true;
-        let have: BTreeSet<Key> = new.versions.iter().map(|v| v.good.key.clone()).collect();
-        for version in old.versions.iter().filter(|v| !have.contains(&v.good.key)) {
-            let good = Arc::clone(&version.good);
-            new.versions.push(Version { good, stale: Some(Stale::Broken(problem.to_string())) });
-        }
-    }
-    new
-}
-
-impl Entry {
-    fn reference(&self) -> &ObjectRef {
-        match self {
-            Self::Version(version) => &version.good.reference,
-            Self::Broken(reference, _) => reference,
-        }
-    }
-
-    fn source(&self) -> Option<&Good> {
-        match self {
-            Self::Version(version) => Some(&version.good),
-            Self::Broken(..) => None,
-        }
-    }
-
-    fn gone_since(self, since: Millis) -> Self {
-        match self {
-            Self::Version(Version { good, .. }) => {
-                let when = jiff::Timestamp::from_millisecond(since).unwrap_or_default();
-                let stale = format!("its manifest is gone from {} since {when}", good.source.file.display());
-                Self::Version(Version { good, stale: Some(Stale::Gone(stale)) })
-            }
-            broken @ Self::Broken(..) => broken,
-        }
-    }
-}
-
 /// A problem of a whole directory.
 pub(super) fn directory_problem(path: &Path, detail: impl Into<String>) -> Problem {
     Problem {
@@ -442,36 +346,4 @@ fn problem_of(good: &Good, field: &str, detail: String, remedy: String) -> Probl
         remedy,
         warning: false,
     }
-}
-
-fn publish(objects: &mut Objects, key: &Key, entry: &Entry) {
-    let version = match (entry, key) {
-        (Entry::Version(version), _) => version,
-        (Entry::Broken(reference, problem), Key::Pod(uid)) => {
-            objects.broken_pods.insert(uid.clone(), (reference.clone(), Problem::clone(problem)));
-            return;
-        }
-        (Entry::Broken(..), Key::Other { .. }) => return,
-    };
-    let good = &version.good;
-    let name = || good.reference.name.clone();
-    let pair = || (good.reference.namespace.clone(), good.reference.name.clone());
-    match &good.object {
-        Object::Pod(pod) => {
-            if let Key::Pod(uid) = key {
-                put(&mut objects.pods, PodUid::clone(uid), pod, version);
-            }
-        }
-        Object::Claim(claim) => put(&mut objects.claims, pair(), claim, version),
-        Object::Volume(volume) => put(&mut objects.volumes, name(), volume, version),
-        Object::Class(class) => put(&mut objects.classes, name(), class, version),
-        Object::Secret(secret) => put(&mut objects.secrets, pair(), secret, version),
-        Object::Driver(driver) => put(&mut objects.drivers, name(), driver, version),
-        Object::Attachment(attachment) => put(&mut objects.attachments, name(), attachment, version),
-    }
-}
-
-fn put<K: Ord, T>(map: &mut BTreeMap<K, Sourced<T>>, key: K, object: &Arc<T>, version: &Version) {
-    let source = version.good.source.clone();
-    map.insert(key, Sourced { object: Arc::clone(object), source, stale: version.stale.clone() });
 }

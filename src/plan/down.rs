@@ -23,9 +23,7 @@ impl View<'_> {
                     let again = self.is_another(wanted)
                         || have.dead
                         || (have.frozen && self.differs(id, have, wanted));
-                    have.undoing
-                        || (have.presence != Presence::Yes && unstage)
-                        || (have.presence != Presence::Yes && again)
+                    have.undoing || (have.presence != Presence::Yes && (unstage || again))
                 }
             };
             if undo {
@@ -90,8 +88,8 @@ impl View<'_> {
     }
 
     /// Whether the staging has to be undone although it is wanted: an undo was begun, its file system died, its driver learned
-    /// to stage, or the staging is in doubt and the manifests now say something else. What is verifiably shown to somebody keeps it: then what was
-    /// recorded is done again.
+    /// to stage, or the staging is in doubt and the manifests now say something else. What is verifiably shown to somebody
+    /// keeps it: then what was recorded is done again.
     pub(super) fn staging_to_undo(&self) -> bool {
         let Some(staging) = self.staging() else { return false };
         if self.published().any(|(_, have)| have.presence == Presence::Yes) {

@@ -2,6 +2,7 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     unreachable_pub,
     clippy::allow_attributes,
     reason = "every test binary uses a part of it"
@@ -10,21 +11,14 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{DRIVER, TestHost, claim, loop_devices, pod_using, until};
+pub use crate::support::seen::{CALLS, methods, volumes};
 
-/// The calls that have an effect.
-pub const CALLS: [&str; 5] =
-    ["NodeStageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume", "NodeExpandVolume"];
-
-/// Returns the methods of the calls that have an effect, in order.
-pub fn methods(host: &TestHost) -> Vec<String> {
-    host.calls(&CALLS).into_iter().map(|(method, _)| method).collect()
-}
+use crate::support::{DRIVER, TestHost, loop_devices, objects, seen, until};
 
 /// Returns how often a method was called.
 pub fn count(host: &TestHost, method: &str) -> usize {
@@ -51,26 +45,9 @@ pub fn text(path: &Path) -> &str {
     path.to_str().expect("a test's path is text")
 }
 
-/// A claim whose PV is a block device.
-pub fn block_claim(volume: &str) -> String {
-    claim(volume)
-        .replace("spec:\n  capacity", "spec:\n  volumeMode: Block\n  capacity")
-        .replace("spec:\n  accessModes", "spec:\n  volumeMode: Block\n  accessModes")
-}
-
-/// A pod that gets a claim as a device.
-pub fn block_pod(pod: &str, uid: &str, volume: &str) -> String {
-    pod_using(pod, uid, volume).replace(
-        "volumeMounts: [{name: data, mountPath: /data}]",
-        "volumeDevices: [{name: data, devicePath: /dev/x}]",
-    )
-}
-
 /// A `CSIDriver` of the example driver.
 pub fn csi_driver(spec: &str) -> String {
-    format!(
-        "apiVersion: storage.k8s.io/v1\nkind: CSIDriver\nmetadata: {{name: {DRIVER}}}\nspec: {{{spec}}}\n"
-    )
+    objects::csi_driver(DRIVER, spec)
 }
 
 /// Where a block volume lies.
@@ -96,13 +73,6 @@ pub fn block_paths(host: &TestHost, uid: &str, volume: &str) -> BlockPaths {
 pub fn staging(host: &TestHost) -> PathBuf {
     let staged = host.mounts().into_iter().find(|point| point.ends_with("globalmount"));
     staged.expect("a volume is staged")
-}
-
-/// The volumes of `list -o json`.
-pub fn volumes(host: &TestHost) -> Vec<Value> {
-    let answer = host.volumectl(&["list", "-o", "json"]);
-    let answer: Value = serde_json::from_slice(&answer.stdout).unwrap_or_default();
-    answer["volumes"].as_array().cloned().unwrap_or_default()
 }
 
 /// Returns what a pod's first volume is blocked by, as (step, code, detail).
@@ -133,20 +103,9 @@ pub fn until_blocked(host: &TestHost, pod: &str, code: &str) -> String {
     }
 }
 
-pub fn explain(host: &TestHost, pod: &str) -> String {
-    let Output { stdout, .. } = host.volumectl(&["explain", &format!("pod/{pod}")]);
-    String::from_utf8_lossy(&stdout).into_owned()
-}
-
 /// Waits until nothing is recorded any more, then checks that nothing lies about.
 pub fn assert_released(host: &TestHost) {
-    let records = host.state.join("volumes");
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while fs::read_dir(&records).into_iter().flatten().next().is_some() {
-        assert!(Instant::now() < deadline, "records stay\n{}\n{}", host.explain(), host.logs());
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    host.assert_nothing_left();
+    seen::assert_released(host);
     assert_eq!(loop_devices(&host.path("")), Vec::<PathBuf>::new(), "loop devices are left\n{}", host.logs());
 }
 

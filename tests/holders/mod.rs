@@ -8,6 +8,9 @@
     reason = "a test: helper functions are not covered by the allow-in-tests settings"
 )]
 
+#[path = "../support/alone.rs"]
+mod alone;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -23,37 +26,9 @@ pub const STAGED: &str = "plugins/kubernetes.io/csi/d/v1/globalmount";
 pub const OTHER: &str = "plugins/kubernetes.io/csi/d/v2/globalmount";
 const NONE: Option<&str> = None;
 
-/// Set in the process that really runs the test.
-const INSIDE: &str = "VOLUMED_TEST_INSIDE";
-
 /// Runs a test alone in new namespaces.
 pub fn isolated(name: &str, test: impl Future<Output = ()>) {
-    if std::env::var_os(INSIDE).is_some() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        return runtime.block_on(test);
-    }
-    if !nix::unistd::geteuid().is_root() {
-        println!("NOT-RUN: {name}: only root can mount");
-        return;
-    }
-    let namespaces =
-        ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"];
-    let output = Command::new("unshare")
-        .args(namespaces)
-        .arg("--")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let text =
-        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    // Figures, and what could not run.
-    text.lines()
-        .filter(|l| l.starts_with("NOT-RUN") || l.starts_with("FIGURE"))
-        .for_each(|l| println!("{l}"));
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    alone::run(name, test, |_| ());
 }
 
 /// A root directory on a shared mount, as a host's is. Dropped, it unmounts what it mounted.

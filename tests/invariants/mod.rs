@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::support::objects::{self, block, csi_driver, device_user};
+use crate::support::seen::{self, explanation as explain, mount_ids, records};
 use crate::support::{DRIVER, TestHost, until};
 
 /// The calls that have an effect on this node, in the order of a volume's life.
@@ -100,34 +102,14 @@ fn assert_same_arguments(calls: &[Call], context: &str) {
     }
 }
 
-/// The mounts below a host's directory, by path, with their ids.
-fn mount_ids(host: &TestHost) -> Vec<(PathBuf, u64)> {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("the mount table");
-    let lines = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let below = host.root.parent().expect("a directory").to_owned();
-    let mut found: Vec<(PathBuf, u64)> = lines
-        .map(|fields| (PathBuf::from(fields[4]), fields[0].parse().expect("a number")))
-        .filter(|(point, _)| point.starts_with(&below))
-        .collect();
-    found.sort();
-    found
-}
-
 /// How many mounts lie on a path.
 fn depth(host: &TestHost, path: &Path) -> usize {
     mount_ids(host).iter().filter(|(point, _)| point == path).count()
 }
 
-/// The records on disk.
-fn records(host: &TestHost) -> Vec<String> {
-    let entries = fs::read_dir(host.state.join("volumes")).into_iter().flatten().flatten();
-    entries.filter_map(|entry| fs::read_to_string(entry.path()).ok()).collect()
-}
-
 /// Waits until nothing is recorded, and checks that nothing else is left.
 fn assert_released(host: &TestHost) {
-    until("the records are gone", || records(host).is_empty());
-    host.assert_nothing_left();
+    seen::assert_released(host);
     assert_lawful(host);
 }
 
@@ -142,11 +124,6 @@ fn release(host: &TestHost, pods: &[&str]) {
     host.wait(&wait);
 }
 
-/// What volumectl says to explain a pod.
-fn explain(host: &TestHost, pod: &str) -> String {
-    String::from_utf8_lossy(&host.volumectl(&["explain", &format!("pod/{pod}")]).stdout).into_owned()
-}
-
 /// A fault for the first so many calls of a method.
 fn fails(method: &str, times: u64, when: &str, code: &str) -> Value {
     json!({"method": method, "to": times, "when": when, "action": {"code": code}})
@@ -154,32 +131,10 @@ fn fails(method: &str, times: u64, when: &str, code: &str) -> Value {
 
 /// A CSIDriver object for the example driver.
 fn driver_object(spec: &str) -> String {
-    format!(
-        "apiVersion: storage.k8s.io/v1\nkind: CSIDriver\nmetadata: {{name: {DRIVER}}}\nspec: {{{spec}}}\n"
-    )
+    csi_driver(DRIVER, spec)
 }
 
 /// What an attacher writes when it has attached a PV to this node.
 fn attachment(volume: &str, metadata: &str) -> String {
-    format!(
-        "apiVersion: storage.k8s.io/v1
-kind: VolumeAttachment
-metadata: {{name: of-{volume}}}
-spec: {{attacher: {DRIVER}, nodeName: test-node, source: {{persistentVolumeName: {volume}}}}}
-status: {{attached: true, attachmentMetadata: {{{metadata}}}}}
-"
-    )
-}
-
-/// A claim and its PV, as a block device.
-fn block(claim: &str) -> String {
-    claim.replace("  accessModes:", "  volumeMode: Block\n  accessModes:")
-}
-
-/// A pod that uses the device of its claim.
-fn device_user(pod: &str) -> String {
-    pod.replace(
-        "volumeMounts: [{name: data, mountPath: /data}]",
-        "volumeDevices: [{name: data, devicePath: /dev/d}]",
-    )
+    objects::attachment(DRIVER, volume, metadata)
 }

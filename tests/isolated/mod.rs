@@ -8,10 +8,13 @@
     reason = "every test binary uses a part of it"
 )]
 
+#[path = "../support/alone.rs"]
+mod alone;
+
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -23,36 +26,13 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 const NONE: Option<&str> = None;
 
-/// Set in the process that really runs the test.
-const INSIDE: &str = "VOLUMED_TEST_INSIDE";
-
 pub fn at(path: &str) -> RootPath {
     RootPath::new(path).unwrap()
 }
 
 /// Runs a test alone in new namespaces.
 pub fn isolated(name: &str, test: impl Future<Output = ()>) {
-    if std::env::var_os(INSIDE).is_some() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        return runtime.block_on(test);
-    }
-    assert!(nix::unistd::geteuid().is_root(), "these tests mount: run them as root");
-    let namespaces =
-        ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "--"];
-    let output = Command::new("unshare")
-        .args(namespaces)
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let text =
-        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    for line in text.lines().filter(|line| line.starts_with("NOT-RUN: ")) {
-        println!("{line}");
-    }
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    alone::run(name, test, |_| ());
 }
 
 /// Waits for a state; what it is comes with the failure.
@@ -88,6 +68,12 @@ pub fn states(pid: u32) -> Vec<char> {
     status
         .filter_map(|text| text.lines().find_map(|line| line.strip_prefix("State:\t"))?.chars().next())
         .collect()
+}
+
+/// Returns where in the kernel a process's threads wait.
+pub fn waits(pid: u32) -> Vec<String> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.map(|thread| std::fs::read_to_string(thread.path().join("wchan")).unwrap_or_default()).collect()
 }
 
 /// A root directory in a mount namespace of its own. Dropped, it unmounts what it mounted.

@@ -1,5 +1,5 @@
-//! Roots in which `vol_data.json` is empty, cut short or gone: volumed starts, says which volumes it cannot know, touches none of
-//! them, and brings the others up.
+//! Roots in which `vol_data.json` is empty, cut short or gone, or orphans lie about: volumed starts, takes the volumes that are
+//! wanted over by their places without a new mount, writes their files again, and touches nothing that nobody wants.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,6 +1,8 @@
 //! What `tests/root_kubelet.rs` is made of, and its tests of roots that a kubelet left.
 
 pub mod again;
+#[path = "../support/alone.rs"]
+mod alone;
 pub mod asked;
 pub mod compare;
 pub mod driver;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,40 +25,16 @@ use volumed::record;
 
 use super::driver::{Kind, Log, RecordedDriver, Site};
 use super::recording::{self, Call, Tree};
-use super::{again, loops};
+use super::{again, alone, loops};
 
 const NONE: Option<&str> = None;
 const DEADLINE: Duration = Duration::from_secs(30);
 /// As the kubelet of the recordings called it.
 const NODE: &str = "capture-node";
 
-/// Set in the process that really runs a test.
-const INSIDE: &str = "VOLUMED_TEST_INSIDE";
-
-/// Runs a test again as a process of its own with its own mount and process namespaces: its mounts are seen nowhere else, nothing
-/// stays, and the look at all processes before an emptyDir is removed sees those of this test only.
+/// Runs a test alone in new namespaces; the loop devices that it left are let go.
 pub fn isolated(name: &str, test: impl Future<Output = ()>) {
-    const UNSHARE: [&str; 8] =
-        ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "--"];
-    if std::env::var_os(INSIDE).is_some() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        return runtime.expect("a runtime").block_on(test);
-    }
-    assert!(nix::unistd::geteuid().is_root(), "these tests mount: run them as root");
-    let top = tempfile::tempdir().expect("a directory");
-    let output = Command::new("unshare")
-        .args(UNSHARE)
-        .arg(std::env::current_exe().expect("this program"))
-        .args(["--exact", name, "--nocapture", "--include-ignored"])
-        .env(INSIDE, "1")
-        .env("TMPDIR", top.path())
-        .stdin(Stdio::null())
-        .output()
-        .expect("unshare runs");
-    loops::release(top.path());
-    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-    let text = text.concat();
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    alone::run(name, test, loops::release);
 }
 
 /// A driver by name, behaviour and capabilities.

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{DOWN, UP, mount_ids, refused, restart, said, stop, until_ready};
+use super::{DOWN, UP, refused, restart, said, stop, until_ready};
 use crate::drift::{assert_released, count, methods, staging, text, two_readings};
+use crate::support::seen::mount_ids;
 use crate::support::{DRIVER, Process, TestHost, pod_with_claim, until};
 
 /// An adopted volume's pod is named by its UID, which has to look like one.
@@ -20,7 +21,7 @@ struct Forgotten {
     target: PathBuf,
     staged: PathBuf,
     manifest: String,
-    mounts: Vec<(PathBuf, String)>,
+    mounts: Vec<(PathBuf, u64)>,
 }
 
 impl Forgotten {

@@ -4,9 +4,6 @@
 
 mod foreign;
 
-use std::fs;
-use std::path::PathBuf;
-
 use crate::support::{Process, TestHost, until};
 
 /// What brings a volume up.
@@ -52,15 +49,4 @@ pub fn until_ready(host: &TestHost) {
     until("it is ready", || {
         host.volumectl(&["wait", "--timeout", "2s", "pod/none"]).status.code() == Some(3)
     });
-}
-
-/// The mounts of a host and their ids: another mount at the same place has another.
-pub fn mount_ids(host: &TestHost) -> Vec<(PathBuf, String)> {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("the mount table");
-    let lines = table.lines().filter_map(|line| {
-        let mut fields = line.split(' ');
-        let id = fields.next()?.to_owned();
-        Some((PathBuf::from(fields.nth(3)?), id))
-    });
-    lines.filter(|(point, _)| host.mounts().contains(point)).collect()
 }

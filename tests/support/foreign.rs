@@ -2,6 +2,7 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     unreachable_pub,
     clippy::allow_attributes,
     reason = "every test binary uses a part of it"
@@ -18,7 +19,11 @@ use volumed::proto::csi;
 use volumed::proto::csi::controller_client::ControllerClient;
 use volumed::proto::csi::node_client::NodeClient;
 
-use crate::support::{DRIVER, PATIENCE, TestHost, claim};
+pub use crate::support::objects::{attachment, block, claim_of, device_user};
+pub use crate::support::seen::{assert_released, explanation};
+
+use crate::support::PATIENCE;
+use crate::support::seen::CALLS;
 
 /// A call that a driver wrote into its log when it had answered it.
 #[derive(Debug, Clone)]
@@ -54,18 +59,7 @@ pub fn node_calls(log: &Path) -> Vec<Witnessed> {
             at: since_midnight(head.split_whitespace().nth(1)?)?,
         })
     });
-    calls
-        .filter(|call| {
-            [
-                "NodeStageVolume",
-                "NodePublishVolume",
-                "NodeExpandVolume",
-                "NodeUnpublishVolume",
-                "NodeUnstageVolume",
-            ]
-            .contains(&call.method.as_str())
-        })
-        .collect()
+    calls.filter(|call| CALLS.contains(&call.method.as_str())).collect()
 }
 
 /// Reads `16:34:57.123456`.
@@ -167,49 +161,6 @@ pub fn unpublish_volume(socket: &Path, handle: &str, target: &Path) {
         target_path: target.display().to_string(),
     };
     call(socket, async |channel| NodeClient::new(channel).node_unpublish_volume(request.clone()).await);
-}
-
-/// A PV with a driver's handle, and the claim bound to it.
-pub fn claim_of(driver: &str, volume: &str, handle: &str) -> String {
-    claim(volume).replace(DRIVER, driver).replace(&format!("handle-{volume}"), &format!("\"{handle}\""))
-}
-
-/// A claim and its PV, as a block device.
-pub fn block(claim: &str) -> String {
-    claim.replace("  accessModes:", "  volumeMode: Block\n  accessModes:")
-}
-
-/// A pod that uses the device of its claim.
-pub fn device_user(pod: &str) -> String {
-    pod.replace(
-        "volumeMounts: [{name: data, mountPath: /data}]",
-        "volumeDevices: [{name: data, devicePath: /dev/d}]",
-    )
-}
-
-/// What an attacher writes when it has attached a PV to the test's node.
-pub fn attachment(driver: &str, volume: &str, metadata: &str) -> String {
-    format!(
-        "apiVersion: storage.k8s.io/v1
-kind: VolumeAttachment
-metadata: {{name: attachment-of-{volume}}}
-spec: {{attacher: {driver}, nodeName: test-node, source: {{persistentVolumeName: {volume}}}}}
-status: {{attached: true, attachmentMetadata: {{{metadata}}}}}
-"
-    )
-}
-
-/// Returns what volumectl says to explain a pod.
-pub fn explanation(host: &TestHost, pod: &str) -> String {
-    String::from_utf8_lossy(&host.volumectl(&["explain", &format!("pod/{pod}")]).stdout).into_owned()
-}
-
-/// Waits until every record is gone, then checks that all else is.
-pub fn assert_released(host: &TestHost) {
-    crate::support::until("the records are gone", || {
-        fs::read_dir(host.state.join("volumes")).into_iter().flatten().next().is_none()
-    });
-    host.assert_nothing_left();
 }
 
 /// Says which case it was.

@@ -2,6 +2,7 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     unreachable_pub,
     clippy::allow_attributes,
     reason = "every test binary uses a part of it"
@@ -12,6 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::foreign::{Witnessed, assert_released, claim_of, create_volume, node_calls, program};
+pub use crate::support::seen::mount_ids;
+
+use crate::support::objects::csi_driver;
 use crate::support::{Process, TestHost, pod_using};
 
 pub const NAME: &str = "hostpath.csi.k8s.io";
@@ -151,18 +155,7 @@ pub fn shows(target: &Path, data: &Path, file: &str) -> bool {
 
 /// A CSIDriver object of the driver.
 pub fn driver_object(spec: &str) -> String {
-    format!("apiVersion: storage.k8s.io/v1\nkind: CSIDriver\nmetadata: {{name: {NAME}}}\nspec: {{{spec}}}\n")
-}
-
-/// The mounts below a host with their ids, which a remount would change.
-pub fn mount_ids(host: &TestHost) -> Vec<(PathBuf, String)> {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("the mount table");
-    let lines = table.lines().filter_map(|line| {
-        let mut fields = line.split(' ');
-        let id = fields.next()?.to_owned();
-        Some((PathBuf::from(fields.nth(3)?), id))
-    });
-    lines.filter(|(point, _)| host.mounts().contains(point)).collect()
+    csi_driver(NAME, spec)
 }
 
 pub fn drivers(host: &TestHost) -> String {

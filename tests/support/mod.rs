@@ -4,10 +4,14 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     unreachable_pub,
     clippy::allow_attributes,
     reason = "every test binary uses a part of it"
 )]
+
+pub mod objects;
+pub mod seen;
 
 use std::fs;
 use std::io::Write as _;
@@ -17,8 +21,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// The name of the example driver.
-pub const DRIVER: &str = "fake.csi.volumed.io";
+pub use objects::{DRIVER, claim, pod_using, pod_with_claim};
 
 /// How long a state may take to come.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -349,51 +352,4 @@ pub fn example(name: &str) -> PathBuf {
     let path = binary.parent().expect("it lies in a directory").join("examples").join(name);
     assert!(path.is_file(), "{} is missing: run `cargo build --examples`", path.display());
     path
-}
-
-/// A PV of the example driver, the claim bound to it, and a pod that uses it.
-pub fn pod_with_claim(pod: &str, uid: &str, volume: &str) -> String {
-    format!("{}---\n{}", claim(volume), pod_using(pod, uid, volume))
-}
-
-pub fn claim(volume: &str) -> String {
-    format!(
-        "apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: {volume}}}
-spec:
-  capacity: {{storage: 1Gi}}
-  accessModes: [ReadWriteOnce]
-  claimRef: {{namespace: default, name: {volume}}}
-  csi:
-    driver: {DRIVER}
-    volumeHandle: handle-{volume}
-    volumeAttributes: {{colour: blue}}
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {{name: {volume}}}
-spec:
-  accessModes: [ReadWriteOnce]
-  volumeName: {volume}
-  resources: {{requests: {{storage: 1Gi}}}}
-"
-    )
-}
-
-pub fn pod_using(pod: &str, uid: &str, volume: &str) -> String {
-    format!(
-        "apiVersion: v1
-kind: Pod
-metadata: {{name: {pod}, uid: {uid}}}
-spec:
-  containers:
-  - name: main
-    image: example
-    volumeMounts: [{{name: data, mountPath: /data}}]
-  volumes:
-  - name: data
-    persistentVolumeClaim: {{claimName: {volume}}}
-"
-    )
 }

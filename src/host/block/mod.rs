@@ -17,9 +17,10 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use super::device_users::{self, Through};
+use super::files::temporary_name;
 use super::loops::{self, Loop};
 use super::mount_table::Reader;
-use super::path::{BENEATH, Root, temporary_name};
+use super::path::{BENEATH, Root};
 use super::unmount::{self, GivenUp, new_device_each_time};
 use super::{BlockMap, DeviceUsers, Directory, HostError, Seen, Tree};
 use crate::model::{MountIdentity, MountTable, MountsAt, RootPath};

@@ -1,4 +1,21 @@
-//! A root directory, a published block volume, and loop devices to be one.
+//! What the tests of block volumes share: a root directory, a published block volume, and loop devices to be one.
+//!
+//! Each test runs again as a process of its own in its own mount and process namespaces, so that it sees its own processes and
+//! mounts only. Loop devices are the whole kernel's: each test looks at those that hold its own files and devices only, and
+//! lets them go however it ends.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::allow_attributes,
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "every test binary uses a part of it, and helper functions are not covered by the allow-in-tests settings"
+)]
+
+#[path = "../support/alone.rs"]
+mod alone;
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -9,7 +26,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use volumed::host::{BlockMap, Host, Linux};
+use volumed::host::{BlockMap, DeviceUsers, Host, Linux};
 use volumed::model::{MountsAt, RootPath};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -20,6 +37,11 @@ pub const DATA: &str = "plugins/kubernetes.io/csi/volumeDevices/pv-blk/data";
 
 pub fn at(path: impl Into<PathBuf>) -> RootPath {
     RootPath::new(path).unwrap()
+}
+
+/// Runs a test alone in new namespaces.
+pub fn isolated(name: &str, test: impl Future<Output = ()>) {
+    alone::run(name, test, |_| ());
 }
 
 /// A loop device of the test's own, on a file of its own, without autoclear.
@@ -112,6 +134,11 @@ impl World {
 
     pub fn link(&self) -> PathBuf {
         self.root.join(self.block().link.as_path())
+    }
+
+    /// Takes the first pod's map down, which must succeed.
+    pub async fn unmap(&self) {
+        self.linux.unmap_block(self.block(), DeviceUsers::Count { driver: None }).await.unwrap();
     }
 
     pub fn make_published_parent(&self) {
