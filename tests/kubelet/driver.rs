@@ -39,8 +39,10 @@ pub enum Kind {
 #[derive(Debug, Default)]
 pub struct Log {
     pub calls: Vec<Call>,
-    /// What a driver found on a call and should not have found, and steps that failed.
+    /// What a driver found on a call and should not have found.
     pub wrong: Vec<String>,
+    /// Steps that failed, and what vanished.
+    pub failures: Vec<String>,
 }
 
 /// One driver.

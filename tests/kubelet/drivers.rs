@@ -11,6 +11,7 @@ pub const B: &[DriverSpec] = &[HOSTPATH];
 pub const C: &[DriverSpec] = &[HOSTPATH];
 pub const D: &[DriverSpec] =
     &[("kvd.csi.example.com", Kind::WithoutStaging, &[]), ("noop.csi.example.com", Kind::NoOp, &[])];
+const G: &[DriverSpec] = &[HOSTPATH];
 pub const H: &[DriverSpec] =
     &[KVD, ("long-name.with-upper.zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz.example", Kind::Staging, &[])];
 /// i1 had a no-op driver with staging, which mounts nothing either.
@@ -39,6 +40,7 @@ pub fn of(recording: &str) -> &'static [DriverSpec] {
         "c" => C,
         "d" => D,
         "e" | "f" => &[],
+        "g" => G,
         "h" => H,
         "i1" => I1,
         "i2" => I2,

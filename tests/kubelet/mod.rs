@@ -13,5 +13,6 @@ pub mod wire;
 
 mod damaged;
 mod foreign;
+mod phases;
 mod reader;
 mod takeover;
