@@ -1,5 +1,7 @@
 //! The drivers of each recording, as they answered NodeGetCapabilities.
 
+use volumed::csi::Code;
+
 use super::driver::Kind;
 use super::node::DriverSpec;
 
@@ -32,6 +34,16 @@ const K: &[DriverSpec] = &[
     ("su.kvd.example.com", Kind::Staging, &[]),
 ];
 
+const INTERNAL: Code = Code(13);
+
+/// Those of k as they were while it was recorded: staging and publishing failed, with a final code and with another.
+pub const K_FAILING: &[DriverSpec] = &[
+    ("pi.kvd.example.com", Kind::Refusing("NodePublishVolume", INTERNAL), &[]),
+    ("pu.kvd.example.com", Kind::Refusing("NodePublishVolume", Code::UNAVAILABLE), &[]),
+    ("si.kvd.example.com", Kind::Refusing("NodeStageVolume", INTERNAL), &[]),
+    ("su.kvd.example.com", Kind::Refusing("NodeStageVolume", Code::UNAVAILABLE), &[]),
+];
+
 /// Returns the drivers of a phase (`a/running`).
 pub fn of(recording: &str) -> &'static [DriverSpec] {
     match recording.split('/').next().expect("a scenario") {
@@ -55,5 +67,5 @@ pub fn of(recording: &str) -> &'static [DriverSpec] {
 /// Returns whether a driver of a phase stages.
 pub fn stages(recording: &str, driver: &str) -> bool {
     let spec = of(recording).iter().find(|(name, ..)| *name == driver).expect("a driver of the recording");
-    matches!(spec.1, Kind::HostPath | Kind::Staging | Kind::NoOpStaging)
+    spec.1.stages()
 }

@@ -12,6 +12,7 @@ pub mod recording;
 pub mod wire;
 
 mod damaged;
+mod failing;
 mod foreign;
 mod phases;
 mod reader;
