@@ -22,3 +22,5 @@ mod on_hostpath;
 mod on_hostpath_life;
 #[path = "foreign_invariants/on_mock.rs"]
 mod on_mock;
+#[path = "foreign_invariants/on_mock_calls.rs"]
+mod on_mock_calls;

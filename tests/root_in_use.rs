@@ -3,6 +3,7 @@
 #![expect(
     clippy::expect_used,
     clippy::disallowed_methods,
+    clippy::print_stdout,
     reason = "a test: its helpers may fail loudly and start processes of their own"
 )]
 
@@ -10,7 +11,7 @@ mod drift;
 mod support;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use drift::{assert_released, block_paths, count, methods, staging, text, two_readings, until_blocked};
@@ -206,5 +207,81 @@ fn an_operator_can_take_a_device_from_who_has_it() {
     // The driver's loop device goes with the last who has it open.
     holder.kill();
     until("the device is gone", || support::loop_devices(&host.path("")).is_empty());
+    assert_released(&host);
+}
+
+/// A control group with a unit's name, where systemd would make it; gone when dropped.
+struct Unit {
+    name: String,
+    directory: PathBuf,
+}
+
+impl Unit {
+    /// Says NOT-RUN where nobody can make control groups.
+    fn new(test: &str) -> Option<Self> {
+        let Some(hierarchy) = control_groups() else {
+            println!("NOT-RUN: {test}: no hierarchy of control groups is mounted");
+            return None;
+        };
+        let name = format!("volumed-test-{}.service", std::process::id());
+        let directory = hierarchy.join(&name);
+        if let Err(error) = fs::create_dir(&directory) {
+            println!("NOT-RUN: {test}: {} cannot be made: {error}", directory.display());
+            return None;
+        }
+        Some(Self { name, directory })
+    }
+
+    fn take_in(&self, process: &Process) {
+        let members = self.directory.join("cgroup.procs");
+        fs::write(&members, process.pid().to_string()).expect("a process can be put into the group");
+    }
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        // Its processes are ended; they may still be on their way out.
+        until("the control group is empty", || fs::remove_dir(&self.directory).is_ok());
+    }
+}
+
+/// Where systemd's control groups are, or would be: its own hierarchy of version 1 or hybrid, else that of version 2.
+fn control_groups() -> Option<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("the mount table");
+    let of = |kind: &str| {
+        let line = table
+            .lines()
+            .find(|line| line.rsplit_once(" - ").is_some_and(|(_, end)| is_hierarchy(end, kind)));
+        line.and_then(|line| line.split(' ').nth(4)).map(PathBuf::from)
+    };
+    of("name=systemd").or_else(|| of("cgroup2"))
+}
+
+/// Whether the end of a line of the mount table, `TYPE SOURCE OPTIONS`, is of a hierarchy.
+fn is_hierarchy(end: &str, kind: &str) -> bool {
+    let words = end.split([' ', ',']);
+    end.starts_with("cgroup") && words.into_iter().any(|word| word == kind)
+}
+
+#[test]
+fn the_unit_of_who_has_a_volume_is_named() {
+    let Some(unit) = Unit::new("the_unit_of_who_has_a_volume_is_named") else { return };
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&["--file-system", "tmpfs"]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    let file = staging(&host).join("file");
+    fs::write(&file, "data").expect("the volume can be written");
+    let holder = holder(&host, &["tail", "-f", text(&file)], |pid| has_open(pid, &file));
+    unit.take_in(&holder);
+    host.remove_manifest("web.yaml");
+    assert_unstage_waits(&host, &holder, &["tail", &unit.name, text(&file)]);
+    for command in [&["list"][..], &["status", "pod/web"], &["explain", "pod/web"]] {
+        let shown = String::from_utf8_lossy(&host.volumectl(command).stdout).into_owned();
+        let who = format!("pid {} (tail, {})", holder.pid(), unit.name);
+        assert!(shown.contains(&who), "volumectl {command:?} does not name {who}:\n{shown}");
+    }
+    holder.kill();
     assert_released(&host);
 }

@@ -12,7 +12,7 @@ use crate::foreign::{
     Witnessed, assert_same_arguments, block, claim_of, create_block_volume, create_volume, device_user,
     explanation, methods,
 };
-use crate::hostpath::{Hostpath, NAME, mount_ids, shows};
+use crate::hostpath::{Hostpath, NAME, drivers, mount_ids, shows};
 use crate::support::{pod_using, until};
 
 const UP: [&str; 2] = ["NodeStageVolume", "NodePublishVolume"];
@@ -289,4 +289,47 @@ fn invariant_32_two_volumes_with_one_handle_are_one_and_the_second_is_refused() 
     host.remove_manifest("b.yaml");
     real.release("a");
     real.assert_released();
+}
+
+#[test]
+fn invariant_11_staging_and_the_target_s_parent_are_made_for_the_driver_and_the_target_is_not() {
+    let test = "invariant_11_staging_and_the_target_s_parent_are_made_for_the_driver_and_the_target_is_not";
+    let Some(real) = Hostpath::new(test) else { return };
+    let host = &real.host;
+    let (driver, _registrar) = (real.driver(&[]), real.registrar());
+    // It stops between staging and publishing.
+    let daemon = host.volumed(&[("VOLUMED_TEST_FAULT", "stop:stage:outcome")]);
+    let handle = real.volume("data");
+    until("the driver is known", || drivers(host).contains("ready"));
+    let under_way = |step: &str| {
+        let list = host.volumectl(&["list", "-o", "json"]);
+        let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap_or_default();
+        list["volumes"][0]["running"]["step"] == step
+    };
+    let layout = Layout::new(&host.root);
+    let staging = layout.absolute(&layout.csi_staging(&DriverName::new(NAME).expect("a name"), &handle));
+    let target = host.target("uid-web", "data");
+    // A driver that is stopped has been called and has not looked yet.
+    driver.signal("-STOP");
+    real.pod("web", "data");
+    until("it is called", || under_way("stage") && staging.is_dir());
+    assert!(!target.parent().expect("it has one").exists(), "nothing is published yet");
+    driver.signal("-CONT");
+    until("the daemon has stopped", || is_stopped(daemon.pid()));
+    driver.signal("-STOP");
+    daemon.signal("-CONT");
+    until("it is called", || under_way("publish") && target.parent().is_some_and(Path::is_dir));
+    assert!(target.symlink_metadata().is_err(), "{} was made for the driver", target.display());
+    driver.signal("-CONT");
+    host.wait(&["pod/web"]);
+    assert_eq!(methods(&real.calls()), UP);
+    assert!(shows(&target, &real.data(&handle), "file"));
+    real.release("web");
+    real.assert_released();
+}
+
+/// Whether a process is stopped by a signal.
+fn is_stopped(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
 }

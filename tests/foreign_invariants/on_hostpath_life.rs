@@ -1,9 +1,9 @@
-//! With csi-driver-host-path, whose mounts are real: 23, 28, 29, 31, 34.
+//! With csi-driver-host-path, whose mounts are real: 23, 28, 29, 31, 34, 35.
 
 use std::fs;
 use std::path::PathBuf;
 
-use crate::foreign::{assert_same_arguments, explanation, methods, unpublish_volume};
+use crate::foreign::{assert_same_arguments, claim_of, explanation, methods, unpublish_volume};
 use crate::hostpath::{Hostpath, NAME, driver_object, drivers, mount_ids, reboot, shows};
 use crate::support::{pod_using, until};
 
@@ -199,6 +199,36 @@ fn invariant_34_what_cannot_be_read_is_not_gone() {
     fs::rename(host.path("aside"), &host.manifests).expect("the directory");
     host.manifest("web.yaml", &pod_using("web", "uid-web", "data"));
     host.wait(&["pod/web"]);
+    real.release("web");
+    real.assert_released();
+}
+
+#[test]
+fn invariant_35_an_answer_beyond_the_limits_is_refused_and_nobody_dies() {
+    let test = "invariant_35_an_answer_beyond_the_limits_is_refused_and_nobody_dies";
+    let Some(real) = Hostpath::new(test) else { return };
+    let host = &real.host;
+    // The last one counts.
+    let long = "n".repeat(257);
+    let (driver, registrar) = (real.driver(&["-nodeid", &long]), real.registrar());
+    let mut daemon = host.volumed(&[]);
+    let journal = || fs::read_to_string(host.path("volumed.log")).unwrap_or_default();
+    until("its node id is refused", || journal().contains("node_id has 257 bytes"));
+    driver.kill();
+    registrar.kill();
+    let (_driver, _registrar) = (real.driver(&[]), real.registrar());
+    // What a manifest says beyond them is warned of; a kubelet asks all the same, and so does volumed.
+    let handle = real.volume("data");
+    let wide = format!("{{colour: {}}}", "b".repeat(4096));
+    host.manifest("data.yaml", &claim_of(NAME, "data", &handle).replace("{colour: blue}", &wide));
+    real.pod("web", "data");
+    host.wait(&["pod/web"]);
+    let status = String::from_utf8_lossy(&host.volumectl(&["status"]).stdout).into_owned();
+    assert!(status.contains("spec.csi.volumeAttributes: has more than the 4096"), "{status}");
+    assert!(shows(&host.target("uid-web", "data"), &real.data(&handle), "file"));
+    assert!(daemon.is_running());
+    let longest = journal().lines().map(str::len).max().unwrap_or_default();
+    assert!(longest < 4096, "a line of {longest} bytes is in the journal");
     real.release("web");
     real.assert_released();
 }

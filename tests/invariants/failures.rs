@@ -1,7 +1,6 @@
-//! What a failure leaves, and what is never done because of one: 6 to 10, 13, 30, 31, 35.
+//! What a failure leaves, and what is never done because of one: 6 to 10, 31, 35.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -163,83 +162,6 @@ fn invariant_10_nothing_lies_on_top_of_a_target_or_staging_path() {
     }
     release(&host, &["web", "disk"]);
     assert_released(&host);
-}
-
-#[test]
-fn invariant_13_nothing_is_called_without_its_capability() {
-    let host = TestHost::new();
-    let _driver = host.fakecsi(&["--no-stage", "--no-stats"]);
-    let _daemon = host.volumed(&[]);
-    let grouped = pod_using("web", "uid-web", "data")
-        .replace("spec:\n  containers", "spec:\n  securityContext: {fsGroup: 1234}\n  containers");
-    host.manifest("data.yaml", &claim("data"));
-    host.manifest("web.yaml", &grouped);
-    host.wait(&["pod/web"]);
-    let larger = claim("data").replace("storage: 1Gi", "storage: 2Gi");
-    host.manifest("data.yaml", &larger);
-    until("the edit is read", || {
-        String::from_utf8_lossy(&host.volumectl(&["list", "-o", "json"]).stdout).contains("2147483648")
-    });
-    release(&host, &["web"]);
-    assert_released(&host);
-    let calls = log(&host);
-    let called: Vec<&str> = names(&calls).into_iter().filter(|name| name.starts_with("Node")).collect();
-    assert_eq!(called, [PUBLISH, UNPUBLISH], "{calls:?}");
-    assert!(!calls[0].request["volume_capability"].to_string().contains("1234"), "{:?}", calls[0]);
-}
-
-/// Every gRPC code but OK: nobody knows whether it is done; the request is wrong; something else.
-const TRANSIENT: [&str; 5] =
-    ["CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "UNAVAILABLE"];
-const WRONG: [&str; 3] = ["INVALID_ARGUMENT", "OUT_OF_RANGE", "UNIMPLEMENTED"];
-const OTHER: [&str; 8] = [
-    "UNKNOWN",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "FAILED_PRECONDITION",
-    "INTERNAL",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
-
-#[test]
-fn invariant_30_no_code_is_tried_again_without_a_growing_pause() {
-    let host = TestHost::new();
-    let _driver = host.fakecsi(&[]);
-    let codes = [&TRANSIENT[..], &WRONG, &OTHER].concat();
-    let volume = |code: &str| format!("handle-v{}", code.to_lowercase().replace('_', "-"));
-    let fault = |code: &&str| json!({"method": STAGE, "volume": volume(code), "action": {"code": code}});
-    host.faults(&json!(codes.iter().map(fault).collect::<Vec<_>>()));
-    for code in &codes {
-        let name = volume(code).replace("handle-", "");
-        host.manifest(&format!("{name}.yaml"), &pod_with_claim(&name, &format!("uid-{name}"), &name));
-    }
-    let _daemon = host.volumed(&[]);
-    let began = Instant::now();
-    let tries = |code: &str| {
-        let mut calls = of(&host, &[STAGE]);
-        calls.retain(|call| call.volume == volume(code));
-        calls
-    };
-    // Five tries take 0.5 + 1 + 2 + 4 s.
-    until("each transient failure was tried five times", || {
-        TRANSIENT.iter().all(|code| tries(code).len() >= 5)
-    });
-    let took = began.elapsed();
-    assert!(took >= Duration::from_millis(7500), "{took:?}");
-    for code in &codes {
-        let calls = tries(code);
-        let slow = WRONG.contains(code);
-        assert!(if slow { calls.len() == 1 } else { calls.len() <= 6 }, "{code}: {} calls", calls.len());
-        let pauses = calls.windows(2).map(|pair| pair[1].at - pair[0].at);
-        for (pause, least) in pauses.zip([500, 1000, 2000, 4000, 8000]) {
-            // Less by what the clock's steps and the log's order may hide.
-            assert!(pause + 20 >= least, "{code}: again after {pause} ms, not {least}");
-        }
-        assert!(explain(&host, &volume(code).replace("handle-", "")).contains(code), "{code} is not shown");
-    }
-    assert_lawful(&host);
 }
 
 #[test]

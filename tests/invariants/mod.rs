@@ -1,6 +1,7 @@
 //! One file for each kind of invariant, and what they look at: the driver's log, the records, the mount table.
 
 mod calls;
+mod codes;
 mod failures;
 mod life;
 mod rights;

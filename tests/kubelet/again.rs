@@ -65,6 +65,11 @@ fn bytes(digits: &str) -> Vec<u8> {
     pairs.map(|pair| u8::from_str_radix(pair, 16).expect("digits")).collect()
 }
 
+/// Returns a path as it was before the mount table wrote its blanks as `\040`.
+fn unescaped(path: &str) -> String {
+    path.replace("\\040", " ")
+}
+
 fn below(directory: &Path, inside: &str) -> PathBuf {
     directory.join(inside.trim_start_matches('/'))
 }
@@ -128,9 +133,21 @@ impl Again<'_> {
         names.fold(self.store.join(own), |path, name| path.join(name))
     }
 
+    /// Makes what a driver shows where it is not there: a directory, or a file.
+    fn made(&self, theirs: &str, file: bool) -> PathBuf {
+        let own = self.own(theirs.strip_prefix(THEIR_DRIVERS).expect("a driver's directory"));
+        let directory = if file { own.parent().expect("a directory") } else { &own };
+        std::fs::create_dir_all(directory).expect("a driver's directory");
+        if file {
+            std::fs::write(&own, "").expect("a driver's file");
+        }
+        own
+    }
+
     fn mount(&self, recorded: &Recorded<'_>, devices: &BTreeMap<String, PathBuf>) {
         let Recorded { root, point, kind, source, data, .. } = *recorded;
-        let target = below(self.root, point.strip_prefix(THEIR_ROOT).expect("below the root"));
+        let inside = unescaped(point);
+        let target = below(self.root, inside.strip_prefix(THEIR_ROOT).expect("below the root"));
         if point == THEIR_ROOT {
             // A kubelet binds its root on itself and shares it.
             bind(&target, &target);
@@ -148,11 +165,11 @@ impl Again<'_> {
                 loops::format(device);
                 mount(Some(device), &target, Some("ext4"), MsFlags::empty(), NONE).expect("a file system");
             }
-            "ext4" => {
-                let directory = self.own(root.strip_prefix(THEIR_DRIVERS).expect("a driver's directory"));
-                std::fs::create_dir_all(&directory).expect("a driver's directory");
-                bind(&directory, &target);
-            }
+            "ext4" => match unescaped(root).strip_prefix(THEIR_ROOT) {
+                // A subPath of a volume that lies in the root directory itself.
+                Some(inside) => bind(&below(self.root, inside), &target),
+                None => bind(&self.made(root, target.is_file()), &target),
+            },
             other => panic!("{point}: {other} is not made again"),
         }
         if recorded.read_only {

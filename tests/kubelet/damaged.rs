@@ -84,12 +84,15 @@ fn files_damaged_under_a_living_kubelet_stop_no_takeover() {
 #[test]
 fn orphans_of_all_kinds_stop_no_start() {
     isolated("kubelet::damaged::orphans_of_all_kinds_stop_no_start", async {
-        let mut node = Node::take_over("n/damaged-by-hand", drivers::of("n/damaged-by-hand"));
-        let before = (node.tree(), node.stamps(), node.mount_numbers());
-        // The one living pod has a volume of a type that is not volumed's.
-        let status = node.wish(recording::objects("n/damaged-by-hand")).await;
-        assert_eq!((status.pods.len(), status.volumes.len()), (1, 0));
-        assert_eq!((node.tree(), node.stamps(), node.mount_numbers()), before);
-        node.stop().await;
+        // As it was damaged, and what a kubelet made of it in twenty seconds.
+        for recording in ["n/damaged-by-hand", "n/after-20s"] {
+            let mut node = Node::take_over(recording, drivers::of(recording));
+            let before = (node.tree(), node.stamps(), node.mount_numbers());
+            // The one living pod has a volume of a type that is not volumed's.
+            let status = node.wish(recording::objects(recording)).await;
+            assert_eq!((status.pods.len(), status.volumes.len()), (1, 0), "{recording}");
+            assert_eq!((node.tree(), node.stamps(), node.mount_numbers()), before, "{recording}");
+            node.stop().await;
+        }
     });
 }

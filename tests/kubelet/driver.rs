@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 use volumed::BoxFuture;
-use volumed::csi::{CallError, Driver};
+use volumed::csi::{CallError, Code, Driver};
 use volumed::model::DriverInfo;
 use volumed::proto::csi;
 
@@ -33,14 +33,28 @@ pub enum Kind {
     NoOp,
     /// The same with it.
     NoOpStaging,
+    /// The test driver, asked to fail every call of a method (`NodeStageVolume`, ...).
+    Refusing(&'static str, Code),
+}
+
+impl Kind {
+    /// Whether it has STAGE_UNSTAGE_VOLUME.
+    pub fn stages(self) -> bool {
+        match self {
+            Self::HostPath | Self::Staging | Self::NoOpStaging | Self::Refusing(..) => true,
+            Self::WithoutStaging | Self::NoOp => false,
+        }
+    }
 }
 
 /// What all drivers of a node saw.
 #[derive(Debug, Default)]
 pub struct Log {
     pub calls: Vec<Call>,
-    /// What a driver found on a call and should not have found, and steps that failed.
+    /// What a driver found on a call and should not have found.
     pub wrong: Vec<String>,
+    /// Steps that failed, and what vanished.
+    pub failures: Vec<String>,
 }
 
 /// One driver.
@@ -77,7 +91,7 @@ impl RecordedDriver {
 
     /// What it says of itself.
     pub fn info(&self) -> DriverInfo {
-        let stage_unstage = matches!(self.kind, Kind::HostPath | Kind::Staging | Kind::NoOpStaging);
+        let stage_unstage = self.kind.stages();
         let mut capabilities: Vec<String> = self.capabilities.iter().map(|c| format!("node/{c}")).collect();
         if stage_unstage {
             capabilities.push("node/STAGE_UNSTAGE_VOLUME".to_owned());
@@ -98,6 +112,16 @@ impl RecordedDriver {
         let request = relative(request, self.site.root.to_str().expect("UTF-8"));
         let call = Call { driver: self.name.to_owned(), method: method.to_owned(), request };
         self.site.log.lock().unwrap_or_else(PoisonError::into_inner).calls.push(call);
+    }
+
+    /// Fails a call that is to fail, before it has done anything.
+    fn refuse(&self, method: &'static str) -> Result<(), CallError> {
+        if let Kind::Refusing(refused, code) = self.kind
+            && refused == method
+        {
+            return Err(CallError { method, code, message: "asked to fail".to_owned(), sent: true });
+        }
+        Ok(())
     }
 
     /// Writes down what should be otherwise: the tests assert that nothing is.
@@ -132,38 +156,41 @@ impl RecordedDriver {
         true
     }
 
-    fn on_stage(&self, request: &csi::NodeStageVolumeRequest) {
+    fn on_stage(&self, request: &csi::NodeStageVolumeRequest) -> Result<(), CallError> {
         const METHOD: &str = "NodeStageVolume";
         self.note(METHOD, &wire::stage(request));
         let path = &request.staging_target_path;
         let capability = request.volume_capability.as_ref();
         let shown = self.shown(&request.volume_id, capability);
         self.expect_vol_data(METHOD, path);
+        self.refuse(METHOD)?;
         if self.is_there(METHOD, &shown, path) {
-            return;
+            return Ok(());
         }
         let mode = std::fs::metadata(path).map(|meta| meta.permissions().mode() & 0o7777);
         let made = mode.as_ref().is_ok_and(|mode| *mode == 0o750);
         self.expect(made, || format!("{METHOD}: {path} is not a directory of mode 0750: {mode:?}"));
         match self.kind {
-            Kind::Staging if is_block(capability) => {}
-            Kind::Staging => bind(&shown, path, false),
+            Kind::Staging | Kind::Refusing(..) if is_block(capability) => {}
+            Kind::Staging | Kind::Refusing(..) => bind(&shown, path, false),
             Kind::HostPath | Kind::NoOpStaging => {}
             Kind::WithoutStaging | Kind::NoOp => {
                 self.expect(false, || format!("{METHOD} without the capability"));
             }
         }
+        Ok(())
     }
 
-    fn on_publish(&self, request: &csi::NodePublishVolumeRequest) {
+    fn on_publish(&self, request: &csi::NodePublishVolumeRequest) -> Result<(), CallError> {
         const METHOD: &str = "NodePublishVolume";
         self.note(METHOD, &wire::publish(request));
         let target = &request.target_path;
         let capability = request.volume_capability.as_ref();
         let shown = self.shown(&request.volume_id, capability);
         self.expect_vol_data(METHOD, target);
+        self.refuse(METHOD)?;
         if self.is_there(METHOD, &shown, target) {
-            return;
+            return Ok(());
         }
         // The driver makes the target, its parent is there (csi.md 2.7).
         let made = match is_block(capability) {
@@ -176,16 +203,21 @@ impl RecordedDriver {
             self.site.called_before && made.as_ref().is_err_and(|e| e.kind() == ErrorKind::AlreadyExists);
         self.expect(there || made.is_ok(), || format!("{METHOD}: {target} cannot be made: {made:?}"));
         match self.kind {
-            Kind::HostPath | Kind::Staging | Kind::WithoutStaging => bind(&shown, target, request.readonly),
             Kind::NoOp | Kind::NoOpStaging => {}
+            Kind::HostPath | Kind::Staging | Kind::WithoutStaging | Kind::Refusing(..) => {
+                bind(&shown, target, request.readonly);
+            }
         }
+        Ok(())
     }
 
     /// What a driver makes a block volume's target file with.
     fn file_mode(&self) -> u32 {
         match self.kind {
             Kind::HostPath => 0o644,
-            Kind::Staging | Kind::WithoutStaging | Kind::NoOp | Kind::NoOpStaging => 0o640,
+            Kind::Staging | Kind::WithoutStaging | Kind::NoOp | Kind::NoOpStaging | Kind::Refusing(..) => {
+                0o640
+            }
         }
     }
 
@@ -195,7 +227,12 @@ impl RecordedDriver {
         let target = &request.target_path;
         self.expect_vol_data(METHOD, target);
         match self.kind {
-            Kind::HostPath | Kind::Staging | Kind::WithoutStaging => {
+            Kind::NoOp | Kind::NoOpStaging => {}
+            // Undone after it was refused.
+            Kind::Refusing("NodePublishVolume", _) => {
+                self.expect(!is_mounted(Path::new(target)), || format!("{METHOD}: {target} is mounted"));
+            }
+            Kind::HostPath | Kind::Staging | Kind::WithoutStaging | Kind::Refusing(..) => {
                 let gone = umount2(target.as_str(), MntFlags::empty());
                 self.expect(gone.is_ok(), || format!("{METHOD}: {gone:?}"));
                 let is_directory = std::fs::symlink_metadata(target).is_ok_and(|meta| meta.is_dir());
@@ -203,7 +240,6 @@ impl RecordedDriver {
                     if is_directory { std::fs::remove_dir(target) } else { std::fs::remove_file(target) };
                 self.expect(removed.is_ok(), || format!("{METHOD}: {removed:?}"));
             }
-            Kind::NoOp | Kind::NoOpStaging => {}
         }
     }
 
@@ -213,8 +249,11 @@ impl RecordedDriver {
         let path = &request.staging_target_path;
         self.expect_vol_data(METHOD, path);
         match self.kind {
-            Kind::Staging if path.contains(BLOCK) => {}
-            Kind::Staging => {
+            Kind::Staging | Kind::Refusing(..) if path.contains(BLOCK) => {}
+            Kind::Refusing("NodeStageVolume", _) => {
+                self.expect(!is_mounted(Path::new(path)), || format!("{METHOD}: {path} is mounted"));
+            }
+            Kind::Staging | Kind::Refusing(..) => {
                 let gone = umount2(path.as_str(), MntFlags::empty());
                 self.expect(gone.is_ok(), || format!("{METHOD}: {gone:?}"));
             }
@@ -271,10 +310,7 @@ impl Driver for RecordedDriver {
     }
 
     fn stage(&self, request: csi::NodeStageVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
-        Box::pin(async move {
-            self.on_stage(&request);
-            Ok(())
-        })
+        Box::pin(async move { self.on_stage(&request) })
     }
 
     fn unstage(&self, request: csi::NodeUnstageVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
@@ -285,10 +321,7 @@ impl Driver for RecordedDriver {
     }
 
     fn publish(&self, request: csi::NodePublishVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {
-        Box::pin(async move {
-            self.on_publish(&request);
-            Ok(())
-        })
+        Box::pin(async move { self.on_publish(&request) })
     }
 
     fn unpublish(&self, request: csi::NodeUnpublishVolumeRequest) -> BoxFuture<'_, Result<(), CallError>> {

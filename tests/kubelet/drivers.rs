@@ -1,5 +1,7 @@
 //! The drivers of each recording, as they answered NodeGetCapabilities.
 
+use volumed::csi::Code;
+
 use super::driver::Kind;
 use super::node::DriverSpec;
 
@@ -11,6 +13,7 @@ pub const B: &[DriverSpec] = &[HOSTPATH];
 pub const C: &[DriverSpec] = &[HOSTPATH];
 pub const D: &[DriverSpec] =
     &[("kvd.csi.example.com", Kind::WithoutStaging, &[]), ("noop.csi.example.com", Kind::NoOp, &[])];
+const G: &[DriverSpec] = &[HOSTPATH];
 pub const H: &[DriverSpec] =
     &[KVD, ("long-name.with-upper.zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz.example", Kind::Staging, &[])];
 /// i1 had a no-op driver with staging, which mounts nothing either.
@@ -31,6 +34,16 @@ const K: &[DriverSpec] = &[
     ("su.kvd.example.com", Kind::Staging, &[]),
 ];
 
+const INTERNAL: Code = Code(13);
+
+/// Those of k as they were while it was recorded: staging and publishing failed, with a final code and with another.
+pub const K_FAILING: &[DriverSpec] = &[
+    ("pi.kvd.example.com", Kind::Refusing("NodePublishVolume", INTERNAL), &[]),
+    ("pu.kvd.example.com", Kind::Refusing("NodePublishVolume", Code::UNAVAILABLE), &[]),
+    ("si.kvd.example.com", Kind::Refusing("NodeStageVolume", INTERNAL), &[]),
+    ("su.kvd.example.com", Kind::Refusing("NodeStageVolume", Code::UNAVAILABLE), &[]),
+];
+
 /// Returns the drivers of a phase (`a/running`).
 pub fn of(recording: &str) -> &'static [DriverSpec] {
     match recording.split('/').next().expect("a scenario") {
@@ -39,6 +52,7 @@ pub fn of(recording: &str) -> &'static [DriverSpec] {
         "c" => C,
         "d" => D,
         "e" | "f" => &[],
+        "g" => G,
         "h" => H,
         "i1" => I1,
         "i2" => I2,
@@ -53,5 +67,5 @@ pub fn of(recording: &str) -> &'static [DriverSpec] {
 /// Returns whether a driver of a phase stages.
 pub fn stages(recording: &str, driver: &str) -> bool {
     let spec = of(recording).iter().find(|(name, ..)| *name == driver).expect("a driver of the recording");
-    matches!(spec.1, Kind::HostPath | Kind::Staging | Kind::NoOpStaging)
+    spec.1.stages()
 }

@@ -10,35 +10,6 @@ use super::node::{Node, isolated};
 use super::reconstruct::Volume;
 use super::{drivers, recording};
 
-/// The phases with volumes of every kind, living, half made, leaked and damaged.
-const PHASES: &[&str] = &[
-    "a/running",
-    "a/one-pod-removed",
-    "b/running",
-    "b/one-pod-removed",
-    "c/running",
-    "d/running",
-    "e/running",
-    "f/running",
-    "h/running",
-    "i1/kubelet-killed",
-    "i2/kubelet-killed",
-    "i2/restarted-pod-gone",
-    "i3/kubelet-killed",
-    "i3/restarted-pod-gone",
-    "i4/running",
-    "i4/driver-back",
-    "i5/kubelet-killed",
-    "i5/restarted",
-    "i6/damaged",
-    "i7/rebooted",
-    "i8/damaged-by-hand",
-    "j/running",
-    "k/failing",
-    "m/running",
-    "n/damaged-by-hand",
-];
-
 /// Lets volumed find a recorded root with nothing wished, and asserts that it leaves everything as it was.
 async fn found(recording: &str) -> (Node, BTreeMap<PathBuf, Foreign>) {
     let mut node = Node::take_over(recording, drivers::of(recording));
@@ -110,8 +81,9 @@ fn expected_file_systems(recording: &str) -> BTreeMap<PathBuf, Shown> {
 #[test]
 fn what_no_manifest_wants_is_left_as_it_is() {
     isolated("kubelet::foreign::what_no_manifest_wants_is_left_as_it_is", async {
-        for recording in PHASES {
-            let (node, _found) = found(recording).await;
+        // Living, half made, leaked and damaged.
+        for recording in recording::phases() {
+            let (node, _found) = found(&recording).await;
             node.stop().await;
         }
     });
@@ -126,11 +98,19 @@ fn every_volume_of_a_living_kubelet_is_shown_as_foreign() {
             "c/running",
             "d/running",
             "e/running",
+            "e/configmap-changed",
+            "e/kubelet-restarted",
             "f/running",
+            "g/running",
             "h/running",
+            "i1/recovered",
             "i4/running",
+            "i6/restarted-pod-wanted",
+            "i7/running",
             "i7/rebooted",
+            "i7/kubelet-after-reboot-pod-wanted",
             "j/running",
+            "j/kubelet-restarted",
             "m/running",
         ] {
             let (node, found) = found(recording).await;
@@ -201,6 +181,10 @@ fn staged_volumes_without_a_pod_are_shown() {
         // Killed during unstaging: the file system is mounted.
         let both = [of_kvd("vol-i5", None, true), of_kvd("vol-i5-blk", None, false)];
         assert_eq!(leaked("i5/restarted").await, both.into());
+        // A second reboot, and the pod gone meanwhile: of a driver without a mount there was nothing to find.
+        let handle = "1479bd12-e5ba-11f1-8063-0a78bfbb37c1";
+        let key = format!("kubernetes.io/csi/hostpath.csi.k8s.io^{handle}");
+        assert_eq!(leaked("i7/kubelet-after-reboot-pod-gone").await, [(Some(key), None, false)].into());
     });
 }
 

@@ -14,6 +14,8 @@ pub mod recording;
 pub mod wire;
 
 mod damaged;
+mod failing;
 mod foreign;
+mod phases;
 mod reader;
 mod takeover;

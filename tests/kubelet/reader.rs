@@ -31,10 +31,17 @@ fn the_reader_reconstructs_what_a_kubelet_left() {
             "c/running",
             "d/running",
             "e/running",
+            "e/kubelet-restarted",
             "f/running",
+            "g/running",
             "h/running",
+            "i1/recovered",
             "i4/running",
+            "i6/restarted-pod-wanted",
+            "i7/running",
+            "i7/kubelet-after-reboot-pod-wanted",
             "j/running",
+            "j/kubelet-restarted",
             "m/running",
         ] {
             let reading = read(recording);

@@ -51,6 +51,22 @@ fn read(recording: &str, name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// Returns all phases that there are.
+pub fn phases() -> BTreeSet<String> {
+    let names = |directory: &Path| -> Vec<String> {
+        let entries =
+            std::fs::read_dir(directory).expect("the recordings").map(|entry| entry.expect("an entry"));
+        let directories = entries.filter(|entry| entry.file_type().expect("a type").is_dir());
+        directories.map(|entry| entry.file_name().into_string().expect("UTF-8")).collect()
+    };
+    let all = file("", "");
+    let of = |scenario: String| {
+        let phases = names(&all.join(&scenario));
+        phases.into_iter().map(move |phase| format!("{scenario}/{phase}"))
+    };
+    names(&all).into_iter().flat_map(of).collect()
+}
+
 /// Returns all API objects of a phase (`a/running`).
 pub fn objects(recording: &str) -> Vec<Value> {
     let all: BTreeMap<String, Vec<Value>> =

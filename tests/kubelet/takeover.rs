@@ -118,7 +118,7 @@ async fn taken_over(recording: &str) -> (Node, usize) {
 }
 
 /// Returns the calls that volumed makes for these objects on an empty root: a kubelet that was restarted makes them again.
-async fn calls_from_nothing(recording: &str, objects: Vec<Value>) -> Vec<recording::Call> {
+pub(super) async fn calls_from_nothing(recording: &str, objects: Vec<Value>) -> Vec<recording::Call> {
     let mut node = Node::start(drivers::of(recording));
     node.wish(objects).await;
     let calls = node.calls();
