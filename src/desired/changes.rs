@@ -1,5 +1,6 @@
 //! Two readings' objects -> the questions whose answers may differ.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -66,11 +67,32 @@ pub(super) fn differing<'a, K: Ord, T>(
     old: &'a BTreeMap<K, Sourced<T>>,
     new: &'a BTreeMap<K, Sourced<T>>,
 ) -> impl Iterator<Item = (&'a K, &'a Sourced<T>)> {
-    let lacks = |map: &'a BTreeMap<K, Sourced<T>>, (key, here): &(&'a K, &'a Sourced<T>)| {
-        map.get(key).is_none_or(|there| !is_same(here, there))
-    };
-    let gone = old.iter().filter(move |entry| lacks(new, entry));
-    gone.chain(new.iter().filter(move |entry| lacks(old, entry)))
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    let mut changed_from = None;
+    // Both are sorted by key, and go side by side.
+    std::iter::from_fn(move || {
+        loop {
+            if let Some(version) = changed_from.take() {
+                return Some(version);
+            }
+            let (Some((old_key, before)), Some((new_key, now))) = (old.peek(), new.peek()) else {
+                return old.next().or_else(|| new.next());
+            };
+            match old_key.cmp(new_key) {
+                Ordering::Less => return old.next(),
+                Ordering::Greater => return new.next(),
+                Ordering::Equal => {
+                    let is_same = is_same(before, now);
+                    let before = old.next();
+                    let now = new.next();
+                    if !is_same {
+                        changed_from = before;
+                        return now;
+                    }
+                }
+            }
+        }
+    })
 }
 
 fn is_same<T>(a: &Sourced<T>, b: &Sourced<T>) -> bool {

@@ -39,8 +39,13 @@ impl Resolver {
     pub fn resolve(&mut self, manifests: &Arc<Manifests>) -> Resolved {
         let last = std::mem::replace(&mut self.last, Arc::clone(manifests));
         let (old, new) = (&last.objects, &manifests.objects);
-        let changed: BTreeSet<&PodUid> = differing(&old.pods, &new.pods).map(|(uid, _)| uid).collect();
-        let questions = questions(old, new);
+        let is_same = Arc::ptr_eq(old, new);
+        let changed: BTreeSet<&PodUid> = if is_same {
+            BTreeSet::new()
+        } else {
+            differing(&old.pods, &new.pods).map(|(uid, _)| uid).collect()
+        };
+        let questions = if is_same { BTreeSet::new() } else { questions(old, new) };
         self.known.retain(|uid, known| !changed.contains(uid) && known.asked.is_disjoint(&questions));
         let lacking: Vec<(&PodUid, &Sourced<_>)> =
             new.pods.iter().filter(|(uid, _)| !self.known.contains_key(*uid)).collect();

@@ -107,6 +107,9 @@ fn unless_block(publication: &PublicationRecord) -> CallState {
         publication.arguments.as_ref().is_some_and(|a| a.capability.volume_mode == VolumeMode::Block);
     match &publication.state {
         CallState::Done { .. } if is_block => CallState::Intended { settled: false },
-        state => state.clone(),
+        state @ (CallState::Done { .. }
+        | CallState::Planned
+        | CallState::Intended { .. }
+        | CallState::Undoing) => state.clone(),
     }
 }

@@ -40,9 +40,12 @@ pub(super) fn first(
             if tid != pid && raw::same_files(pid, tid) == Some(true) {
                 continue;
             }
-            if let Some(how) = open_file(&tasks.join(tid.to_string()), device, &mounts, through)
+            let look = || open_file(&tasks.join(tid.to_string()), device, &mounts, through);
+            if let Some(how) = look()
                 && !driver.is_some_and(|driver| descends(pid, driver))
                 && !is_ours(pid, own)
+                // A child of ours may have got its own program meanwhile: it has closed our descriptors by then.
+                && look().is_some()
             {
                 return Ok(Some(holder(pid, how).to_string()));
             }

@@ -8,6 +8,7 @@ mod decode;
 #[doc(hidden)]
 pub mod fuzz;
 mod gather;
+mod join;
 mod json;
 mod objects;
 mod places;
@@ -33,7 +34,7 @@ use crate::model::{ManifestSource, ObjectRef, PodUid, Problem, ReadingState};
 #[derive(Debug, Clone, Default)]
 pub struct Manifests {
     /// The valid objects, and the last good version of those whose file broke since.
-    pub objects: Objects,
+    pub objects: Arc<Objects>,
     /// What is wrong or doubtful, sorted.
     pub problems: Vec<Problem>,
     /// How the reading went; when incomplete, nothing may be taken for absent.
@@ -90,6 +91,8 @@ pub struct Objects {
     pub attachments: BTreeMap<String, Sourced<VolumeAttachment>>,
 }
 
+#[cfg(test)]
+mod set_properties;
 #[cfg(test)]
 mod set_tests;
 #[cfg(test)]

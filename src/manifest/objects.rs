@@ -15,7 +15,7 @@ use super::yaml::Document;
 use crate::model::{ManifestSource, ObjectRef, PodUid, Problem};
 
 /// The kinds that are understood.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Kind {
     Pod,
     Claim,
@@ -59,7 +59,7 @@ impl Kind {
 }
 
 /// What makes an object the same object in the next reading.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Key {
     /// A pod is its UID: with another UID it is another pod, whose volumes lie elsewhere.
     Pod(PodUid),

@@ -2,16 +2,17 @@
 //!
 //! The rule that everything here serves: nothing becomes absent because of something that was not read (design 3).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::objects::{Good, Key, Parsed};
+use super::join::{Present, join, waits_for};
+use super::objects::{Key, Parsed};
 use super::read::Stamp;
-use super::versions::{Contents, Entry, Version, from_parsed, publish};
-use super::{Manifests, Objects, Stale};
-use crate::model::{DirectoryIdentity, DirectoryState, Millis, ObjectRef, Problem, ReadingState};
+use super::versions::{Contents, Entry, publish, withdraw};
+use super::{Manifests, Objects};
+use crate::model::{DirectoryIdentity, DirectoryState, Millis, Problem, ReadingState};
 
 /// What one look at all directories found.
 #[derive(Debug, Default)]
@@ -71,7 +72,9 @@ pub(super) struct Set {
     generation: u64,
     known: BTreeMap<PathBuf, DirectoryIdentity>,
     contents: BTreeMap<PathBuf, Contents>,
-    entries: BTreeMap<Key, Entry>,
+    entries: HashMap<Key, Entry>,
+    /// The entries, as they are published.
+    objects: Arc<Objects>,
     missing: BTreeMap<Key, Missing>,
     /// Files that the operator accepted as they are, however they are.
     accepted_files: BTreeMap<PathBuf, (Option<Stamp>, String)>,
@@ -86,7 +89,8 @@ impl Set {
             generation: 0,
             known,
             contents: BTreeMap::new(),
-            entries: BTreeMap::new(),
+            entries: HashMap::new(),
+            objects: Arc::default(),
             missing: BTreeMap::new(),
             accepted_files: BTreeMap::new(),
             accepted_directories: BTreeSet::new(),
@@ -105,11 +109,8 @@ impl Set {
         let mut incomplete = Vec::new();
         let directories = self.directories(taken, &mut problems, &mut incomplete);
         self.files(taken, &mut problems, &mut incomplete);
-        let present = self.join(&mut problems);
-        self.entries = self.keep_missing(present, taken, incomplete.is_empty(), &mut problems);
-        let mut objects = Objects::default();
-        for (key, entry) in &self.entries {
-            publish(&mut objects, key, entry);
+        for (key, entry) in self.changes(taken, incomplete.is_empty(), &mut problems) {
+            self.put(key, entry);
         }
         problems.extend(incomplete.iter().cloned());
         problems.sort();
@@ -118,7 +119,7 @@ impl Set {
         incomplete.dedup();
         let reading =
             ReadingState { generation: self.generation, began_ms: taken.began_ms, incomplete, directories };
-        Manifests { objects, problems, reading }
+        Manifests { objects: Arc::clone(&self.objects), problems, reading }
     }
 
     /// Is every directory there, and is it the one it was?
@@ -165,34 +166,40 @@ impl Set {
 
     /// What does each file say, now or when it could last be understood?
     fn files(&mut self, taken: &Taken, problems: &mut Vec<Problem>, incomplete: &mut Vec<Problem>) {
-        let mut before = std::mem::take(&mut self.contents);
         self.accepted_files.retain(|path, _| taken.files.contains_key(path));
+        // Both are sorted by path, and go side by side.
+        let mut before = std::mem::take(&mut self.contents).into_iter().peekable();
+        let mut unlisted = Vec::new();
+        let mut listed = Vec::with_capacity(taken.files.len());
         for (path, file) in &taken.files {
-            let old = before.remove(path);
-            let first = old.is_none();
-            let mut old = old.unwrap_or_default();
-            let (contents, problem, must_know) = match &file.content {
+            while let Some(other) = before.next_if(|(other, _)| other < path) {
+                unlisted.push(other);
+            }
+            let known = before.next_if(|(known, _)| known == path);
+            let first = known.is_none();
+            let (path, mut contents) = known.unwrap_or_else(|| (path.clone(), Contents::default()));
+            let (problem, must_know) = match &file.content {
                 Content::Whole(parsed) => {
                     problems.extend(parsed.warnings.iter().cloned());
                     problems.extend(parsed.bad.iter().flat_map(|b| b.problems.iter().cloned()));
                     let nameless = parsed.bad.iter().find(|b| b.identity.is_none());
-                    let contents = from_parsed(parsed, &old);
-                    (contents, nameless.and_then(|b| b.problems.first().cloned()), false)
+                    contents.take(parsed);
+                    (nameless.and_then(|b| b.problems.first()), false)
                 }
                 Content::Unparsable(problem) => {
-                    old.make_stale(&problem.to_string());
+                    contents.make_stale(&problem.to_string());
                     // Even where it was good once: what was moved into it since is not known.
-                    old.unknown = true;
-                    (old, Some(problem.clone()), false)
+                    contents.unknown = true;
+                    (Some(problem), false)
                 }
                 Content::Writing(problem) => {
-                    old.unknown |= first;
-                    (old, Some(problem.clone()), true)
+                    contents.unknown |= first;
+                    (Some(problem), true)
                 }
                 Content::Unread(problem) => {
-                    old.make_stale(&problem.to_string());
-                    old.unknown |= first;
-                    (old, Some(problem.clone()), true)
+                    contents.make_stale(&problem.to_string());
+                    contents.unknown |= first;
+                    (Some(problem), true)
                 }
             };
             if let Some(problem) = problem {
@@ -200,106 +207,97 @@ impl Set {
                 if taken.approved {
                     self.accepted_files.insert(path.clone(), fingerprint.clone());
                 }
-                let accepted = self.accepted_files.get(path) == Some(&fingerprint);
-                if !accepted && (must_know || contents.unknown) {
-                    incomplete.push(problem);
+                let accepted = self.accepted_files.get(&path) == Some(&fingerprint);
+                let counts = if !accepted && (must_know || contents.unknown) {
+                    &mut *incomplete
                 } else {
-                    problems.push(problem);
-                }
+                    &mut *problems
+                };
+                counts.push(problem.clone());
             } else {
-                self.accepted_files.remove(path);
+                self.accepted_files.remove(&path);
             }
-            self.contents.insert(path.clone(), contents);
+            listed.push((path, contents));
         }
         // A directory that cannot be listed still has what it had, unless the operator says otherwise.
-        for (path, mut contents) in before {
+        for (path, mut contents) in unlisted.into_iter().chain(before) {
             let parent = path.parent().unwrap_or(Path::new("/"));
             if let Some(DirectoryTaken::Failed(problem)) = taken.directories.get(parent)
                 && !self.accepted_directories.contains(parent)
             {
                 contents.make_stale(&problem.to_string());
-                self.contents.insert(path, contents);
+                listed.push((path, contents));
             }
         }
+        self.contents = listed.into_iter().collect();
     }
 
-    /// Joins the files; of two definitions the first file's counts.
-    fn join(&self, problems: &mut Vec<Problem>) -> BTreeMap<Key, Entry> {
-        let mut entries: BTreeMap<Key, Entry> = BTreeMap::new();
-        let mut named: BTreeMap<&ObjectRef, &Good> = BTreeMap::new();
-        for version in self.contents.values().flat_map(|c| &c.versions) {
-            let good = &version.good;
-            let holder = match entries.get(&good.key) {
-                Some(Entry::Version(first)) => Some(Arc::clone(&first.good)),
-                Some(Entry::Broken(..)) | None => None,
-            };
-            if let Some(first) = holder {
-                problems.push(defined_twice(good, &first));
-            } else if let Some(first) = named.get(&good.reference) {
-                problems.push(defined_twice(good, first));
-            } else {
-                named.insert(&good.reference, good);
-                entries.insert(good.key.clone(), Entry::Version(version.clone()));
-            }
-        }
-        for (key, reference, problem) in self.contents.values().flat_map(|c| &c.broken) {
-            if entries.contains_key(key) || named.contains_key(reference) {
-                continue;
-            }
-            // It may have moved here and been edited at once: then the good version is the set's own.
-            let entry = match self.good_before(key, reference) {
-                Some(good) => {
-                    Entry::Version(Version { good, stale: Some(Stale::Broken(problem.to_string())) })
-                }
-                None => Entry::Broken(reference.clone(), Box::new(problem.clone())),
-            };
-            entries.insert(key.clone(), entry);
-        }
-        entries
-    }
-
-    fn good_before(&self, key: &Key, reference: &ObjectRef) -> Option<Arc<Good>> {
-        match self.entries.get(key)? {
-            Entry::Version(version) if version.good.reference == *reference => {
-                Some(Arc::clone(&version.good))
-            }
-            Entry::Version(_) | Entry::Broken(..) => None,
-        }
-    }
-
-    /// Keeps what the reading lacks until two complete readings, far enough apart, lack it.
-    fn keep_missing(
+    /// Returns what is to be changed in the entries. What the reading lacks is kept until two complete readings, far enough
+    /// apart, lack it.
+    fn changes(
         &mut self,
-        mut present: BTreeMap<Key, Entry>,
         taken: &Taken,
         complete: bool,
         problems: &mut Vec<Problem>,
-    ) -> BTreeMap<Key, Entry> {
-        let before = std::mem::take(&mut self.entries);
+    ) -> Vec<(Key, Option<Entry>)> {
+        let present = join(&self.contents, &self.entries, problems);
+        let mut changes = Vec::new();
         let mut still_missing = BTreeMap::new();
-        for (key, entry) in before {
-            let heir = present.get(&key);
-            if heir.is_some_and(|h| h.reference() == entry.reference()) {
+        for (key, entry) in &self.entries {
+            let heir = present.get(key);
+            if let Some(heir) = heir.filter(|heir| heir.reference() == entry.reference()) {
+                if !heir.is(entry) {
+                    changes.push((key.clone(), Some(heir.entry())));
+                }
                 continue;
             }
             let mut missing =
-                self.missing.remove(&key).unwrap_or(Missing { first_complete: None, since: taken.wall });
+                self.missing.remove(key).unwrap_or(Missing { first_complete: None, since: taken.wall });
             if complete {
                 match missing.first_complete {
-                    Some(first) if taken.began_ms >= first.saturating_add(self.grace_ms) => continue,
+                    Some(first) if taken.began_ms >= first.saturating_add(self.grace_ms) => {
+                        changes.push((key.clone(), heir.map(Present::entry)));
+                        continue;
+                    }
                     Some(_) => {}
                     None => missing.first_complete = Some(taken.began_ms),
                 }
             }
             // Another pod with the UID of one that is not yet known to be gone has to wait.
-            if let (Some(Entry::Version(heir)), Some(holder)) = (heir, entry.source()) {
+            if let (Some(Present::Version(heir)), Some(holder)) = (heir, entry.source()) {
                 problems.push(waits_for(&heir.good, holder));
             }
-            present.insert(key.clone(), entry.gone_since(missing.since));
-            still_missing.insert(key, missing);
+            let gone = entry.clone().gone_since(missing.since);
+            if !gone.is(entry) {
+                changes.push((key.clone(), Some(gone)));
+            }
+            still_missing.insert(key.clone(), missing);
         }
+        let new = present.iter().filter(|(key, _)| !self.entries.contains_key(*key));
+        changes.extend(new.map(|(key, found)| (Key::clone(key), Some(found.entry()))));
         self.missing = still_missing;
-        present
+        changes
+    }
+
+    /// Publishes every entry anew: what `put` must have come to.
+    #[cfg(test)]
+    pub(super) fn published_anew(&self) -> Objects {
+        let mut objects = Objects::default();
+        self.entries.iter().for_each(|(key, entry)| publish(&mut objects, key, entry));
+        objects
+    }
+
+    /// Puts an entry in the place of what is there, among the objects too.
+    fn put(&mut self, key: Key, entry: Option<Entry>) {
+        // Whoever has the objects of an earlier reading keeps them: this copies them then, once for a reading.
+        let objects = Arc::make_mut(&mut self.objects);
+        if let Some(old) = self.entries.remove(&key) {
+            withdraw(objects, &key, &old);
+        }
+        if let Some(entry) = entry {
+            publish(objects, &key, &entry);
+            self.entries.insert(key, entry);
+        }
     }
 }
 
@@ -312,38 +310,6 @@ pub(super) fn directory_problem(path: &Path, detail: impl Into<String>) -> Probl
         field: None,
         detail: detail.into(),
         remedy: "bring the directory back, or accept what is there with `volumectl approve`".to_owned(),
-        warning: false,
-    }
-}
-
-fn defined_twice(second: &Good, first: &Good) -> Problem {
-    let field = if second.reference == first.reference { "metadata.name" } else { "metadata.uid" };
-    let detail =
-        format!("is used twice: {} defines {} with it, and comes first", first.source, first.reference);
-    problem_of(
-        second,
-        field,
-        detail,
-        format!("remove one of the two, here or in {}", first.source.file.display()),
-    )
-}
-
-fn waits_for(heir: &Good, holder: &Good) -> Problem {
-    let detail = format!(
-        "was the UID of {} in {}, which is not yet known to be gone",
-        holder.reference, holder.source
-    );
-    problem_of(heir, "metadata.uid", detail, "wait, or give the pod a UID of its own".to_owned())
-}
-
-fn problem_of(good: &Good, field: &str, detail: String, remedy: String) -> Problem {
-    Problem {
-        path: good.source.file.clone(),
-        position: Some((good.source.line, 1)),
-        object: Some(good.reference.clone()),
-        field: Some(field.to_owned()),
-        detail,
-        remedy,
         warning: false,
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct Contents {
     pub(super) broken: Vec<(Key, ObjectRef, Problem)>,
     /// It may say more: a part of it was never understood.
     pub(super) unknown: bool,
+    /// What all of it was taken from, unless something was changed since or there is more to it than that.
+    of: Option<Arc<Parsed>>,
 }
 
 /// What the set has under a key.
@@ -31,9 +33,26 @@ pub(super) enum Entry {
     Broken(ObjectRef, Box<Problem>),
 }
 
+impl Version {
+    /// Whether they are the same reading of the same object.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.good, &other.good) && self.stale == other.stale
+    }
+}
+
 impl Contents {
+    /// Takes what the file says now.
+    pub(super) fn take(&mut self, parsed: &Arc<Parsed>) {
+        let is_taken = self.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, parsed));
+        if !is_taken {
+            *self = from_parsed(parsed, self);
+            self.of = parsed.bad.is_empty().then(|| Arc::clone(parsed));
+        }
+    }
+
     /// Nothing of it is known to be so any more.
     pub(super) fn make_stale(&mut self, why: &str) {
+        self.of = None;
         for version in &mut self.versions {
             version.stale = Some(Stale::Broken(why.to_owned()));
         }
@@ -41,7 +60,7 @@ impl Contents {
 }
 
 /// A parsed file: its good objects, and of the bad ones the last good versions that this file had.
-pub(super) fn from_parsed(parsed: &Parsed, old: &Contents) -> Contents {
+fn from_parsed(parsed: &Parsed, old: &Contents) -> Contents {
     let mut new = Contents {
         versions: parsed.good.iter().map(|g| Version { good: Arc::clone(g), stale: None }).collect(),
         ..Contents::default()
@@ -85,6 +104,17 @@ impl Entry {
         }
     }
 
+    /// Whether they say the same.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Version(version), Self::Version(other)) => version.is(other),
+            (Self::Broken(reference, problem), Self::Broken(of, other)) => {
+                reference == of && problem == other
+            }
+            (Self::Version(_), Self::Broken(..)) | (Self::Broken(..), Self::Version(_)) => false,
+        }
+    }
+
     pub(super) fn source(&self) -> Option<&Good> {
         match self {
             Self::Version(version) => Some(&version.good),
@@ -104,6 +134,34 @@ impl Entry {
     }
 }
 
+/// Takes an entry out of the objects.
+pub(super) fn withdraw(objects: &mut Objects, key: &Key, entry: &Entry) {
+    let version = match (entry, key) {
+        (Entry::Version(version), _) => version,
+        (Entry::Broken(..), Key::Pod(uid)) => {
+            objects.broken_pods.remove(uid);
+            return;
+        }
+        (Entry::Broken(..), Key::Other { .. }) => return,
+    };
+    let ObjectRef { namespace, name, .. } = &version.good.reference;
+    let pair = || (namespace.clone(), name.clone());
+    match &version.good.object {
+        Object::Pod(_) => {
+            if let Key::Pod(uid) = key {
+                objects.pods.remove(uid);
+            }
+        }
+        Object::Claim(_) => drop(objects.claims.remove(&pair())),
+        Object::Volume(_) => drop(objects.volumes.remove(name)),
+        Object::Class(_) => drop(objects.classes.remove(name)),
+        Object::Secret(_) => drop(objects.secrets.remove(&pair())),
+        Object::Driver(_) => drop(objects.drivers.remove(name)),
+        Object::Attachment(_) => drop(objects.attachments.remove(name)),
+    }
+}
+
+/// Puts an entry among the objects.
 pub(super) fn publish(objects: &mut Objects, key: &Key, entry: &Entry) {
     let version = match (entry, key) {
         (Entry::Version(version), _) => version,

@@ -168,7 +168,7 @@ impl Node {
                 incomplete: Vec::new(),
                 directories: BTreeMap::from([(self.manifest_directory(), directory)]),
             };
-            let manifests = Manifests { objects: objects.clone(), problems: Vec::new(), reading };
+            let manifests = Manifests { objects: Arc::new(objects.clone()), problems: Vec::new(), reading };
             self.manifests.send_replace(Arc::new(manifests));
             let generation = self.generation;
             self.until("the reading is taken", |status| status.reading.generation == generation).await;
@@ -202,7 +202,7 @@ impl Node {
         let wrong: Vec<String> =
             read.problems.iter().filter(|p| !p.warning).map(ToString::to_string).collect();
         assert!(wrong.is_empty(), "the recorded objects are refused: {wrong:#?}");
-        read.objects.clone()
+        Objects::clone(&read.objects)
     }
 
     /// Waits for a status that is as asked.

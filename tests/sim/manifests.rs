@@ -61,7 +61,7 @@ impl Reading {
             incomplete: if lost { vec![unread()] } else { Vec::new() },
             directories: BTreeMap::from([("/manifests".into(), directory)]),
         };
-        Manifests { objects, problems: Vec::new(), reading }
+        Manifests { objects: Arc::new(objects), problems: Vec::new(), reading }
     }
 
     fn remember(&mut self, objects: &Objects) {

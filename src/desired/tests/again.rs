@@ -62,7 +62,7 @@ fn object(kind: u8, name: u8, version: u8) -> (&'static str, (String, String), O
 }
 
 fn remove(manifests: &mut Manifests, kind: &str, name: (String, String)) {
-    let objects = &mut manifests.objects;
+    let objects = Arc::make_mut(&mut manifests.objects);
     match kind {
         "Pod" => drop(objects.pods.remove(&PodUid::new(&name.1).unwrap())),
         "PersistentVolumeClaim" => drop(objects.claims.remove(&name)),

@@ -104,9 +104,9 @@ fn an_unbound_claim_says_what_to_write() {
 #[test]
 fn a_missing_claim_or_pv_holds() {
     let mut world = World::with_claim();
-    world.manifests.objects.volumes.clear();
+    world.objects().volumes.clear();
     world.is_held(HoldCode::ObjectMissing, "PersistentVolume pv-1");
-    world.manifests.objects.claims.clear();
+    world.objects().claims.clear();
     world.is_held(HoldCode::ObjectMissing, "PersistentVolumeClaim default/data");
 }
 

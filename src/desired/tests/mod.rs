@@ -63,6 +63,10 @@ impl World {
         self
     }
 
+    fn objects(&mut self) -> &mut crate::manifest::Objects {
+        Arc::make_mut(&mut self.manifests.objects)
+    }
+
     /// Adds an object, or replaces the one of its name.
     fn add(mut self, object: Value) -> Self {
         let text = |v: &Value| v.as_str().map(str::to_owned);
@@ -73,27 +77,27 @@ impl World {
             "Pod" => {
                 let uid = PodUid::new(object["metadata"]["uid"].as_str().unwrap()).unwrap();
                 let pod = self.sourced(object);
-                self.manifests.objects.pods.insert(uid, pod);
+                self.objects().pods.insert(uid, pod);
             }
             "PersistentVolumeClaim" => {
                 let claim = self.sourced(object);
-                self.manifests.objects.claims.insert((namespace, name), claim);
+                self.objects().claims.insert((namespace, name), claim);
             }
             "PersistentVolume" => {
                 let volume = self.sourced(object);
-                self.manifests.objects.volumes.insert(name, volume);
+                self.objects().volumes.insert(name, volume);
             }
             "Secret" => {
                 let secret = self.sourced(object);
-                self.manifests.objects.secrets.insert((namespace, name), secret);
+                self.objects().secrets.insert((namespace, name), secret);
             }
             "CSIDriver" => {
                 let driver = self.sourced(object);
-                self.manifests.objects.drivers.insert(name, driver);
+                self.objects().drivers.insert(name, driver);
             }
             "VolumeAttachment" => {
                 let attachment = self.sourced(object);
-                self.manifests.objects.attachments.insert(name, attachment);
+                self.objects().attachments.insert(name, attachment);
             }
             other => panic!("no kind {other}"),
         }

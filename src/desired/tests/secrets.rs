@@ -94,7 +94,7 @@ fn a_broken_pod_is_there_held_and_without_volumes() {
         warning: false,
     };
     let name = ObjectRef::new("Pod", "default", "web");
-    world.manifests.objects.broken_pods.insert(PodUid::new(UID).unwrap(), (name, problem));
+    world.objects().broken_pods.insert(PodUid::new(UID).unwrap(), (name, problem));
     let pod = world.pod();
     let hold = pod.held.unwrap();
     assert_eq!(hold.detail, "Pod default/web: /m/web.yaml:3:5: spec.volumes: is a string");
