@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::objects::{self, shorten};
-use super::read::{self, Unread, untrusted};
+use super::read::{self, Stamp, Unread, untrusted};
 use super::set::{Content, DirectoryTaken, FileTaken, Taken, directory_problem};
 use super::watches::{Watches, is_manifest};
 use super::yaml::SyntaxError;
@@ -43,19 +43,24 @@ impl Gatherer {
 
     /// Fills a reading.
     pub(super) fn gather(&mut self, mut taken: Taken) -> Taken {
-        let mut cache = std::mem::take(&mut self.cache);
+        let mut files = Vec::new();
         for directory in self.directories.clone() {
             let found = match self.list(&directory) {
-                Ok((identity, files, watch_problems)) => {
+                Ok((identity, listed, watch_problems)) => {
                     taken.notes.extend(watch_problems);
-                    for path in files {
-                        self.file(path, &mut cache, &mut taken);
+                    for path in listed {
+                        let file = self.unchanged(&path).or_else(|| self.file(&path, &mut taken));
+                        files.extend(file.map(|file| (path, file)));
                     }
                     DirectoryTaken::Listed(identity)
                 }
                 Err(problem) => DirectoryTaken::Failed(*problem),
             };
             taken.directories.insert(directory, found);
+        }
+        taken.files = files.into_iter().collect();
+        if self.cache.len() > taken.files.len() {
+            self.cache.retain(|path, _| taken.files.contains_key(path));
         }
         self.watches.settle();
         taken
@@ -97,29 +102,33 @@ impl Gatherer {
         Ok((identity, files, watch_problems))
     }
 
-    fn file(&mut self, path: PathBuf, cache: &mut BTreeMap<PathBuf, Cached>, taken: &mut Taken) {
-        if std::fs::read_link(&path).is_ok()
-            && let Err(error) = self.watches.way(&path)
+    /// Returns what is known of a file in the directory itself, if it is certainly as it was when it was read.
+    fn unchanged(&self, path: &Path) -> Option<FileTaken> {
+        let cached = self.cache.get(path).filter(|cached| cached.doubtful.is_none())?;
+        // A symlink has another stamp than what it leads to.
+        let stamp = Stamp::of(&std::fs::symlink_metadata(path).ok()?);
+        (cached.file.stamp.as_ref() == Some(&stamp)).then(|| cached.file.clone())
+    }
+
+    /// Looks at a file, and reads it if it may have changed. `None` for one that went away since the listing.
+    fn file(&mut self, path: &Path, taken: &mut Taken) -> Option<FileTaken> {
+        if std::fs::read_link(path).is_ok()
+            && let Err(error) = self.watches.way(path)
         {
-            taken.notes.push(not_watched(&path, &error));
+            taken.notes.push(not_watched(path, &error));
         }
-        let looked = match read::look(&path) {
+        let cached = self.cache.remove(path);
+        let (untouched, stamp) = match read::look(path) {
             Ok(looked) => looked,
-            // It went away since the listing: as if it had not been listed.
-            Err(_) if is_gone(&path) => return,
-            Err(unread) => {
-                let content = unreadable(&path, unread);
-                taken.files.insert(path, FileTaken { stamp: None, content });
-                return;
-            }
+            // As if it had not been listed.
+            Err(_) if is_gone(path) => return None,
+            Err(unread) => return Some(FileTaken { stamp: None, content: unreadable(path, unread) }),
         };
-        let (untouched, stamp) = looked;
-        let cached = cache.remove(&path).filter(|cached| cached.file.stamp.as_ref() == Some(&stamp));
-        let cached = match cached {
+        let cached = match cached.filter(|cached| cached.file.stamp.as_ref() == Some(&stamp)) {
             Some(cached) if cached.doubtful.is_none() => {
-                taken.files.insert(path.clone(), cached.file.clone());
-                self.cache.insert(path, cached);
-                return;
+                let file = cached.file.clone();
+                self.cache.insert(path.to_owned(), cached);
+                return Some(file);
             }
             other => other,
         };
@@ -132,10 +141,10 @@ impl Gatherer {
                 match cached {
                     // Read again, and it says the same: understanding costs far more than reading.
                     Some(cached) if known.is_some() && known == digest => cached.file.content,
-                    Some(_) | None => understand(&path, bytes),
+                    Some(_) | None => understand(path, bytes),
                 }
             }
-            Err(unread) => unreadable(&path, unread),
+            Err(unread) => unreadable(path, unread),
         };
         let keep = match content {
             Content::Whole(_) | Content::Unparsable(_) => true,
@@ -144,9 +153,9 @@ impl Gatherer {
         let file = FileTaken { stamp: Some(stamp), content };
         if keep {
             let doubtful = digest.filter(|_| doubtful);
-            self.cache.insert(path.clone(), Cached { file: file.clone(), doubtful });
+            self.cache.insert(path.to_owned(), Cached { file: file.clone(), doubtful });
         }
-        taken.files.insert(path, file);
+        Some(file)
     }
 }
 

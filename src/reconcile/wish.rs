@@ -9,6 +9,10 @@ use crate::model::{Desired, Presence, PublicationId, VolumeKey};
 /// The note of what the brake holds.
 pub(super) const BRAKE_NOTE: &str = "brake";
 
+/// How long the manifests are given to read again by themselves before they are asked to: they do when a whole object is
+/// gone, but know nothing of a volume that its pod does not name any more.
+const READS_ITSELF_MS: u64 = 20;
+
 impl Loop {
     /// Decides about absence, and touches every volume that is wished otherwise than before.
     pub(super) fn settle(&mut self) {
@@ -25,7 +29,7 @@ impl Loop {
         let now = self.now();
         let settled = self.absences.settle(&self.resolved, recorded, now.mono, now.wall);
         self.settle_again_at = settled.again_at_ms;
-        self.confirm_at = settled.confirm_after_ms;
+        self.confirm_at = settled.confirm_after_ms.map(|due| due + READS_ITSELF_MS);
         let old = std::mem::replace(&mut self.desired, settled.desired);
         self.contested = contested(&self.desired);
         let forced = std::mem::take(&mut self.operator.forced);
