@@ -3,10 +3,13 @@
 #![expect(
     clippy::expect_used,
     clippy::disallowed_methods,
+    clippy::panic,
     reason = "a test: its helpers may fail loudly and start processes of their own"
 )]
 
 mod drift;
+#[path = "expand/shared.rs"]
+mod shared;
 mod support;
 
 use std::fs;
