@@ -11,6 +11,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use support::objects::{block, csi_driver, device_user};
 use support::{DRIVER, TestHost, claim, pod_using, until};
 
 /// A PV's accessModes, and the mode that its driver is told: without SINGLE_NODE_MULTI_WRITER, and with it. Node calls look at the
@@ -42,33 +43,29 @@ struct Case {
     mode: i64,
     pod_reads: bool,
     source_reads: bool,
-    block: bool,
+    is_block: bool,
 }
 
 impl Case {
     fn all(multi_writer: bool) -> Vec<Self> {
         let modes = MODES.map(|(modes, without, with)| (modes, if multi_writer { with } else { without }));
         let flags = (0..8).map(|bits| (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0));
-        let cases = flags.flat_map(|(pod_reads, source_reads, block)| {
-            modes.map(|(modes, mode)| Self { modes, mode, pod_reads, source_reads, block })
+        let cases = flags.flat_map(|(pod_reads, source_reads, is_block)| {
+            modes.map(|(modes, mode)| Self { modes, mode, pod_reads, source_reads, is_block })
         });
         cases.collect()
     }
 
     /// PV, claim and pod.
     fn manifest(&self, name: &str) -> String {
-        let Self { modes, pod_reads, source_reads, block, .. } = self;
+        let Self { modes, pod_reads, source_reads, is_block, .. } = self;
         let mut claim = claim(name)
             .replace("[ReadWriteOnce]", &format!("[{modes}]"))
             .replace("    volumeHandle", &format!("    readOnly: {source_reads}\n    volumeHandle"));
         let mut pod = pod_using(name, &format!("uid-{name}"), name)
             .replace("claimName: ", &format!("readOnly: {pod_reads}, claimName: "));
-        if *block {
-            claim = claim.replace("  accessModes:", "  volumeMode: Block\n  accessModes:");
-            pod = pod.replace(
-                "volumeMounts: [{name: data, mountPath: /data}]",
-                "volumeDevices: [{name: data, devicePath: /dev/d}]",
-            );
+        if *is_block {
+            (claim, pod) = (block(&claim), device_user(&pod));
         }
         format!("{claim}---\n{pod}")
     }
@@ -97,7 +94,7 @@ fn every_combination(multi_writer: bool) {
         for request in [&stages[&handle], &publishes[&handle]] {
             let capability = &request["volume_capability"];
             assert_eq!(capability["access_mode"], case.mode, "{multi_writer} {case:?}: {request}");
-            assert_eq!(capability.get("block").is_some(), case.block, "{case:?}: {request}");
+            assert_eq!(capability.get("block").is_some(), case.is_block, "{case:?}: {request}");
         }
         // Of who reads only the pod's own word counts; NodeStageVolume has no such field.
         assert_eq!(publishes[&handle]["readonly"], case.pod_reads, "{multi_writer} {case:?}");
@@ -118,10 +115,8 @@ fn an_inline_volume_is_as_if_it_were_read_write_once() {
             let host = TestHost::new();
             let _driver = host.fakecsi(flags);
             let _daemon = host.volumed(&[]);
-            let object = "apiVersion: storage.k8s.io/v1\nkind: CSIDriver\n";
-            let spec =
-                "spec: {attachRequired: false, podInfoOnMount: true, volumeLifecycleModes: [Ephemeral]}";
-            host.manifest("driver.yaml", &format!("{object}metadata: {{name: {DRIVER}}}\n{spec}\n"));
+            let spec = "attachRequired: false, podInfoOnMount: true, volumeLifecycleModes: [Ephemeral]";
+            host.manifest("driver.yaml", &csi_driver(DRIVER, spec));
             let source = format!("csi: {{driver: {DRIVER}, readOnly: {read_only}}}");
             let pod = pod_using("web", "uid-web", "data");
             host.manifest("web.yaml", &pod.replace("persistentVolumeClaim: {claimName: data}", &source));

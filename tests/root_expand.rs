@@ -3,7 +3,6 @@
 #![expect(
     clippy::expect_used,
     clippy::disallowed_methods,
-    clippy::panic,
     reason = "a test: its helpers may fail loudly and start processes of their own"
 )]
 
