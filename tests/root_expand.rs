@@ -7,6 +7,8 @@
 )]
 
 mod drift;
+#[path = "expand/shared.rs"]
+mod shared;
 mod support;
 
 use std::fs;

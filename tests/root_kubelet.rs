@@ -19,8 +19,9 @@ use volumed::model::{HoldCode, Status};
 
 use kubelet::compare::{Difference, Only, assert_in_order, assert_same, assert_same_calls};
 use kubelet::drivers::{A, B, C, D, H, J};
-use kubelet::node::{Node, TOKEN_EXPIRES, held, isolated, published};
+use kubelet::node::{Node, TOKEN_EXPIRES, isolated};
 use kubelet::recording::{self, Call};
+use kubelet::shown::{held, published};
 
 const RUNNING: &[&str] = &[
     "a/running",

@@ -13,6 +13,7 @@ use crate::foreign::{
     explanation, methods,
 };
 use crate::hostpath::{Hostpath, NAME, drivers, mount_ids, shows};
+use crate::support::seen::volumes;
 use crate::support::{pod_using, until};
 
 const UP: [&str; 2] = ["NodeStageVolume", "NodePublishVolume"];
@@ -301,11 +302,7 @@ fn invariant_11_staging_and_the_target_s_parent_are_made_for_the_driver_and_the_
     let daemon = host.volumed(&[("VOLUMED_TEST_FAULT", "stop:stage:outcome")]);
     let handle = real.volume("data");
     until("the driver is known", || drivers(host).contains("ready"));
-    let under_way = |step: &str| {
-        let list = host.volumectl(&["list", "-o", "json"]);
-        let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap_or_default();
-        list["volumes"][0]["running"]["step"] == step
-    };
+    let under_way = |step: &str| volumes(host).iter().any(|volume| volume["running"]["step"] == step);
     let layout = Layout::new(&host.root);
     let staging = layout.absolute(&layout.csi_staging(&DriverName::new(NAME).expect("a name"), &handle));
     let target = host.target("uid-web", "data");

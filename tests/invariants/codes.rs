@@ -18,8 +18,11 @@ struct Capability {
     taken: bool,
     calls: &'static [&'static str],
     /// What NodePublishVolume's capability says only with it.
-    said: Option<(&'static str, fn(&Value) -> bool)>,
+    said: Option<Said>,
 }
+
+/// In words, and how it is seen in a capability.
+type Said = (&'static str, fn(&Value) -> bool);
 
 fn has_group(capability: &Value) -> bool {
     capability.to_string().contains("1234")
@@ -71,14 +74,11 @@ fn without(off: Option<&Capability>) {
     host.manifest("data.yaml", &claim("data"));
     host.manifest("web.yaml", &pod_using("web", "uid-web", "data").replace("spec:\n  containers", group));
     host.wait(&["pod/web"]);
-    let list = || {
-        let list = host.volumectl(&["list", "-o", "json"]);
-        serde_json::from_slice::<Value>(&list.stdout).unwrap_or_default()["volumes"][0].clone()
-    };
+    let shown = || seen::volumes(&host).into_iter().next().unwrap_or_default();
     // By a driver that cannot tell it, or by the file system itself.
-    until("somebody has asked how full it is", || list()["usage"]["total_bytes"].is_u64());
+    until("somebody has asked how full it is", || shown()["usage"]["total_bytes"].is_u64());
     host.manifest("data.yaml", &claim("data").replace("storage: 1Gi", "storage: 2Gi"));
-    until("the edit is read", || list()["capacity_bytes"] == json!(2_u64 << 30));
+    until("the edit is read", || shown()["capacity_bytes"] == json!(2_u64 << 30));
     let on = |method: &str| !off.is_some_and(|off| off.calls.contains(&method));
     for method in [EXPAND, HEALTH].into_iter().filter(|method| on(method)) {
         until(method, || !of(&host, &[method]).is_empty());

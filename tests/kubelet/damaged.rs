@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use volumed::model::Status;
 
-use super::node::{Node, isolated, published};
+use super::node::{Node, isolated};
+use super::shown::published;
 use super::{drivers, recording};
 
 /// Returns why each volume waits, by its key.

@@ -11,6 +11,7 @@ pub mod loops;
 pub mod node;
 pub mod reconstruct;
 pub mod recording;
+pub mod shown;
 pub mod wire;
 
 mod damaged;

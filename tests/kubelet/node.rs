@@ -17,14 +17,15 @@ use volumed::desired::TokenFiles;
 use volumed::host::Linux;
 use volumed::manifest::{Manifests, Objects, Settings, reader};
 use volumed::model::{
-    Ambient, Blocked, Connection, DirectoryState, DriverName, DriverOrigin, DriverState, EventKind, Events,
-    HoldCode, Layout, PodVolumeStatus, Presence, PublicationStatus, ReadingState, Status,
+    Ambient, Connection, DirectoryState, DriverName, DriverOrigin, DriverState, EventKind, Events, Layout,
+    ReadingState, Status,
 };
 use volumed::reconcile::{self, AbsenceSettings, Inputs, Parts, REPUBLISH, Reread};
 use volumed::record;
 
 use super::driver::{Kind, Log, RecordedDriver, Site};
 use super::recording::{self, Call, Tree};
+use super::shown::{is_settled, told};
 use super::{again, alone, loops};
 
 const NONE: Option<&str> = None;
@@ -362,64 +363,4 @@ fn token_files(top: &Path) -> TokenFiles {
         files.insert("default", "default", audience, &file);
     }
     files
-}
-
-/// What is in the way, one line each, and then everything.
-fn told(status: &Status) -> String {
-    let blocked = status.volumes.iter().flat_map(|(key, volume)| {
-        let line = |blocked: &Blocked| {
-            format!("{key}: {}: {}: {}", blocked.step, blocked.cause.code, blocked.cause.detail)
-        };
-        volume.blocked.iter().map(line).collect::<Vec<_>>()
-    });
-    let held = held(status).into_iter().map(|(name, code)| format!("{name}: held: {code:?}"));
-    let lines: Vec<String> = blocked.chain(held).collect();
-    format!("{}\n{:#?}", lines.join("\n"), status.volumes)
-}
-
-/// Every volume of every pod that stays is held or there, but for some, and nothing is left to take down.
-fn is_settled(status: &Status, but: &[&str]) -> bool {
-    let up = status.pods.values().filter(|pod| !pod.leaving).all(|pod| {
-        pod.volumes.iter().all(|(name, volume)| {
-            let known = but.contains(&format!("{}/{name}", pod.identity.name).as_str());
-            let published = publication(status, volume).is_some_and(|p| p.presence == Presence::Yes);
-            volume.hold.is_some() || published || known
-        })
-    });
-    let down = status.volumes.values().all(|volume| {
-        let goes = volume.publications.values().any(|publication| publication.desired == "released");
-        volume.in_progress.is_none() && !goes && !volume.publications.is_empty()
-    });
-    up && down
-}
-
-fn publication<'a>(status: &'a Status, volume: &PodVolumeStatus) -> Option<&'a PublicationStatus> {
-    let (key, id) = volume.resolved.as_ref()?;
-    status.volumes.get(key)?.publications.get(id).map(|publication| &**publication)
-}
-
-/// Returns the held volumes as `pod/volume`, each with the reason.
-pub fn held(status: &Status) -> BTreeMap<String, HoldCode> {
-    let mut held = BTreeMap::new();
-    for pod in status.pods.values() {
-        for (name, volume) in &pod.volumes {
-            if let Some(hold) = &volume.hold {
-                held.insert(format!("{}/{name}", pod.identity.name), hold.code);
-            }
-        }
-    }
-    held
-}
-
-/// Returns the published volumes as `pod/volume`.
-pub fn published(status: &Status) -> BTreeSet<String> {
-    let mut published = BTreeSet::new();
-    for pod in status.pods.values() {
-        for (name, volume) in &pod.volumes {
-            if publication(status, volume).is_some_and(|p| p.presence == Presence::Yes) {
-                published.insert(format!("{}/{name}", pod.identity.name));
-            }
-        }
-    }
-    published
 }

@@ -8,8 +8,9 @@ use volumed::model::{DriverName, Foreign, HoldCode, Layout, Status, VolData};
 
 use super::compare::{assert_same_calls, assert_same_tree};
 use super::drivers;
-use super::node::{Node, held, isolated, published};
+use super::node::{Node, isolated};
 use super::recording::{self, Tree};
+use super::shown::{held, published};
 use super::takeover::calls_from_nothing;
 use crate::{H_EMPTY_DIR, H_INLINE};
 

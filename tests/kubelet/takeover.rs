@@ -8,8 +8,9 @@ use serde_json::Value;
 use volumed::model::{Presence, Status};
 
 use super::compare::{Difference, Only, assert_in_order, assert_same, assert_same_calls, assert_same_tree};
-use super::node::{Node, held, isolated};
+use super::node::{Node, isolated};
 use super::reconstruct::Volume;
+use super::shown::held;
 use super::{asked, drivers, recording};
 
 const ENDS: &[&str] = &[
