@@ -107,6 +107,9 @@ fn unless_block(publication: &PublicationRecord) -> CallState {
         CallState::Done { .. } if is_block && !mutant::is(Mutant::UnmapUndoubted) => {
             CallState::Intended { settled: false }
         }
-        state => state.clone(),
+        state @ (CallState::Planned
+        | CallState::Intended { .. }
+        | CallState::Done { .. }
+        | CallState::Undoing) => state.clone(),
     }
 }

@@ -61,7 +61,7 @@ impl Life {
     /// A pod or a claim.
     fn any_object(&self) -> ObjectRef {
         if self.world.below(2) == 0 {
-            return ObjectRef::new("Pod", "default", &self.any_pod());
+            return ObjectRef::new("Pod", "default", self.any_pod());
         }
         let claim = format!("c{}", self.world.below(wish::VOLUMES));
         ObjectRef::new("PersistentVolumeClaim", "default", &claim)
