@@ -16,6 +16,10 @@ pub enum Mutant {
     LostIsRemoved,
     /// `plan` and `execute` call for a path whatever lies there (design rule 10).
     UndoUnseen,
+    /// `execute` unstages whoever has the volume (design rule 4).
+    UnstageHeld,
+    /// `execute` counts a device as shown whose unmapping failed half-way.
+    UnmapUndoubted,
 }
 
 #[cfg(debug_assertions)]

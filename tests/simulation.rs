@@ -159,7 +159,7 @@ fn a_seed_replays_exactly() {
 }
 
 /// So many seeds must find a mistake.
-const FEW_SEEDS: u64 = 300;
+const FEW_SEEDS: u64 = 1000;
 
 /// Makes a mistake and looks for the first seed that finds it; without the mistake the seed is fine.
 fn is_found(mistake: Mutant) {
@@ -191,6 +191,16 @@ fn an_unstage_before_the_last_unpublish_is_found() {
 #[test]
 fn a_lost_manifest_file_that_counts_as_removed_is_found() {
     is_found(Mutant::LostIsRemoved);
+}
+
+#[test]
+fn an_unstage_in_spite_of_who_has_the_volume_is_found() {
+    is_found(Mutant::UnstageHeld);
+}
+
+#[test]
+fn a_half_unmapped_device_that_counts_as_shown_is_found() {
+    is_found(Mutant::UnmapUndoubted);
 }
 
 #[test]

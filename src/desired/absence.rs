@@ -254,7 +254,8 @@ fn said(resolved: &Resolved, desired: &Desired, recorded: &Recorded<'_>) -> Said
         return Said::Wanted;
     }
     let Some(pod) = resolved.pods.get(&id.pod) else {
-        if record.adopted && record.released {
+        // Before the first reading nobody knows whether a manifest wants it by now.
+        if record.adopted && record.released && resolved.reading.generation > 0 {
             return Said::Decided(Want::Absent);
         }
         if record.adopted {

@@ -1,9 +1,7 @@
 //! Unpublish and unstage.
 
 use super::{Work, fault, guard, set_publication, set_staging};
-use crate::model::{
-    CallState, Effect, Failure, Outcome, PublicationId, PublicationRecord, VolumeMode, VolumeRecord,
-};
+use crate::model::{CallState, Failure, Outcome, PublicationId, PublicationRecord, VolumeMode};
 use crate::mutant::{self, Mutant};
 use crate::record::Durability;
 use crate::volumes::{self, Place};
@@ -12,6 +10,13 @@ impl Work<'_> {
     pub(super) async fn unpublish(&mut self, id: &PublicationId, force: bool) -> Result<Outcome, Failure> {
         let Some(publication) = self.record.publications.get(id) else { return Ok(Outcome::AlreadyThere) };
         if publication.state == CallState::Planned && publication.boot == self.executor.boot {
+            let arguments = publication.arguments.clone();
+            if let Some(arguments) = &arguments {
+                guard::nothing_mounted(self.executor, &arguments.target_path).await?;
+                let place = Place { id, arguments: Some(arguments) };
+                // What was made before the call could not be sent; where somebody put something it stays.
+                let _left = volumes::of(&self.record.volume).clean_publication(&self.site(), place).await;
+            }
             self.update(Durability::Written, |record, _| drop(record.publications.remove(id))).await?;
             return Ok(Outcome::AlreadyThere);
         }
@@ -30,7 +35,7 @@ impl Work<'_> {
         let answer = match volume.unpublish(&site, &call, place, force).await {
             Ok(answer) => answer,
             Err(failure) => {
-                return self.not_undone(failure, |record| set_publication(record, id, before)).await;
+                return self.not_begun(failure, |record, _| set_publication(record, id, before)).await;
             }
         };
         fault::reached("unpublish:call");
@@ -53,6 +58,13 @@ impl Work<'_> {
                 "wait",
             ));
         }
+        if staging.state == CallState::Planned && staging.boot == self.executor.boot {
+            let arguments = staging.arguments.clone();
+            guard::nothing_mounted(self.executor, &arguments.staging_path).await?;
+            let _left = volumes::of(&self.record.volume).clean_staging(&self.site(), &arguments).await;
+            self.update(Durability::Written, |record, _| record.staging = None).await?;
+            return Ok(Outcome::AlreadyThere);
+        }
         let call = self.call()?;
         let recorded = guard::before_unstaging(self.executor, staging).await?;
         if !force {
@@ -69,7 +81,7 @@ impl Work<'_> {
         let volume = volumes::of(&self.record.volume);
         let answer = match volume.unstage(&site, &call, &arguments).await {
             Ok(answer) => answer,
-            Err(failure) => return self.not_undone(failure, |record| set_staging(record, before)).await,
+            Err(failure) => return self.not_begun(failure, |record, _| set_staging(record, before)).await,
         };
         fault::reached("unstage:call");
         guard::after_undo(self.executor, &arguments.staging_path, recorded.as_ref(), answer).await?;
@@ -84,20 +96,6 @@ impl Work<'_> {
         fault::reached("unstage:outcome");
         Ok(Outcome::Changed)
     }
-
-    /// Takes back that an undo was begun which did not even begin: refused because somebody has the volume, or never sent. What
-    /// is wanted again by then simply stays; else its undo would go on as soon as nobody happened to look.
-    async fn not_undone(
-        &mut self,
-        failure: Failure,
-        restore: impl FnOnce(&mut VolumeRecord),
-    ) -> Result<Outcome, Failure> {
-        if failure.effect == Effect::NotDone {
-            // If this cannot be written the undo stays begun, which only takes down what is to be brought up again.
-            let _unwritten = self.update(Durability::Written, |record, _| restore(record)).await;
-        }
-        Err(failure)
-    }
 }
 
 /// Returns the state to go back to when an undo did not begin. A block volume's link, lock and map may have gone before it was
@@ -106,10 +104,12 @@ fn unless_block(publication: &PublicationRecord) -> CallState {
     let is_block =
         publication.arguments.as_ref().is_some_and(|a| a.capability.volume_mode == VolumeMode::Block);
     match &publication.state {
-        CallState::Done { .. } if is_block => CallState::Intended { settled: false },
-        state @ (CallState::Done { .. }
-        | CallState::Planned
+        CallState::Done { .. } if is_block && !mutant::is(Mutant::UnmapUndoubted) => {
+            CallState::Intended { settled: false }
+        }
+        state @ (CallState::Planned
         | CallState::Intended { .. }
+        | CallState::Done { .. }
         | CallState::Undoing) => state.clone(),
     }
 }

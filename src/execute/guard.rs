@@ -107,6 +107,7 @@ fn is_adopted(table: &MountTable, path: &Path, adopt: Option<&MountIdentity>) ->
 
 /// `ours`: how far an earlier call got, and whether that was in this boot.
 fn may_do(table: &MountTable, path: &Path, ours: Option<(&CallState, bool)>) -> Result<(), Failure> {
+    nothing_below(table, path)?;
     match (table.at(path), ours) {
         (MountsAt::None, _) => Ok(()),
         // A call of this boot whose outcome was lost: it is made again.
@@ -203,7 +204,7 @@ pub(super) async fn nobody_has(
     let driver = line.and_then(|line| line.client.pid());
     let holders = executor.host.holders(relative, driver).await;
     let holders = holders.map_err(|error| host_failure(&error, Effect::NotDone))?;
-    if holders.is_empty() {
+    if holders.is_empty() || mutant::is(Mutant::UnstageHeld) {
         return Ok(());
     }
     let named = holders.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
@@ -229,13 +230,7 @@ async fn before_undo(
             MountsAt::None | MountsAt::Stacked(_) => None,
         });
     }
-    if let Some(below) = table.below(path).next() {
-        return Err(Failure::not_done(
-            "obstacle",
-            format!("{} is mounted below {}", below.point.display(), path.display()),
-            "unmount it; volumed goes on by itself",
-        ));
-    }
+    nothing_below(&table, path)?;
     match (table.at(path), state) {
         // Exactly the recorded mount, or a mount alone at its place that got a new device number (FUSE, network).
         (MountsAt::One(mount), CallState::Done { mount: RecordedMount::Mount(recorded) })
@@ -262,6 +257,23 @@ async fn before_undo(
                 "move the files away; volumed goes on by itself",
             )),
         },
+    }
+}
+
+/// Refuses to forget what was never sent while something is mounted at its path.
+pub(super) async fn nothing_mounted(executor: &Executor, path: &Path) -> Result<(), Failure> {
+    let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::NotDone))?;
+    may_do(&table, path, None)
+}
+
+fn nothing_below(table: &MountTable, path: &Path) -> Result<(), Failure> {
+    match table.below(path).next() {
+        None => Ok(()),
+        Some(below) => Err(Failure::not_done(
+            "obstacle",
+            format!("{} is mounted below {}", below.point.display(), path.display()),
+            "unmount it; volumed goes on by itself",
+        )),
     }
 }
 

@@ -184,6 +184,20 @@ impl Work<'_> {
         Err(failure)
     }
 
+    /// Takes back what was written of a call that did not even begin: refused because somebody has the volume, or never sent.
+    /// What is wanted again by then simply stays, and nobody else's mount is taken for the work of that call.
+    async fn not_begun(
+        &mut self,
+        failure: Failure,
+        restore: impl FnOnce(&mut VolumeRecord, &BootId),
+    ) -> Result<Outcome, Failure> {
+        if failure.effect == Effect::NotDone {
+            // If this cannot be written the call counts as begun, which is the safe side: it is undone, or done again.
+            let _unwritten = self.update(Durability::Written, restore).await;
+        }
+        Err(failure)
+    }
+
     /// Writes a changed record; what is in memory never says more than the disk.
     async fn update(
         &mut self,

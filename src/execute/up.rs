@@ -2,21 +2,33 @@
 
 use super::{Work, fault, guard, set_publication, set_staging};
 use crate::model::{
-    BlockedCause, BootId, CallState, Effect, ExpansionState, Failure, Outcome, PublicationId,
-    PublicationRecord, PublishStep, RecordedMount, Retry, StageStep, StagingRecord, VolumeRecord,
+    BlockedCause, BootId, CallState, Effect, ExpansionState, Failure, Outcome, PublicationRecord,
+    PublishStep, RecordedMount, Retry, StageStep, StagingRecord, VolumeRecord,
 };
 use crate::record::Durability;
-use crate::volumes::{self, Place};
+use crate::volumes;
 
 impl Work<'_> {
     pub(super) async fn stage(&mut self, step: &StageStep) -> Result<Outcome, Failure> {
         let call = self.call()?;
         guard::before_staging(self.executor, &self.record, step).await?;
+        let before = self.record.staging.clone();
         self.intend_staging(step).await?;
         fault::reached("stage:intent");
         let site = self.site();
         let sent = volumes::of(&self.record.volume).stage(&site, &call, step).await;
         fault::reached("stage:call");
+        if let Some(failure) = unsent(&sent, step.adopt.is_some()) {
+            let planned = |boot: &BootId| StagingRecord {
+                boot: boot.clone(),
+                state: CallState::Planned,
+                arguments: step.arguments.clone(),
+            };
+            let take_back = |record: &mut VolumeRecord, boot: &BootId| {
+                record.staging = Some(before.unwrap_or_else(|| planned(boot)));
+            };
+            return self.not_begun(failure, take_back).await;
+        }
         let mounted = match sent {
             Ok(()) => guard::found(self.executor, &step.arguments.staging_path).await,
             Err(failure) => Err(failure),
@@ -77,7 +89,7 @@ impl Work<'_> {
         let call = self.call()?;
         let id = &step.id;
         guard::before_publication(self.executor, &self.record, step).await?;
-        let unsent = step.adopt.is_none() && self.is_unsent(id);
+        let before = self.record.publications.get(id).cloned();
         self.intend_publication(step).await?;
         fault::reached("publish:intent");
         let site = self.site();
@@ -85,12 +97,13 @@ impl Work<'_> {
         let arguments = step.plan.arguments.as_ref();
         let sent = volume.publish(&site, &call, step).await;
         fault::reached("publish:call");
-        if let Err(failure) = sent.as_ref()
-            && unsent
-            && failure.effect == Effect::NotDone
-            && self.take_back(step).await
-        {
-            return sent.map(|()| Outcome::Changed);
+        if let Some(failure) = unsent(&sent, step.adopt.is_some()) {
+            let planned =
+                |boot: &BootId| PublicationRecord::new(&step.plan, boot.clone(), CallState::Planned);
+            let take_back = |record: &mut VolumeRecord, boot: &BootId| {
+                record.publications.insert(id.clone(), before.unwrap_or_else(|| Box::new(planned(boot))));
+            };
+            return self.not_begun(failure, take_back).await;
         }
         let mounted = match (sent, arguments) {
             (Ok(()), Some(arguments)) => guard::found(self.executor, &arguments.target_path).await,
@@ -120,23 +133,6 @@ impl Work<'_> {
         .await?;
         fault::reached("publish:outcome");
         Ok(Outcome::Changed)
-    }
-
-    /// Whether nothing was ever sent for a publication.
-    fn is_unsent(&self, id: &PublicationId) -> bool {
-        let recorded = self.record.publications.get(id);
-        recorded.is_none_or(|p| p.state == CallState::Planned && p.boot == self.executor.boot)
-    }
-
-    /// Takes an intent back of which nothing was sent, so that what somebody mounts there meanwhile is not taken for its work.
-    /// Returns whether that could be done; else the intent stands, which is the safe side.
-    async fn take_back(&mut self, step: &PublishStep) -> bool {
-        let place = Place { id: &step.id, arguments: step.plan.arguments.as_ref() };
-        let cleaned = volumes::of(&self.record.volume).clean_publication(&self.site(), place).await.is_ok();
-        let planned = |record: &mut VolumeRecord, boot: &BootId| {
-            set_publication(record, &step.id, (CallState::Planned, boot.clone()));
-        };
-        cleaned && self.update(Durability::Written, planned).await.is_ok()
     }
 
     /// Does what the pod needs besides the driver's call: ownership, the device's place, and the size.
@@ -189,4 +185,10 @@ impl Work<'_> {
             }),
         }
     }
+}
+
+/// Returns the failure of a call that was not sent: its intent is taken back, so that what somebody mounts there meanwhile is
+/// not taken for its work. What is taken over lies there already.
+fn unsent(sent: &Result<(), Failure>, adopts: bool) -> Option<Failure> {
+    sent.as_ref().err().filter(|failure| failure.effect == Effect::NotDone && !adopts).cloned()
 }

@@ -3,7 +3,7 @@
 use super::chooser::Chooser;
 use super::{FOREIGN_REMEDY, View};
 use crate::model::{
-    BlockedCause, HavePublication, Presence, PublicationId, StagingKind, Step, StepKind, Want,
+    BlockedCause, HavePublication, HoldCode, Presence, PublicationId, StagingKind, Step, StepKind, Want,
 };
 use crate::mutant::{self, Mutant};
 
@@ -79,7 +79,9 @@ impl View<'_> {
         {
             return chooser.obstructed(&kind, &staging.arguments.staging_path, obstacle);
         }
-        if let Err((cause, remedy)) = self.recorded_driver_ready() {
+        if staging.presence != Presence::No
+            && let Err((cause, remedy)) = self.recorded_driver_ready()
+        {
             return chooser.block(&kind, cause, &remedy);
         }
         // A dead file system is held by nobody who could use it (design rule 4).
@@ -87,9 +89,15 @@ impl View<'_> {
         chooser.offer(Step::Unstage { key: self.key.clone(), force });
     }
 
+    /// Whether others publish the volume, or what the operator adopted of theirs does: it cannot be unstaged then.
+    fn is_shown_by_others(&self) -> bool {
+        let is_adopted = |want: &Want| matches!(want, Want::Held(hold) if hold.code == HoldCode::Adopted);
+        self.foreign_publications().next().is_some() || self.wants.values().any(is_adopted)
+    }
+
     /// Whether the staging has to be undone although it is wanted: an undo was begun, its file system died, its driver learned
-    /// to stage, or the staging is in doubt and the manifests now say something else. What is verifiably shown to somebody
-    /// keeps it: then what was recorded is done again.
+    /// to stage, or the staging is in doubt and the manifests now say something else. What is verifiably shown to somebody, or
+    /// what others show, keeps it: then what was recorded is done again.
     pub(super) fn staging_to_undo(&self) -> bool {
         let Some(staging) = self.staging() else { return false };
         if self.published().any(|(_, have)| have.presence == Presence::Yes) {
@@ -104,7 +112,7 @@ impl View<'_> {
             // It wants the call by now.
             return true;
         }
-        if staging.presence != Presence::Uncertain {
+        if staging.presence != Presence::Uncertain || self.is_shown_by_others() {
             return false;
         }
         let Some(new) = self.stage_arguments(csi, info) else { return false };

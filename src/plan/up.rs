@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::chooser::Chooser;
 use super::{FOREIGN_REMEDY, View, arguments, recorded};
 use crate::model::{
-    Adoption, BlockedCause, CsiWant, DriverInfo, FsGroup, Growth, Lifecycle, MountIdentity, Ownership,
-    Presence, PublicationId, PublicationPlan, PublishStep, RecordedVolume, StageArguments, StageStep,
-    StagingKind, Step, StepKind, VolumeMode, Wanted, WantedVolume,
+    Adoption, BlockedCause, CsiWant, DriverInfo, FsGroup, Growth, HaveStaging, Lifecycle, MountIdentity,
+    Ownership, Presence, PublicationId, PublicationPlan, PublishStep, RecordedVolume, StageArguments,
+    StageStep, StagingKind, Step, StepKind, VolumeMode, Wanted, WantedVolume,
 };
 
 impl View<'_> {
@@ -66,7 +66,9 @@ impl View<'_> {
         let arguments = match (have, new) {
             (Some(have), _) if have.frozen => have.arguments.clone(),
             // What may have been staged by a call is not taken for what needs none.
-            (Some(have), Ok(new)) if new.kind != have.arguments.kind => have.arguments.clone(),
+            (Some(have), Ok(new)) if may_be_there(have) && new.kind != have.arguments.kind => {
+                have.arguments.clone()
+            }
             (_, Ok(arguments)) => arguments,
             (_, Err((cause, remedy))) => {
                 chooser.block(&StepKind::Attach, cause, &remedy);
@@ -331,6 +333,11 @@ impl View<'_> {
             )),
         }
     }
+}
+
+/// Whether a call was sent that may have staged something.
+fn may_be_there(have: &HaveStaging) -> bool {
+    have.presence != Presence::No
 }
 
 /// Returns the ownership that volumed sets itself: none where the driver takes the group (csi.md 2.10).

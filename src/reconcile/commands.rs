@@ -70,14 +70,15 @@ impl Loop {
 }
 
 impl Loop {
-    /// Takes back approvals of what is wanted again: its next absence is a new one.
+    /// Takes back approvals and releases of what is wanted again: its next absence is a new one.
     pub(super) async fn withdraw_approvals(&mut self) {
         for (key, record) in &mut self.records {
             let Some(wants) = self.desired.volumes.get(key) else { continue };
             let mut changed = false;
             for (id, publication) in &mut record.publications {
-                if publication.approved && matches!(wants.publications.get(id), Some(Want::Wanted(_))) {
-                    publication.approved = false;
+                let given_up = publication.approved || publication.released;
+                if given_up && matches!(wants.publications.get(id), Some(Want::Wanted(_))) {
+                    (publication.approved, publication.released) = (false, false);
                     changed = true;
                 }
             }

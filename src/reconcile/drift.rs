@@ -9,7 +9,7 @@ use tokio::task::JoinError;
 use super::pass::Loop;
 use crate::error::Chain;
 use crate::model::{
-    EventKind, Layout, MountTable, MountsAt, Presence, PublicationId, RootPath, StepKind, VolumeKey,
+    EventKind, Foreign, Layout, MountTable, MountsAt, Presence, PublicationId, RootPath, StepKind, VolumeKey,
     VolumeMode, VolumeRecord, has_server,
 };
 use crate::observe::{self, Site};
@@ -33,8 +33,10 @@ impl Loop {
     pub(super) async fn take_foreign(&mut self) {
         let Ok(on_disk) = self.parts.host.volumes_on_disk().await else { return };
         let mut foreign = observe::foreign(&on_disk, &self.records, &self.mounts, &self.parts.layout);
-        // A step under way makes directories before its record reaches this loop.
-        foreign.retain(|found| found.key.as_ref().is_none_or(|key| !self.busy.contains_key(key)));
+        // A step under way makes directories before its record reaches this loop. What was known before is not its work.
+        let is_known = |found: &Foreign| self.actual.foreign.iter().any(|old| old.target == found.target);
+        let is_busy = |found: &Foreign| found.key.as_ref().is_some_and(|key| self.busy.contains_key(key));
+        foreign.retain(|found| !is_busy(found) || is_known(found));
         if foreign != self.actual.foreign {
             self.actual.foreign = foreign;
             self.touched.extend(self.desired.volumes.keys().chain(self.records.keys()).cloned());

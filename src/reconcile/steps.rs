@@ -157,8 +157,9 @@ impl Loop {
         match ended.record {
             Some(mut record) => {
                 super::commands::approve(&mut record, &running.approve);
-                // The step's copy may have brought an approval back that was withdrawn meanwhile.
-                let approved = record.publications.values().any(|publication| publication.approved);
+                // The step's copy may have brought an approval or release back that was withdrawn meanwhile.
+                let given_up = |publication: &PublicationRecord| publication.approved || publication.released;
+                let approved = record.publications.values().any(|publication| given_up(publication));
                 self.records.insert(key.clone(), record);
                 self.due.settle |= approved || self.is_undecided(&key);
             }

@@ -51,6 +51,11 @@ pub struct Sent {
 const PATIENCE: usize = 40;
 
 impl Audit {
+    /// Whether somebody waits for a driver.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.values().any(|callers| *callers > 0)
+    }
+
     /// Whether a driver has staged something and was not told to undo it.
     pub fn has_staged(&self, driver: usize) -> bool {
         let is_its = |sent: &&Sent| sent.driver == driver && matches!(sent.request, Request::Stage(_));
@@ -106,6 +111,12 @@ impl State {
         if !self.is_intended(request) {
             wrong.push(format!("6: {method} for {} without a synced intent", path.display()));
         }
+        if let Some(scope) = self.is_paused(driver, &handle) {
+            wrong.push(format!("{method} {handle} though {scope} is paused"));
+        }
+        if request.is_undo() {
+            self.may_be_touched(path, &mut wrong);
+        }
         match request {
             Request::Stage(_) => self.staging_begins(driver, request, &mut wrong),
             Request::Publish(publish) => self.publishing_begins(driver, publish, &mut wrong),
@@ -113,6 +124,7 @@ impl State {
             Request::Unstage(_) | Request::Unpublish(_) => self.undo_begins(driver, request, &mut wrong),
         }
         if !request.is_undo() && !request.is_expand() {
+            self.comes_up(driver, request);
             let old = self.audit.up.get(path);
             if let Some(old) = old.filter(|old| !old.settled && old.request != *request) {
                 let now = format!("{request:?}");
@@ -221,6 +233,7 @@ impl State {
         }
         let again = self.audit.up.contains_key(target)
             || self.audit.cut.contains(target)
+            || self.left.contains_key(target)
             || self.strange_places.contains(target);
         if self.nodes.contains_key(target) && !again {
             wrong.push(format!("11: {} is there before its first publish", target.display()));
@@ -255,6 +268,13 @@ impl State {
         {
             let (whose, by) = (&sent.handle, DRIVERS[sent.driver]);
             wrong.push(format!("{method} {handle} for {}, which is {whose} of {by}", path.display()));
+        }
+        if matches!(request, Request::Unstage(_)) && self.is_held(path) && !self.is_forced(driver, handle) {
+            wrong.push(format!("rule 4: {method} {handle} while somebody has it open"));
+        }
+        let map = wish::map_of(path).filter(|_| wish::is_block(handle));
+        if map.is_some_and(|map| self.is_mounted(&map)) {
+            wrong.push(format!("{method} {handle} for {} while the pod has the device", path.display()));
         }
         let is_other = |sent: &Sent| {
             let published = matches!(sent.request, Request::Publish(_));

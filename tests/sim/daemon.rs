@@ -50,7 +50,7 @@ pub struct Daemon {
     reader: Arc<Mutex<Reader>>,
     drivers: watch::Sender<Arc<DriverSet>>,
     pub status: watch::Receiver<Status>,
-    _commands: mpsc::Sender<reconcile::Command>,
+    pub commands: mpsc::Sender<reconcile::Command>,
 }
 
 impl Daemon {
@@ -97,7 +97,8 @@ impl Daemon {
         let task = tokio::spawn(async move {
             reconcile::run(parts, inputs, status_out).await.expect("the simulated disk can be read");
         });
-        let daemon = Self { task, reader, drivers, status, _commands: commands };
+        world.lock().operator.status = Some(status.clone());
+        let daemon = Self { task, reader, drivers, status, commands };
         daemon.connect(world);
         daemon
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use volumed::model::{
     CallState, DriverName, ExpansionState, Layout, Plugin, Presence, PublicationId, RecordedVolume, SpecName,
-    Status, VolumeKey,
+    Status, VolumeKey, VolumeRecord,
 };
 
 use super::request::Request;
@@ -23,12 +23,16 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
     }
     let mut stagings: BTreeMap<PathBuf, u64> = BTreeMap::new();
     let staying = || wish.pods.iter().filter(|(_, pod)| !pod.leaving);
+    let mut kept = BTreeSet::new();
     let mut of_one_pod: BTreeMap<u64, usize> = BTreeMap::new();
     for (name, pod) in staying() {
         stagings.extend(pod.claims.iter().map(|volume| (staging(*volume), *volume)));
         for place in wish::places(name, pod) {
             let shown = status.volumes.values().find_map(|volume| volume.publications.get(&place));
             let is_shown = shown.map(|shown| shown.presence) == Some(Presence::Yes);
+            if !is_shown && wish::volume_at(&place).is_some_and(|volume| state.waits_for_others(volume)) {
+                continue;
+            }
             if let Some(volume) = wish::volume_at(&place).filter(|volume| wish::is_single_pod(*volume)) {
                 *of_one_pod.entry(volume).or_default() += usize::from(is_shown);
                 if !is_shown {
@@ -43,13 +47,33 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
             }
         }
     }
-    let pods_of_one = of_one_pod.iter().filter(|(_, pods)| **pods != 1);
+    let pods_of_one = of_one_pod
+        .iter()
+        .filter(|(volume, pods)| **pods != 1 && !(**pods == 0 && state.is_kept(&wish::handle(**volume))));
     wrong.extend(pods_of_one.map(|(volume, pods)| format!("pv{volume} is for one pod, and {pods} have it")));
     sizes(state, wish, &mut wrong);
+    for (path, left) in &state.left {
+        mounts.remove(path).filter(|source| *source != left.handle).into_iter().for_each(|source| {
+            wrong.push(format!("{source} is at {}, which is {left:?}", path.display()));
+        });
+    }
+    // Where others are shown a volume, it stays staged.
+    for volume in (0..wish::VOLUMES).filter(|volume| state.is_kept(&wish::handle(*volume))) {
+        let path = staging(volume);
+        if !stagings.contains_key(&path) {
+            mounts.remove(&path);
+            kept.insert(path);
+        }
+    }
     for (path, volume) in &stagings {
         let (driver, handle) = (wish::driver(*volume), wish::handle(*volume));
         let mounted = mounts.remove(path);
+        if state.waits_for_others(*volume) {
+            kept.insert(path.clone());
+            continue;
+        }
         if !state.drivers[driver].stages || state.audit.is_up_without_staging(driver, &handle) {
+            let mounted = mounted.filter(|_| !state.old_places.contains(path));
             wrong.extend(mounted.map(|what| format!("{what} is left at {}", path.display())));
             continue;
         }
@@ -72,10 +96,14 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
             }
             _ => false,
         };
-        if left {
+        if left && !state.is_left_in(path) && !kept.iter().any(|kept: &PathBuf| kept.starts_with(path)) {
             wrong.push(format!("the directory {} is left", path.display()));
         }
     }
+    let is_kept = |record: &VolumeRecord| match &record.volume {
+        RecordedVolume::Csi { handle, .. } => state.is_kept(handle),
+        RecordedVolume::EmptyDir => false,
+    };
     for (key, disk) in &state.records {
         let Some(record) = &disk.written else { continue };
         if !status.volumes.contains_key(key) {
@@ -85,8 +113,11 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
             // One that its pod does not list is kept as it is.
             continue;
         }
-        let calls = record.publications.values().map(|publication| &publication.state);
-        let mut calls = record.staging.iter().map(|staging| &staging.state).chain(calls);
+        let calls = record.publications.values().filter(|publication| !publication.adopted);
+        let calls = calls.map(|publication| &publication.state);
+        // Where others are shown the volume, it is not unstaged.
+        let staging = record.staging.iter().filter(|_| !is_kept(record));
+        let mut calls = staging.map(|staging| &staging.state).chain(calls);
         if let Some(open) = calls.find(|state| !matches!(state, CallState::Done { .. })) {
             wrong.push(format!("a call for {key} is not done: {open:?}"));
         }
@@ -97,6 +128,15 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
             wrong.push(format!("{key} is not at rest: {:?} {:?}", volume.in_progress, volume.blocked));
         }
     }
+    if !wrong.is_empty() {
+        let blocked = status.volumes.values().flat_map(|volume| &volume.blocked);
+        wrong.extend(blocked.map(|blocked| format!("{} is blocked: {}", blocked.step, blocked.cause.detail)));
+    }
+    let is_at_work = state.audit.is_waiting() || !state.pending.is_empty();
+    if is_at_work && !wish.republish {
+        wrong.push("a driver is being called".to_owned());
+    }
+    wrong.extend(status.paused.iter().map(|scope| format!("{scope} is still paused")));
     wrong.extend(state.audit_at_rest());
     wrong
 }
@@ -140,7 +180,11 @@ fn sizes(state: &State, wish: &Wish, wrong: &mut Vec<String>) {
         let driver = wish::driver(volume);
         let mut users =
             wish.pods.values().filter(|pod| !pod.leaving && pod.claims.contains(&volume)).peekable();
-        if !state.drivers[driver].expands || users.peek().is_none() || users.any(|pod| pod.read_only) {
+        if state.waits_for_others(volume)
+            || !state.drivers[driver].expands
+            || users.peek().is_none()
+            || users.any(|pod| pod.read_only)
+        {
             continue;
         }
         let name = DriverName::new(DRIVERS[driver]).expect("good");
@@ -183,7 +227,7 @@ impl State {
         for (path, sent) in &self.audit.up {
             let needed = match &sent.request {
                 Request::Publish(_) => wanted.contains_key(path),
-                Request::Stage(_) => volumes.contains(&sent.handle),
+                Request::Stage(_) => volumes.contains(&sent.handle) || self.is_kept(&sent.handle),
                 Request::Expand(_) | Request::Unstage(_) | Request::Unpublish(_) => false,
             };
             if !needed {
@@ -193,7 +237,8 @@ impl State {
         for (path, id) in &wanted {
             let done = self.audit.up.get(path).is_some_and(|sent| sent.done_in == Some(self.boot));
             // Of a volume for one pod the others wait.
-            let waits = wish::volume_at(id).is_some_and(wish::is_single_pod);
+            let may_wait = |volume| wish::is_single_pod(volume) || self.waits_for_others(volume);
+            let waits = wish::volume_at(id).is_some_and(may_wait);
             if !done && !waits {
                 wrong.push(format!("29: {id} was not published in this boot"));
             }

@@ -13,6 +13,7 @@ use volumed::model::{
     BootId, Millis, MountIdentity, MountTable, MountsAt, Ownership, PodUid, RootPath, SpecName, VolData,
 };
 
+use super::holders::busy;
 use super::world::{Node, ROOT, World};
 
 /// One daemon's view of the host.
@@ -101,7 +102,7 @@ impl Host for SimHost {
 
     fn remove(&self, removal: Removal) -> BoxFuture<'_, Result<(), HostError>> {
         Box::pin(async move {
-            for path in removal.files.iter().chain(&removal.empty_files) {
+            for path in &removal.files {
                 self.world.pause().await;
                 self.world.lock().nodes.remove(&absolute(path));
             }
@@ -139,10 +140,16 @@ impl Host for SimHost {
                     return Err(HostError::WrongMount { path, found: "another mount".to_owned() });
                 }
             }
+            if let Some(holder) = self.world.look_for_holder(&path) {
+                return Err(busy(&path, &holder));
+            }
             self.world.tell(|| format!("volumed unmounts {}", path.display()));
             if !self.world.lock().is_being_undone(&path) {
                 self.world.violation(format!("28: {} is unmounted, and nobody undoes it", path.display()));
             }
+            let mut wrong = Vec::new();
+            self.world.lock().may_be_touched(&path, &mut wrong);
+            self.world.violations(wrong);
             self.world.unmount(&path);
             Ok(())
         })
@@ -152,6 +159,9 @@ impl Host for SimHost {
         Box::pin(async move {
             self.world.pause().await;
             let path = absolute(&path);
+            if self.world.is_stuck(&path) {
+                return Err(HostError::Busy { path, holder: "a shell".to_owned() });
+            }
             let mut state = self.world.lock();
             if state.mounts.iter().any(|mount| mount.point.starts_with(&path)) {
                 return Err(HostError::Busy { path, holder: "a mount".to_owned() });
@@ -199,12 +209,24 @@ impl Host for SimHost {
         })
     }
 
-    fn unmap_block(&self, map: BlockMap, _users: DeviceUsers) -> BoxFuture<'_, Result<(), HostError>> {
+    fn unmap_block(&self, map: BlockMap, users: DeviceUsers) -> BoxFuture<'_, Result<(), HostError>> {
         Box::pin(async move {
             self.world.pause().await;
             let (point, link) = (absolute(&map.map), absolute(&map.link));
+            if users == DeviceUsers::Ignored {
+                if !self.world.lock().is_map_forced(&point) {
+                    self.world.violation(format!("rule 4: nobody said to take {} from all", point.display()));
+                }
+            } else if let Some(holder) = self.world.look_for_holder(&point) {
+                self.world.tell(|| format!("{} is held", point.display()));
+                return Err(busy(&point, &holder));
+            }
             self.world.lock().nodes.remove(&link);
             self.world.pause().await;
+            if self.world.is_stuck(&point) {
+                self.world.tell(|| format!("{} cannot be unmounted, its link is gone", point.display()));
+                return Err(failed("unmount", point));
+            }
             self.world.unmount(&point);
             self.world.pause().await;
             self.world.lock().nodes.remove(&point);
@@ -230,14 +252,18 @@ impl Host for SimHost {
         })
     }
 
-    fn holders(
-        &self,
-        _path: RootPath,
-        _driver: Option<u32>,
-    ) -> BoxFuture<'_, Result<Vec<Holder>, HostError>> {
+    fn holders(&self, path: RootPath, _driver: Option<u32>) -> BoxFuture<'_, Result<Vec<Holder>, HostError>> {
         Box::pin(async move {
             self.world.pause().await;
-            Ok(Vec::new())
+            let path = absolute(&path);
+            if self.world.fault(2) {
+                return Err(failed("look for holders of", path));
+            }
+            let holder = self.world.look_for_holder(&path);
+            if let Some(holder) = &holder {
+                self.world.tell(|| format!("{} is held: {holder}", path.display()));
+            }
+            Ok(holder.into_iter().collect())
         })
     }
 
@@ -296,6 +322,10 @@ impl Host for SimHost {
     }
 }
 
+fn failed(doing: &'static str, path: PathBuf) -> HostError {
+    HostError::Io { doing, path, source: std::io::ErrorKind::Other.into() }
+}
+
 fn make(world: &World, path: &Path) {
     let mut state = world.lock();
     for ancestor in path.ancestors().filter(|ancestor| ancestor.starts_with(ROOT)) {
@@ -309,13 +339,21 @@ fn remove(world: &World, path: &Path) -> Result<(), HostError> {
         return Ok(());
     }
     if state.is_mounted(path) {
+        // A mount of this moment is as good as one of the next.
+        let is_seen = state.mounts.iter().any(|mount| mount.point == path && state.is_old(mount.id));
         drop(state);
-        world.violation(format!("rmdir of the mount point {}", path.display()));
+        if is_seen {
+            world.violation(format!("rmdir of the mount point {}", path.display()));
+        }
         return Err(HostError::NotEmpty { path: path.to_owned() });
     }
     if state.has_children(path) {
         return Err(HostError::NotEmpty { path: path.to_owned() });
     }
+    let mut wrong = Vec::new();
+    state.may_be_touched(path, &mut wrong);
     state.nodes.remove(path);
+    drop(state);
+    world.violations(wrong);
     Ok(())
 }

@@ -6,12 +6,16 @@
 pub mod audit;
 pub mod daemon;
 pub mod driver;
+pub mod foreign;
 pub mod goal;
+pub mod holders;
 pub mod host;
 pub mod manifests;
+pub mod operator;
 pub mod records;
 pub mod request;
 pub mod store;
+pub mod strangers;
 pub mod trouble;
 pub mod wish;
 pub mod world;

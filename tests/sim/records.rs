@@ -13,7 +13,7 @@ use super::wish;
 use super::world::State;
 
 /// So long ago a place must have been wanted.
-const KNOWN: Duration = Duration::from_millis(1000);
+pub const KNOWN: Duration = Duration::from_millis(1000);
 
 impl State {
     /// What the records say of this boot's calls, by path.
@@ -38,11 +38,15 @@ impl State {
         let open = self.recorded_here().filter(|(_, state)| is_open(state)).map(|(path, _)| path.to_owned());
         let open: Vec<_> = open.collect();
         self.audit.cut.extend(open);
+        self.operator_outlives();
     }
 
     /// A record is about to be replaced: checks what it stops saying.
     pub fn record_changes(&mut self, key: &VolumeKey, new: Option<&VolumeRecord>) -> Vec<String> {
         let mut wrong = Vec::new();
+        if let Some(new) = new {
+            self.takes_over(new, &mut wrong);
+        }
         let Some(old) = self.records.get(key).and_then(|disk| disk.written.clone()) else { return wrong };
         let boot = format!("boot-{}", self.boot);
         // What is being undone already is not decided again when something else in the record changes.
@@ -120,7 +124,7 @@ impl State {
     fn may_be_taken(&self, id: &PublicationId, was: &CallState, wrong: &mut Vec<String>) {
         let since = |at: Option<&Instant>| at.is_some_and(|at| Instant::now() - *at >= KNOWN);
         if id.plugin == Plugin::EmptyDir {
-            if since(self.pods.get(&id.pod)) {
+            if since(self.pods.get(&id.pod)) && !self.is_given_up(id) {
                 wrong.push(format!("34: {id} is taken down, and its pod is there"));
             }
             return;

@@ -102,7 +102,10 @@ impl Store for SimStore {
         value: serde_json::Value,
     ) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
+            self.world.pause().await;
+            self.full("write")?;
             self.world.lock().notes.insert(name, value);
+            self.world.pause().await;
             Ok(())
         })
     }

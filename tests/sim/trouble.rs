@@ -1,14 +1,15 @@
 //! What goes wrong: edits at bad moments, damaged files, crashes, drivers that come and go, mounts that others make.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
-use volumed::model::Mount;
+use volumed::model::Scope;
 
 use super::daemon::Daemon;
+use super::strangers::is_strange;
 use super::wish::{self, DRIVERS, Damage, PodWish, VOLUMES, Wish};
-use super::world::{Contact, ROOT, State, World};
+use super::world::{Contact, World};
 
 /// A world, what is wished of it, and who sees to that.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub struct Life {
     pub world: World,
     pub wish: Wish,
     pub daemon: Daemon,
+    /// Pods that were wanted and were taken away last.
+    gone: BTreeMap<String, PodWish>,
 }
 
 /// The pod that is wanted from the first to the last moment.
@@ -31,28 +34,31 @@ impl Life {
             state.drivers[driver].stages = stages;
             state.drivers[driver].forgets = forgets;
         }
+        if world.below(3) == 0 {
+            world.has_had_a_kubelet();
+        }
         let mut wish = Wish { republish: world.below(8) == 0, ..Wish::default() };
         let steady = PodWish { claims: [0, 3].into(), empty_dir: true, ..PodWish::default() };
         wish.pods.insert(STEADY.to_owned(), steady);
-        let life = Self { world: world.clone(), wish, daemon: Daemon::start(world) };
+        let life = Self { world: world.clone(), wish, daemon: Daemon::start(world), gone: BTreeMap::new() };
         life.read();
         life
     }
 
     /// Lets the manifests be read as they are.
-    fn read(&self) {
+    pub fn read(&self) {
         self.world.lock().wish(&self.wish);
         self.daemon.read(&self.wish, Damage::default());
     }
 
     /// Lets it live for a while.
-    async fn wait(&self, ms: u64) {
+    pub async fn wait(&self, ms: u64) {
         sleep(Duration::from_millis(self.world.below(ms))).await;
     }
 
     /// One thing goes wrong, or only differently.
     pub async fn trouble(mut self) -> Self {
-        match self.world.below(40) {
+        match self.world.below(48) {
             0..=8 => self.want(),
             9..=11 => self.remove(),
             12 | 13 => self.delete(),
@@ -65,9 +71,11 @@ impl Life {
             30 => self.strange_unmount(),
             31 => self.vanish(),
             32 => self.fill_disk().await,
-            33 => self.wait(200_000).await,
-            34 => return self.kill().await,
-            35..=37 => return self.die().await,
+            33 | 34 => self.open_something(),
+            35..=40 => self.command().await,
+            41 => self.wait(200_000).await,
+            42 => return self.kill().await,
+            43..=45 => return self.die().await,
             _ => return self.power_cut().await,
         }
         self
@@ -78,6 +86,7 @@ impl Life {
         let world = &self.world;
         world.tell(|| "the trouble ends".to_owned());
         world.lock().faults = false;
+        world.lock().held.clear();
         while !world.lock().strangers.is_empty() {
             if !world.unmount_if(is_strange) {
                 sleep(Duration::from_millis(20)).await;
@@ -92,7 +101,8 @@ impl Life {
             // A driver that does not undo what it did leaves it to a person; here that person brings the old driver back.
             let stages_again = {
                 let state = world.lock();
-                !state.drivers[driver].stages && state.audit.has_staged(driver)
+                !state.drivers[driver].stages
+                    && (state.audit.has_staged(driver) || state.records_call(driver))
             };
             if stages_again {
                 world.tell(|| format!("driver {driver} stages again"));
@@ -102,15 +112,22 @@ impl Life {
             world.lock().drivers[driver].contact = Contact::Ready;
         }
         self.daemon.connect(world);
+        if !self.resume(Scope::All).await {
+            world.violation("what is paused cannot be resumed");
+        }
         self.read();
     }
 
-    fn any_pod(&self) -> String {
+    pub fn any_pod(&self) -> String {
         format!("pod{}", self.world.below(3))
     }
 
     fn want(&mut self) {
-        let (name, pod) = (self.any_pod(), wish::pod(&self.world));
+        // What was taken away is often put back as it was.
+        let gone: Vec<String> = self.gone.keys().cloned().collect();
+        let back = self.world.one_of(&gone).filter(|_| self.world.below(2) == 0);
+        let back = back.and_then(|name| self.gone.remove_entry(name));
+        let (name, pod) = back.unwrap_or_else(|| (self.any_pod(), wish::pod(&self.world)));
         self.world.tell(|| format!("wish {name} {pod:?}"));
         self.wish.pods.insert(name, pod);
         self.read();
@@ -119,7 +136,9 @@ impl Life {
     fn remove(&mut self) {
         let name = self.any_pod();
         self.world.tell(|| format!("gone {name}"));
-        self.wish.pods.remove(&name);
+        if let Some(pod) = self.wish.pods.remove(&name) {
+            self.gone.insert(name, PodWish { leaving: false, ..pod });
+        }
         self.read();
     }
 
@@ -127,6 +146,7 @@ impl Life {
         let name = self.any_pod();
         if let Some(pod) = self.wish.pods.get_mut(&name) {
             self.world.tell(|| format!("deleting {name}"));
+            self.gone.insert(name, pod.clone());
             pod.leaving = true;
         }
         self.read();
@@ -142,6 +162,10 @@ impl Life {
         };
         let name = self.any_pod();
         match self.wish.pods.get_mut(&name) {
+            Some(pod) if self.world.below(4) == 0 => {
+                pod.empty_dir = !pod.empty_dir;
+                self.world.tell(|| format!("edit {name} {pod:?}"));
+            }
             Some(pod) if self.world.below(3) == 0 => {
                 pod.read_only = !pod.read_only;
                 self.world.tell(|| format!("edit {name} {pod:?}"));
@@ -244,6 +268,7 @@ impl Life {
             let mut state = world.lock();
             state.drivers[driver].contact = Contact::Ready;
             state.drivers[driver].stages = !state.drivers[driver].stages;
+            state.drivers[driver].retooled = true;
             if !state.drivers[driver].stages {
                 state.audit.loses_staging(driver);
             }
@@ -259,79 +284,6 @@ impl Life {
         self.world.restart_driver(driver);
         self.daemon.connect(&self.world);
         sleep(Duration::from_millis(300)).await;
-    }
-
-    /// Somebody mounts over, below, instead of, or where soon a volume will be.
-    fn strange_mount(&self) {
-        let world = &self.world;
-        let mut points: Vec<PathBuf> = world
-            .lock()
-            .mounts
-            .iter()
-            .filter(|mount| !wish::is_map(&mount.point))
-            .map(|m| m.point.clone())
-            .collect();
-        let pod = PodWish { claims: (0..VOLUMES).collect(), ..PodWish::default() };
-        points.extend(wish::places(&self.any_pod(), &pod).iter().map(wish::target));
-        let Some(point) = world.one_of(&points).cloned() else { return };
-        let instead = world.below(3) == 0;
-        // Where a block device is published there is a file.
-        let may_be_below = !instead && !point.iter().any(|part| part == "volumeDevices");
-        let point = if may_be_below && world.below(3) == 0 { point.join("below") } else { point };
-        world.tell(|| format!("somebody mounts at {}, instead: {instead}", point.display()));
-        if instead {
-            world.unmount_if(|state, mount| state.may_vanish(mount) && mount.point == point);
-        }
-        let mut state = world.lock();
-        for path in point.ancestors().filter(|path| path.starts_with(ROOT)) {
-            state.nodes.entry(path.to_owned()).or_insert(super::world::Node::Directory);
-            state.strange_places.insert(path.to_owned());
-        }
-        let source = format!("strange-{}", state.next_mount);
-        let id = state.mount(&point, &source);
-        state.strangers.insert(id);
-        drop(state);
-        world.mounts_version.send_modify(|version| *version += 1);
-    }
-
-    fn strange_unmount(&self) {
-        if self.world.unmount_if(is_strange) {
-            self.world.tell(|| "somebody unmounts what he mounted".to_owned());
-        }
-        self.tidy();
-    }
-
-    /// Removes the empty directories that somebody's mounts needed.
-    fn tidy(&self) {
-        let mut state = self.world.lock();
-        let places: Vec<PathBuf> = state.strange_places.iter().rev().cloned().collect();
-        for place in places {
-            // Not the directories that volumed makes: a driver may be about to be called for them.
-            let own = [Path::new(ROOT), &Path::new(ROOT).join("pods"), &Path::new(ROOT).join("plugins")];
-            let is_staging = place.starts_with(own[2]) && place.file_name().is_some_and(|n| n != "below");
-            if own.contains(&place.as_path()) || is_staging {
-                continue;
-            }
-            if !state.has_children(&place)
-                && !state.is_mounted(&place)
-                && !state.audit.up.contains_key(&place)
-            {
-                state.nodes.remove(&place);
-            }
-        }
-    }
-
-    /// A mount goes without a word.
-    fn vanish(&self) {
-        let points: Vec<PathBuf> = {
-            let state = self.world.lock();
-            let is_meant = |mount: &&Mount| state.may_vanish(mount) && !wish::is_map(&mount.point);
-            state.mounts.iter().filter(is_meant).map(|m| m.point.clone()).collect()
-        };
-        if let Some(point) = self.world.one_of(&points) {
-            self.world.tell(|| format!("the mount at {} vanishes", point.display()));
-            self.world.unmount(point);
-        }
     }
 
     async fn fill_disk(&self) {
@@ -354,9 +306,10 @@ impl Life {
         self.world.lock().dies_in = Some(looks);
         // Give it something to do meanwhile.
         let mut life = self;
-        match life.world.below(4) {
+        match life.world.below(5) {
             0 => life.remove(),
             1 => life.vanish(),
+            3 => life.command().await,
             2 => {}
             _ => life.want(),
         }
@@ -371,7 +324,7 @@ impl Life {
     }
 
     async fn restart(self, ms: u64, cut: bool) -> Self {
-        let Self { world, wish, daemon } = self;
+        let Self { world, wish, daemon, gone } = self;
         daemon.crash().await;
         world.lock().dies_in = None;
         world.lock().daemon_died();
@@ -380,7 +333,7 @@ impl Life {
             world.reboot();
         }
         sleep(Duration::from_millis(world.below(ms))).await;
-        let life = Self { daemon: Daemon::start(&world), world, wish };
+        let life = Self { daemon: Daemon::start(&world), world, wish, gone };
         if !cut && life.world.below(4) == 0 {
             life.damage_manifests().await;
             return life;
@@ -389,9 +342,4 @@ impl Life {
         life.read();
         life
     }
-}
-
-/// Whether a mount is somebody else's and may go now.
-fn is_strange(state: &State, mount: &Mount) -> bool {
-    state.strangers.contains(&mount.id) && state.may_vanish(mount)
 }

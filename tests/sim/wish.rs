@@ -84,6 +84,17 @@ pub fn is_map(path: &std::path::Path) -> bool {
     path.parent().is_some_and(|parent| parent.ends_with("dev"))
 }
 
+/// Returns whether a path is where a file-system volume is staged.
+pub fn is_staging(path: &std::path::Path) -> bool {
+    path.ends_with("globalmount")
+}
+
+/// Returns where the device is bound that a driver published at a path.
+pub fn map_of(target: &std::path::Path) -> Option<PathBuf> {
+    let (pod, spec) = (target.file_name()?, target.parent()?.file_name()?);
+    Some(target.parent()?.parent()?.parent()?.join(spec).join("dev").join(pod))
+}
+
 /// Returns whether only one pod may have a volume: ReadWriteOncePod.
 pub fn is_single_pod(volume: u64) -> bool {
     volume == 1

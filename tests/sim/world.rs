@@ -11,6 +11,9 @@ use tokio::time::Instant;
 use volumed::model::{BootId, Mount, MountTable, PodUid, PublicationId, VolumeKey, VolumeRecord};
 
 use super::audit::Audit;
+use super::foreign::Left;
+use super::holders::Held;
+use super::operator::Operator;
 use super::wish::{self, DRIVERS, Wish};
 
 /// Where the simulated kubelet root is.
@@ -61,6 +64,8 @@ pub struct DriverMind {
     pub stages: bool,
     /// EXPAND_VOLUME.
     pub expands: bool,
+    /// It learned or lost staging.
+    pub retooled: bool,
     pub contact: Contact,
     /// It forgets what is staged and published when the power goes.
     pub forgets: bool,
@@ -85,6 +90,10 @@ pub struct State {
     pub strangers: BTreeSet<u64>,
     /// Paths where a stranger was: a directory may be left there.
     pub strange_places: BTreeSet<PathBuf>,
+    /// Who has something open, by mount.
+    pub held: BTreeMap<u64, Held>,
+    /// What cannot be unmounted or removed, and until when.
+    pub stuck: BTreeMap<PathBuf, Instant>,
     pub next_mount: u64,
     pub drivers: [DriverMind; DRIVERS.len()],
     /// The drivers' minds: handle -> staging path.
@@ -106,7 +115,18 @@ pub struct State {
     pub has_read: bool,
     /// The daemon dies after so many more looks at the world.
     pub dies_in: Option<u64>,
+    /// When what was wanted was last wanted.
+    pub wanted_until: BTreeMap<PublicationId, Instant>,
+    /// What others left, by path.
+    pub left: BTreeMap<PathBuf, Left>,
+    /// Where others left something, whatever became of it.
+    pub old_places: BTreeSet<PathBuf>,
+    /// The pods in manifests, leaving or not.
+    pub manifested: BTreeSet<PodUid>,
+    /// When a pod was last in a manifest, leaving or not.
+    pub listed: BTreeMap<PodUid, Instant>,
     pub audit: Audit,
+    pub operator: Operator,
     pub violations: Vec<String>,
     pub began: Option<Instant>,
     pub story: Vec<String>,
@@ -240,6 +260,7 @@ impl World {
         let Some(at) = state.mounts.iter().rposition(|mount| is_meant(&state, mount)) else { return false };
         let mount = state.mounts.remove(at);
         state.strangers.remove(&mount.id);
+        state.held.remove(&mount.id);
         state.made.remove(&mount.id);
         drop(state);
         self.mounts_version.send_modify(|version| *version += 1);
@@ -267,6 +288,7 @@ impl World {
         state.boot += 1;
         state.mounts.clear();
         state.strangers.clear();
+        state.held.clear();
         for driver in 0..DRIVERS.len() {
             if state.drivers[driver].forgets {
                 state.forget(driver);
@@ -353,8 +375,13 @@ impl State {
         let places: BTreeSet<PublicationId> =
             staying().flat_map(|(name, pod)| wish::places(name, pod)).collect();
         let pods: BTreeSet<PodUid> = staying().map(|(name, _)| wish::uid(name)).collect();
+        let gone = self.wanted.keys().filter(|place| !places.contains(*place));
+        self.listed.extend(self.manifested.iter().map(|pod| (pod.clone(), now)));
+        self.manifested = wish.pods.keys().map(|name| wish::uid(name)).collect();
+        self.wanted_until.extend(gone.map(|place| (place.clone(), now)));
         self.wanted.retain(|place, _| places.contains(place));
         self.pods.retain(|pod, _| pods.contains(pod));
+        self.is_wanted_again(&places);
         for place in places {
             self.wanted.entry(place).or_insert(now);
         }
