@@ -180,7 +180,11 @@ impl Listing<'_> {
         let Some(relative) = RootPath::new(path) else { return Ok(None) };
         let (vol_data, empty) = match self.root.open_at(&relative, DIRECTORY) {
             Ok(directory) => {
-                let empty = is_empty(&directory, EMPTY_DEPTH).map_err(|e| self.failed(path, e))?;
+                // In an emptyDir a directory is its pod's.
+                let is_empty_dir =
+                    publication.as_ref().is_some_and(|(_, plugin, _)| plugin.ends_with("empty-dir"));
+                let depth = if is_empty_dir { 0 } else { EMPTY_DEPTH };
+                let empty = is_empty(&directory, depth).map_err(|e| self.failed(path, e))?;
                 (self.vol_data(path)?, empty)
             }
             Err(Errno::NOENT) => return Ok(None),

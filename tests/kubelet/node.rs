@@ -144,13 +144,8 @@ impl Node {
 
     /// Makes these API objects the wish, in two complete readings, and waits until everything is as wished.
     pub async fn wish(&mut self, objects: Vec<Value>) -> Status {
-        self.wish_but(objects, &[]).await
-    }
-
-    /// As `wish`, without waiting for some volumes, as `pod/volume`.
-    pub async fn wish_but(&mut self, objects: Vec<Value>, but: &[&str]) -> Status {
         self.wish_unsettled(objects).await;
-        let status = self.until("settled", |status| is_settled(status, but)).await;
+        let status = self.until("settled", is_settled).await;
         assert_eq!(status.brake, None);
         status
     }

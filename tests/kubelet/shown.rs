@@ -17,14 +17,11 @@ pub(super) fn told(status: &Status) -> String {
     format!("{}\n{:#?}", lines.join("\n"), status.volumes)
 }
 
-/// Every volume of every pod that stays is held or there, but for some, and nothing is left to take down.
-pub(super) fn is_settled(status: &Status, but: &[&str]) -> bool {
-    let up = status.pods.values().filter(|pod| !pod.leaving).all(|pod| {
-        pod.volumes.iter().all(|(name, volume)| {
-            let known = but.contains(&format!("{}/{name}", pod.identity.name).as_str());
-            let published = publication(status, volume).is_some_and(|p| p.presence == Presence::Yes);
-            volume.hold.is_some() || published || known
-        })
+/// Every volume of every pod that stays is held or there, and nothing is left to take down.
+pub(super) fn is_settled(status: &Status) -> bool {
+    let staying = status.pods.values().filter(|pod| !pod.leaving);
+    let up = staying.flat_map(|pod| pod.volumes.values()).all(|volume| {
+        volume.hold.is_some() || publication(status, volume).is_some_and(|p| p.presence == Presence::Yes)
     });
     let down = status.volumes.values().all(|volume| {
         let goes = volume.publications.values().any(|publication| publication.desired == "released");
