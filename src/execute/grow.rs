@@ -20,6 +20,10 @@ impl Work<'_> {
     /// it while nobody uses the volume does not keep the pod waiting.
     pub(super) async fn grow_at_bring_up(&mut self, growth: &Growth) -> Result<(), Failure> {
         let wanted = growth.size.capacity;
+        if growth.read_only && growth.size.every_node {
+            // What a reader noted would be taken for the one call that each node owes its writer.
+            return Ok(());
+        }
         let remembered = match self.record.size {
             Some(size) => Some(size),
             None => {
@@ -31,7 +35,7 @@ impl Work<'_> {
         // the next growth begins from what it says.
         let known = remembered.or(growth.size.claimed).unwrap_or(wanted).min(wanted);
         let once_here = growth.size.every_node && remembered.is_none();
-        if known >= wanted && !once_here {
+        if growth.read_only || (known >= wanted && !once_here) {
             return self.remember(known, remembered).await;
         }
         if self.is_refused_in_use() {

@@ -10,7 +10,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::event::{Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
@@ -18,7 +17,7 @@ use sha2::{Digest, Sha256};
 use super::HostError;
 use super::path::Root;
 use super::raw::{self, LoopStatus};
-use super::unmount::{GivenUp, wait};
+use super::unmount::{GivenUp, pause, wait};
 use crate::model::RootPath;
 
 /// Letting go of a device's last hold writes back what a pod left unwritten.
@@ -234,15 +233,11 @@ pub(super) fn let_go(one: &Loop, given_up: &GivenUp, limit: Duration) -> Result<
     }
     // Where somebody else has it open, the kernel lets it go with the last of them.
     let step = Duration::from_millis(10);
-    let pause = Timespec::try_from(step).map_err(|e| failed(io::Error::other(e)))?;
     for _ in 0..PROBED.as_millis().div_euclid(step.as_millis()) {
         if !still(one).map_err(failed)? {
             return Ok(());
         }
-        match poll(&mut [], Some(&pause)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(e) => return Err(failed(e.into())),
-        }
+        pause(step).map_err(failed)?;
     }
     let number = (7, one.number);
     let holder = super::device_users::first(number, None, None).map_err(failed)?;

@@ -49,6 +49,11 @@ impl GivenUp {
     }
 }
 
+/// A child of ours has our descriptors until it gets its own program: what another thread looked at that moment is busy for
+/// a few milliseconds.
+const FORKED_PAUSE: Duration = Duration::from_millis(4);
+const FORKED_TRIES: usize = 3;
+
 /// Unmounts a path if exactly this mount is there (`Host::unmount`).
 ///
 /// # Errors
@@ -72,7 +77,14 @@ pub(super) fn unmount(
     // The parent is reached without a symlink and held, so that the name in it is the place that the table was asked about.
     let (parent, name) = root.open_parent(path).map_err(|e| root.failed(DOING, path, "a mount point", e))?;
     let name = CString::new(name.into_vec()).map_err(|e| failed(e.into()))?;
-    let errno = in_child(&parent, &name, given_up, &absolute, limit)?;
+    let mut errno = in_child(&parent, &name, given_up, &absolute, limit)?;
+    for _ in 0..FORKED_TRIES {
+        if errno != Some(Errno::BUSY) {
+            break;
+        }
+        pause(FORKED_PAUSE).map_err(failed)?;
+        errno = in_child(&parent, &name, given_up, &absolute, limit)?;
+    }
     match errno {
         None => Ok(()),
         Some(Errno::BUSY) => Err(HostError::Busy {
@@ -85,6 +97,15 @@ pub(super) fn unmount(
             Found::Expected(_) => Err(failed(e.into())),
         },
         Some(e) => Err(failed(e.into())),
+    }
+}
+
+/// Waits, on a thread that may: one of the blocking pool.
+pub(super) fn pause(time: Duration) -> io::Result<()> {
+    let time = Timespec::try_from(time).map_err(io::Error::other)?;
+    match poll(&mut [], Some(&time)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

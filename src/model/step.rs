@@ -93,6 +93,8 @@ pub struct Adoption {
 pub struct Growth {
     /// How large it is to be, and what is known of how large it is.
     pub size: SizeWant,
+    /// Nobody writes here, so it is not grown for this pod; how large it is is noted for the pod that will.
+    pub read_only: bool,
     /// What to send.
     pub arguments: ExpandArguments,
     /// With it.

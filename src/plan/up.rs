@@ -228,11 +228,12 @@ impl View<'_> {
         plan: &PublicationPlan,
         info: Option<&DriverInfo>,
     ) -> Option<Growth> {
-        let size = csi.size.filter(|_| !csi.read_only && !csi.source_read_only)?;
+        let size = csi.size?;
+        let read_only = csi.read_only || csi.source_read_only;
         info.filter(|info| info.expand_volume)?;
         let arguments =
             arguments::expand(self.world.layout, id, csi, plan.arguments.as_ref()?, size.capacity);
-        Some(Growth { size, arguments, secrets: Arc::clone(&csi.expand_secrets) })
+        Some(Growth { size, read_only, arguments, secrets: Arc::clone(&csi.expand_secrets) })
     }
 
     /// Refuses a volume that its driver has no room for on this node: max_volumes_per_node counts volumes, not pods.

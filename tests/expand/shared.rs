@@ -57,8 +57,7 @@ fn a_volume_with_a_reader_and_a_writer_grows_for_the_writer() {
     let host = TestHost::new();
     let _driver = host.fakecsi(&["--expand"]);
     let _daemon = host.volumed(&[]);
-    // The claim's status says what it had: a volume that only readers have is not remembered.
-    let claim = |size| sized("data", size, Some("1Gi")).replace("ReadWriteOnce", "ReadWriteMany");
+    let claim = |size| sized("data", size, None).replace("ReadWriteOnce", "ReadWriteMany");
     host.manifest("claim.yaml", &claim(1));
     let reads = pod_using("reads", "uid-reads", "data");
     host.manifest("reads.yaml", &reads.replace("claimName: data", "claimName: data, readOnly: true"));

@@ -36,7 +36,7 @@ fn object(kind: u8, name: u8, version: u8) -> (&'static str, (String, String), O
                 json!({"spec": {"csi": {
                 "volumeHandle": format!("h{a}"), "nodeStageSecretRef": secret}}}),
             );
-            if version % 3 == 0 {
+            if version.is_multiple_of(3) {
                 merge(&mut object, json!({"spec": {"claimRef": reference}}));
             }
             of("PersistentVolume", "", format!("v{name}"), object)
@@ -61,13 +61,13 @@ fn object(kind: u8, name: u8, version: u8) -> (&'static str, (String, String), O
     }
 }
 
-fn remove(manifests: &mut Manifests, kind: &str, name: (String, String)) {
+fn remove(manifests: &mut Manifests, kind: &str, name: &(String, String)) {
     let objects = Arc::make_mut(&mut manifests.objects);
     match kind {
         "Pod" => drop(objects.pods.remove(&PodUid::new(&name.1).unwrap())),
-        "PersistentVolumeClaim" => drop(objects.claims.remove(&name)),
+        "PersistentVolumeClaim" => drop(objects.claims.remove(name)),
         "PersistentVolume" => drop(objects.volumes.remove(&name.1)),
-        "Secret" => drop(objects.secrets.remove(&name)),
+        "Secret" => drop(objects.secrets.remove(name)),
         "CSIDriver" => drop(objects.drivers.remove(&name.1)),
         "VolumeAttachment" => drop(objects.attachments.remove(&name.1)),
         other => panic!("no kind {other}"),
@@ -89,7 +89,7 @@ proptest! {
             match object {
                 Some(object) if stale => world = world.stale().add(object),
                 Some(object) => world = world.add(object),
-                None => remove(&mut world.manifests, kind, full_name),
+                None => remove(&mut world.manifests, kind, &full_name),
             }
             let reading = Arc::new(world.manifests.clone());
             let again = resolver.resolve(&reading);
