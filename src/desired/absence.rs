@@ -78,18 +78,18 @@ impl Absences {
     ) -> Settled {
         let mut desired = wanted(resolved);
         desired.is_read = resolved.reading.generation > 0;
-        let mut volumes = BTreeSet::new();
         let mut candidates = Vec::new();
         let recorded: Vec<Recorded<'a>> = recorded.into_iter().collect();
         hold_successors(resolved, &recorded, &mut desired);
-        for recorded in recorded {
-            volumes.insert(recorded.key);
-            match said(resolved, &desired, &recorded) {
+        for recorded in &recorded {
+            match said(resolved, &desired, recorded) {
                 Said::Wanted => {}
                 Said::Decided(want) => put(&mut desired, recorded.key, recorded.id, want),
-                Said::Lacking(why) => candidates.push(Candidate { recorded, why }),
+                Said::Lacking(why) => candidates.push(Candidate { recorded: *recorded, why }),
             }
         }
+        let volumes =
+            if candidates.is_empty() { BTreeSet::new() } else { recorded.iter().map(|r| r.key).collect() };
         self.confirm(&resolved.reading, &candidates);
         self.brake(resolved, &candidates, &volumes, &desired, now_ms, wall);
         self.waiting.clear();
@@ -304,13 +304,15 @@ fn said(resolved: &Resolved, desired: &Desired, recorded: &Recorded<'_>) -> Said
 /// A PV or claim that was edited to mean another volume takes effect at the next bring-up (design 3): until then the volume
 /// that is up stays, and the new one waits.
 fn hold_successors(resolved: &Resolved, recorded: &[Recorded<'_>], desired: &mut Desired) {
+    let is_wanted =
+        |r: &Recorded<'_>| desired.volumes.get(r.key).is_some_and(|v| v.publications.contains_key(r.id));
+    let stay: Vec<&Recorded<'_>> = recorded.iter().filter(|r| r.up && !is_wanted(r)).collect();
+    if stay.is_empty() {
+        return;
+    }
     let there: BTreeSet<(&VolumeKey, &PublicationId)> = recorded.iter().map(|r| (r.key, r.id)).collect();
-    for Recorded { key, id, record, up } in recorded {
+    for Recorded { key, id, record, .. } in stay {
         let Some(pod) = resolved.pods.get(&id.pod).filter(|pod| !pod.leaving) else { continue };
-        let wanted = desired.volumes.get(*key).is_some_and(|v| v.publications.contains_key(*id));
-        if !up || wanted {
-            continue;
-        }
         let names = record.names.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         if let Some((other, place)) = successor(pod, record)
             && !there.contains(&(other, place))

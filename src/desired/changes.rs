@@ -1,11 +1,12 @@
 //! Two readings' objects -> the questions whose answers may differ.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::index::{claim_name, volume_name};
+use super::index::volume_name;
+use super::ways::{attached, handle, reserved_for};
 use crate::manifest::{Objects, Sourced};
+use crate::model::side_by_side;
 
 /// A namespace and a name.
 pub(super) type FullName = (String, String);
@@ -31,68 +32,56 @@ pub(super) enum Question {
     OwnerOfHandle(String, String),
 }
 
+/// An object that is not what it was: what it said, and what it says.
+#[derive(Debug)]
+pub(super) struct Change<'a, K, T> {
+    pub(super) key: &'a K,
+    pub(super) before: Option<&'a Sourced<T>>,
+    pub(super) now: Option<&'a Sourced<T>>,
+}
+
+impl<'a, K, T> Change<'a, K, T> {
+    fn versions(&self) -> impl Iterator<Item = &'a T> {
+        self.before.into_iter().chain(self.now).map(|version| &*version.object)
+    }
+}
+
 /// Returns the questions to which the new objects may give another answer than the old ones. Both versions of an object that
-/// changed count: what it says now, and what it said.
+/// changed count.
 pub(super) fn questions(old: &Objects, new: &Objects) -> BTreeSet<Question> {
     let mut questions = BTreeSet::new();
-    for (name, claim) in differing(&old.claims, &new.claims) {
-        questions.insert(Question::Claim(name.clone()));
-        questions.extend(volume_name(&claim.object).map(|volume| Question::NamersOf(volume.to_owned())));
+    for change in differing(&old.claims, &new.claims) {
+        questions.insert(Question::Claim(change.key.clone()));
+        let volumes = change.versions().filter_map(volume_name);
+        questions.extend(volumes.map(|volume| Question::NamersOf(volume.to_owned())));
     }
-    for (name, volume) in differing(&old.volumes, &new.volumes) {
-        questions.insert(Question::Volume(name.clone()));
-        let Some(spec) = &volume.object.spec else { continue };
-        let claim = spec.claim_ref.as_ref().and_then(claim_name);
-        questions.extend(claim.map(|(ns, name)| Question::ReservedFor((ns.to_owned(), name.to_owned()))));
-        let csi = spec.csi.as_ref();
-        questions.extend(csi.map(|c| Question::OwnerOfHandle(c.driver.clone(), c.volume_handle.clone())));
+    for change in differing(&old.volumes, &new.volumes) {
+        questions.insert(Question::Volume(change.key.clone()));
+        questions.extend(change.versions().filter_map(reserved_for).map(Question::ReservedFor));
+        let handles = change.versions().filter_map(handle);
+        questions.extend(handles.map(|(driver, handle)| Question::OwnerOfHandle(driver, handle)));
     }
-    for (name, _) in differing(&old.drivers, &new.drivers) {
-        questions.insert(Question::Driver(name.clone()));
+    for change in differing(&old.drivers, &new.drivers) {
+        questions.insert(Question::Driver(change.key.clone()));
     }
-    for (name, _) in differing(&old.secrets, &new.secrets) {
-        questions.insert(Question::Secret(name.clone()));
+    for change in differing(&old.secrets, &new.secrets) {
+        questions.insert(Question::Secret(change.key.clone()));
     }
-    for (_, attachment) in differing(&old.attachments, &new.attachments) {
-        let spec = &attachment.object.spec;
-        let volume = spec.source.persistent_volume_name.clone();
-        questions.extend(volume.map(|volume| Question::Attachment(spec.attacher.clone(), volume)));
+    for change in differing(&old.attachments, &new.attachments) {
+        let attached = change.versions().filter_map(attached);
+        questions.extend(attached.map(|(driver, volume)| Question::Attachment(driver, volume)));
     }
     questions
 }
 
-/// Returns what is in one of two maps only, and both versions of what differs. Pointers decide: an object that was read again
-/// counts as another.
+/// Returns what differs between two maps. Pointers decide: an object that was read again counts as another.
 pub(super) fn differing<'a, K: Ord, T>(
     old: &'a BTreeMap<K, Sourced<T>>,
     new: &'a BTreeMap<K, Sourced<T>>,
-) -> impl Iterator<Item = (&'a K, &'a Sourced<T>)> {
-    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
-    let mut changed_from = None;
-    // Both are sorted by key, and go side by side.
-    std::iter::from_fn(move || {
-        loop {
-            if let Some(version) = changed_from.take() {
-                return Some(version);
-            }
-            let (Some((old_key, before)), Some((new_key, now))) = (old.peek(), new.peek()) else {
-                return old.next().or_else(|| new.next());
-            };
-            match old_key.cmp(new_key) {
-                Ordering::Less => return old.next(),
-                Ordering::Greater => return new.next(),
-                Ordering::Equal => {
-                    let is_same = is_same(before, now);
-                    let before = old.next();
-                    let now = new.next();
-                    if !is_same {
-                        changed_from = before;
-                        return now;
-                    }
-                }
-            }
-        }
-    })
+) -> impl Iterator<Item = Change<'a, K, T>> {
+    side_by_side(old, new)
+        .filter(|(_, before, now)| before.zip(*now).is_none_or(|(before, now)| !is_same(before, now)))
+        .map(|(key, before, now)| Change { key, before, now })
 }
 
 fn is_same<T>(a: &Sourced<T>, b: &Sourced<T>) -> bool {

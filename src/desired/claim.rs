@@ -35,12 +35,8 @@ pub(super) fn bound<'a>(
 }
 
 /// Returns the one PV whose claimRef names a claim that names none.
-fn reserved<'i>(
-    index: &'i Index<'_>,
-    name: Name<'i>,
-    claim: &PersistentVolumeClaim,
-) -> Result<&'i str, Hold> {
-    match index.reserved_for(name) {
+fn reserved<'a>(index: &Index<'a>, name: Name<'_>, claim: &PersistentVolumeClaim) -> Result<&'a str, Hold> {
+    match index.reserved_for(name).as_slice() {
         [] => Err(unbound(name, claim)),
         [volume] => Ok(volume),
         several => {
@@ -89,7 +85,7 @@ fn agree(
 ) -> Result<(), Hold> {
     let reference = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
     let Some(owner) = reference.and_then(claim_name) else {
-        return match index.namers_of(volume_name) {
+        return match index.namers_of(volume_name).as_slice() {
             [] | [_] => Ok(()),
             // Neither is served: which of them was first is not known here, and data must not change hands.
             several => Err(hold::invalid(

@@ -1,5 +1,4 @@
-//! The objects of one reading, found by what others call them; built once, so that a thousand pods cost a thousand look-ups.
-//! Every look-up is noted: a pod is resolved again only when an answer that it got may be another now (`Resolver`).
+//! The objects of one reading, found by what others call them. Every look-up is noted: a pod is resolved again only when an answer that it got may be another now (`Resolver`).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +10,7 @@ use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use super::changes::Question;
 use super::hold;
 use super::node::Node;
+use super::ways::Ways;
 use crate::manifest::{Objects, Sourced};
 use crate::model::{Hold, ObjectRef, Problem, SecretMap};
 
@@ -25,64 +25,16 @@ pub(super) type SecretMemo = BTreeMap<(String, String), Result<Arc<SecretMap>, H
 pub(super) struct Index<'a> {
     // Private: whoever reads them unasked would not be resolved again when they change.
     objects: &'a Objects,
+    ways: &'a Ways,
     pub(super) node: &'a Node,
-    /// PVs by the claim that their claimRef names, sorted by name.
-    reserved: BTreeMap<Name<'a>, Vec<&'a str>>,
-    /// Claims by the PV that their spec.volumeName names.
-    namers: BTreeMap<&'a str, Vec<Name<'a>>>,
-    /// The first PV by name of each CSI driver and handle.
-    first_of_handle: BTreeMap<(&'a str, &'a str), &'a str>,
-    /// Attachments to this node by driver and PV.
-    attachments: BTreeMap<(&'a str, &'a str), (&'a str, &'a Sourced<VolumeAttachment>)>,
     pub(super) secrets: RefCell<SecretMemo>,
     asked: RefCell<BTreeSet<Question>>,
 }
 
 impl<'a> Index<'a> {
-    /// Indexes the objects for this node.
-    pub(super) fn new(objects: &'a Objects, node: &'a Node) -> Self {
-        let mut index = Self {
-            objects,
-            node,
-            reserved: BTreeMap::new(),
-            namers: BTreeMap::new(),
-            first_of_handle: BTreeMap::new(),
-            attachments: BTreeMap::new(),
-            secrets: RefCell::default(),
-            asked: RefCell::default(),
-        };
-        for (name, volume) in &objects.volumes {
-            let Some(spec) = &volume.object.spec else { continue };
-            if let Some(claim) = spec.claim_ref.as_ref().and_then(claim_name) {
-                index.reserved.entry(claim).or_default().push(name);
-            }
-            if let Some(csi) = &spec.csi {
-                index.first_of_handle.entry((&csi.driver, &csi.volume_handle)).or_insert(name);
-            }
-        }
-        for ((namespace, name), claim) in &objects.claims {
-            if let Some(volume) = volume_name(&claim.object) {
-                index.namers.entry(volume).or_default().push((namespace, name));
-            }
-        }
-        for (name, attachment) in &objects.attachments {
-            index.add_attachment(name, attachment);
-        }
-        index
-    }
-
-    fn add_attachment(&mut self, name: &'a str, attachment: &'a Sourced<VolumeAttachment>) {
-        let spec = &attachment.object.spec;
-        if spec.node_name != self.node.name {
-            return;
-        }
-        if let Some(volume) = &spec.source.persistent_volume_name {
-            let entry = self.attachments.entry((&spec.attacher, volume)).or_insert((name, attachment));
-            // Of several, the first that is attached.
-            if !is_attached(entry.1) && is_attached(attachment) {
-                *entry = (name, attachment);
-            }
-        }
+    /// Takes the objects of a reading and the ways among them, for this node.
+    pub(super) fn new(objects: &'a Objects, ways: &'a Ways, node: &'a Node) -> Self {
+        Self { objects, ways, node, secrets: RefCell::default(), asked: RefCell::default() }
     }
 
     /// Returns what was asked since the last call.
@@ -139,8 +91,16 @@ impl<'a> Index<'a> {
     /// The hold, when only its last good version is known.
     pub(super) fn attached(&self, driver: &str, volume: &str) -> Result<Option<&'a VolumeAttachment>, Hold> {
         self.note(Question::Attachment(driver.to_owned(), volume.to_owned()));
-        let Some((name, found)) = self.attachments.get(&(driver, volume)) else { return Ok(None) };
-        if let Some(hold) = hold::stale(&ObjectRef::new("VolumeAttachment", "", *name), found) {
+        let names = self.ways.attachments.get(&(driver.to_owned(), volume.to_owned()));
+        let here = names.into_iter().flatten().filter_map(|name| {
+            let attachment = self.objects.attachments.get(name)?;
+            (attachment.object.spec.node_name == self.node.name).then_some((name, attachment))
+        });
+        // Of several, the first that is attached.
+        let Some((name, found)) = here.min_by_key(|(_, attachment)| !is_attached(attachment)) else {
+            return Ok(None);
+        };
+        if let Some(hold) = hold::stale(&ObjectRef::new("VolumeAttachment", "", name), found) {
             return Err(hold);
         }
         Ok(is_attached(found).then_some(&*found.object))
@@ -153,9 +113,11 @@ impl<'a> Index<'a> {
     }
 
     /// Returns the PVs whose claimRef names a claim, by name.
-    pub(super) fn reserved_for<'s>(&'s self, claim: Name<'s>) -> &'s [&'s str] {
-        self.note(Question::ReservedFor((claim.0.to_owned(), claim.1.to_owned())));
-        self.reserved.get(&claim).map_or(&[], Vec::as_slice)
+    pub(super) fn reserved_for(&self, claim: Name<'_>) -> Vec<&'a str> {
+        let claim = (claim.0.to_owned(), claim.1.to_owned());
+        let names = self.ways.reserved.get(&claim);
+        self.note(Question::ReservedFor(claim));
+        names.into_iter().flatten().map(String::as_str).collect()
     }
 
     /// Returns one of the PVs that `reserved_for` named. What it says is a part of that answer.
@@ -164,30 +126,33 @@ impl<'a> Index<'a> {
     }
 
     /// Returns the claims whose spec.volumeName names a PV, by name.
-    pub(super) fn namers_of(&self, volume: &str) -> &[Name<'a>] {
+    pub(super) fn namers_of(&self, volume: &str) -> Vec<Name<'a>> {
         self.note(Question::NamersOf(volume.to_owned()));
-        self.namers.get(volume).map_or(&[], Vec::as_slice)
+        let names = self.ways.namers.get(volume).into_iter().flatten();
+        names.map(|(namespace, name)| (namespace.as_str(), name.as_str())).collect()
     }
 
     /// Returns the PV that a driver's handle belongs to: the first by name of all that have it.
     pub(super) fn owner_of_handle(&self, driver: &str, handle: &str) -> Option<&'a str> {
-        self.note(Question::OwnerOfHandle(driver.to_owned(), handle.to_owned()));
-        self.first_of_handle.get(&(driver, handle)).copied()
+        let handle = (driver.to_owned(), handle.to_owned());
+        let names = self.ways.handles.get(&handle);
+        self.note(Question::OwnerOfHandle(handle.0, handle.1));
+        Some(names?.first()?.as_str())
     }
 
     /// Returns the problems that only show when the objects are seen together.
     pub(super) fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        for (name, volume) in &self.objects.volumes {
-            let Some(csi) = volume.object.spec.as_ref().and_then(|s| s.csi.as_ref()) else { continue };
-            let first = self.first_of_handle.get(&(&*csi.driver, &*csi.volume_handle)).copied();
-            if let Some(first) = first.filter(|first| first != name) {
+        for ((driver, handle), names) in self.ways.handles.iter().filter(|(_, names)| names.len() > 1) {
+            let mut names = names.iter();
+            let Some(first) = names.next() else { continue };
+            for (name, volume) in names.filter_map(|name| Some((name, self.objects.volumes.get(name)?))) {
                 problems.push(Problem {
                     path: volume.source.file.clone(),
                     position: Some((volume.source.line, 1)),
                     object: Some(ObjectRef::new("PersistentVolume", "", name)),
                     field: Some("spec.csi.volumeHandle".to_owned()),
-                    detail: same_handle(name, first, &csi.driver, &csi.volume_handle),
+                    detail: same_handle(name, first, driver, handle),
                     remedy: SAME_HANDLE_REMEDY.to_owned(),
                     warning: false,
                 });

@@ -20,6 +20,7 @@ mod secrets;
 mod size;
 mod source;
 mod tokens;
+mod ways;
 
 #[cfg(test)]
 mod absence_properties;

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use super::changes::{Question, differing, questions};
 use super::index::Index;
 use super::node::Node;
+use super::ways::Ways;
 use super::{Resolved, ResolvedPod, hold, resolve};
-use crate::manifest::{Manifests, Sourced, Stale};
+use crate::manifest::{Manifests, Objects, Sourced, Stale};
 use crate::model::{ManifestSource, ObjectRef, PodIdentity, PodUid, Problem};
 
 /// Looks the volumes of every pod up, reading after reading.
@@ -16,6 +17,7 @@ use crate::model::{ManifestSource, ObjectRef, PodIdentity, PodUid, Problem};
 pub struct Resolver {
     node: Node,
     last: Arc<Manifests>,
+    ways: Ways,
     known: BTreeMap<PodUid, Known>,
     /// Those of `last` that only show when the objects are seen together.
     problems: Vec<Problem>,
@@ -31,40 +33,47 @@ struct Known {
 impl Resolver {
     /// Begins with no reading.
     pub fn new(node: Node) -> Self {
-        Self { node, last: Arc::default(), known: BTreeMap::new(), problems: Vec::new() }
+        Self {
+            node,
+            last: Arc::default(),
+            ways: Ways::default(),
+            known: BTreeMap::new(),
+            problems: Vec::new(),
+        }
     }
 
     /// Looks the volumes of every pod up. The answer depends on this reading alone, and is made without any I/O: the files
     /// that the node's settings name are not read either.
     pub fn resolve(&mut self, manifests: &Arc<Manifests>) -> Resolved {
         let last = std::mem::replace(&mut self.last, Arc::clone(manifests));
-        let (old, new) = (&last.objects, &manifests.objects);
-        let is_same = Arc::ptr_eq(old, new);
-        let changed: BTreeSet<&PodUid> = if is_same {
-            BTreeSet::new()
-        } else {
-            differing(&old.pods, &new.pods).map(|(uid, _)| uid).collect()
-        };
-        let questions = if is_same { BTreeSet::new() } else { questions(old, new) };
-        self.known.retain(|uid, known| !changed.contains(uid) && known.asked.is_disjoint(&questions));
-        let lacking: Vec<(&PodUid, &Sourced<_>)> =
-            new.pods.iter().filter(|(uid, _)| !self.known.contains_key(*uid)).collect();
-        if !lacking.is_empty() || !questions.is_empty() {
-            let index = Index::new(new, &self.node);
-            self.problems = index.problems();
-            for (uid, pod) in lacking.into_iter().filter(|(_, pod)| !is_gone(pod)) {
-                let pod = Arc::new(resolve::pod(&index, uid, pod));
-                self.known.insert(uid.clone(), Known { pod, asked: index.take_asked() });
-            }
+        if !Arc::ptr_eq(&last.objects, &manifests.objects) {
+            self.look_up(&last.objects, &manifests.objects);
         }
         let mut problems = manifests.problems.clone();
         problems.extend(self.problems.iter().cloned());
         problems.sort();
         problems.dedup();
+        let broken = manifests.objects.broken_pods.iter();
         let mut pods: BTreeMap<PodUid, Arc<ResolvedPod>> =
-            new.broken_pods.iter().map(|(uid, why)| (uid.clone(), Arc::new(broken(uid, why)))).collect();
+            broken.map(|(uid, why)| (uid.clone(), Arc::new(self::broken(uid, why)))).collect();
         pods.extend(self.known.iter().map(|(uid, known)| (uid.clone(), Arc::clone(&known.pod))));
         Resolved { reading: manifests.reading.clone(), problems, pods }
+    }
+
+    /// Looks up the pods that the difference between two readings concerns.
+    fn look_up(&mut self, old: &Objects, new: &Objects) {
+        self.ways.update(old, new);
+        let changed: BTreeSet<&PodUid> = differing(&old.pods, &new.pods).map(|change| change.key).collect();
+        let questions = questions(old, new);
+        self.known.retain(|uid, known| !changed.contains(uid) && known.asked.is_disjoint(&questions));
+        let index = Index::new(new, &self.ways, &self.node);
+        self.problems = index.problems();
+        for (uid, pod) in new.pods.iter().filter(|(_, pod)| !is_gone(pod)) {
+            self.known.entry(uid.clone()).or_insert_with(|| {
+                let pod = Arc::new(resolve::pod(&index, uid, pod));
+                Known { pod, asked: index.take_asked() }
+            });
+        }
     }
 }
 

@@ -1,6 +1,8 @@
-//! Identifiers. Each that becomes part of a path is checked once, here, and cannot be made otherwise.
+//! Identifiers. Each that becomes part of a path is checked once, here, and cannot be made otherwise. Their text is shared: the
+//! same names stand in every map from wish to status.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +43,7 @@ macro_rules! path_name {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Takes a name that is a single path component.
@@ -51,7 +53,7 @@ macro_rules! path_name {
             pub fn new(name: impl Into<String>) -> Result<Self, InvalidName> {
                 let name = name.into();
                 path_component($what, &name)?;
-                Ok(Self(name))
+                Ok(Self(name.into()))
             }
 
             /// Returns the name.
@@ -70,7 +72,7 @@ macro_rules! path_name {
 
         impl From<$name> for String {
             fn from(name: $name) -> Self {
-                name.0
+                name.0.to_string()
             }
         }
 
@@ -97,7 +99,7 @@ path_name!(
 /// A CSI driver's name: at most 63 characters, alphanumeric at both ends, `-`, `_`, `.` between (csi.md 2.1).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct DriverName(String);
+pub struct DriverName(Arc<str>);
 
 impl DriverName {
     /// Takes a driver's name.
@@ -116,7 +118,7 @@ impl DriverName {
         } else if !edge(name.chars().next()) || !edge(name.chars().next_back()) {
             "does not begin and end with a letter or digit"
         } else {
-            return Ok(Self(name));
+            return Ok(Self(name.into()));
         };
         Err(InvalidName { what: "driver name", name: name.chars().take(80).collect(), problem })
     }
@@ -137,7 +139,7 @@ impl TryFrom<String> for DriverName {
 
 impl From<DriverName> for String {
     fn from(name: DriverName) -> Self {
-        name.0
+        name.0.to_string()
     }
 }
 
@@ -189,24 +191,36 @@ impl Plugin {
 
 /// What tells volumes apart: plugin and the plugin's own name for the volume (kubelet.md 1.6).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct VolumeKey(String);
+#[serde(from = "String", into = "String")]
+pub struct VolumeKey(Arc<str>);
 
 impl VolumeKey {
     /// Returns the key of a CSI volume that pods can share: `kubernetes.io/csi/<driver>^<handle>`.
     pub fn csi(driver: &DriverName, handle: &str) -> Self {
         // A driver's name has no '^', so no two pairs make one key.
-        Self(format!("{}/{driver}^{handle}", Plugin::Csi.name()))
+        Self(format!("{}/{driver}^{handle}", Plugin::Csi.name()).into())
     }
 
     /// Returns the key of a volume that belongs to one pod: `<plugin>/<podUID>-<spec name>`.
     pub fn of_pod(id: &PublicationId) -> Self {
-        Self(format!("{}/{}-{}", id.plugin.name(), id.pod, id.spec))
+        Self(format!("{}/{}-{}", id.plugin.name(), id.pod, id.spec).into())
     }
 
     /// Returns the key as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<String> for VolumeKey {
+    fn from(key: String) -> Self {
+        Self(key.into())
+    }
+}
+
+impl From<VolumeKey> for String {
+    fn from(key: VolumeKey) -> Self {
+        key.0.to_string()
     }
 }
 

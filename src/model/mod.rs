@@ -15,6 +15,7 @@ mod operator;
 mod reading;
 mod record;
 mod secret;
+mod side_by_side;
 mod status;
 mod step;
 mod vol_data;
@@ -38,6 +39,7 @@ pub use record::{
     StagingRecord, VolumeRecord,
 };
 pub use secret::SecretMap;
+pub use side_by_side::side_by_side;
 pub use status::{
     BrakeStatus, InProgress, Link, LinkState, PodStatus, PodVolumeStatus, PublicationStatus, Status,
     VolumeStatus,

@@ -1,6 +1,7 @@
 //! Status: only what a pass touched is written anew.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use super::pass::Loop;
 use super::pods;
@@ -91,7 +92,8 @@ impl Loop {
     fn tell_holds(&self) {
         let status = self.status.borrow();
         let mut told = Vec::new();
-        for (uid, pod) in &self.resolved.pods {
+        let is_told = |uid, pod| self.shown_pods.get(uid).is_some_and(|(told, _)| Arc::ptr_eq(told, pod));
+        for (uid, pod) in self.resolved.pods.iter().filter(|(uid, pod)| !is_told(*uid, pod)) {
             for (name, volume) in &pod.volumes {
                 let ResolvedWant::Held(hold) = &volume.want else { continue };
                 let before = status.pods.get(uid).and_then(|pod| pod.volumes.get(name)?.hold.as_ref());

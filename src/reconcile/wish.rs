@@ -1,10 +1,10 @@
 //! What is wished: absence decided, and what that changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::pass::Loop;
 use crate::desired::Recorded;
-use crate::model::{Desired, Presence, PublicationId, VolumeKey};
+use crate::model::{Desired, Presence, PublicationId, VolumeKey, side_by_side};
 
 /// The note of what the brake holds.
 pub(super) const BRAKE_NOTE: &str = "brake";
@@ -38,16 +38,13 @@ impl Loop {
             // What nobody wants has waited for this.
             self.touched.extend(self.records.keys().cloned());
         }
-        let mut changed = Vec::new();
-        for key in old.volumes.keys().chain(self.desired.volumes.keys()) {
-            if old.volumes.get(key) != self.desired.volumes.get(key) {
-                self.touched.insert(key.clone());
-                // The cause has changed.
-                changed.push(key.clone());
-            }
-        }
-        for key in &changed {
-            self.forget_failures(key);
+        let both = side_by_side(&old.volumes, &self.desired.volumes);
+        let changed = both.filter(|(_, before, now)| before != now);
+        let changed: Vec<VolumeKey> = changed.map(|(key, ..)| key.clone()).collect();
+        for key in changed {
+            // The cause has changed.
+            self.forget_failures(&key);
+            self.touched.insert(key);
         }
         self.show_brake(settled.brake);
     }
@@ -68,7 +65,7 @@ impl Loop {
 
 /// Returns the places that more than one volume wants, holds or gives back.
 fn contested(desired: &Desired) -> BTreeMap<PublicationId, BTreeSet<VolumeKey>> {
-    let mut first: BTreeMap<&PublicationId, &VolumeKey> = BTreeMap::new();
+    let mut first: HashMap<&PublicationId, &VolumeKey> = HashMap::with_capacity(desired.volumes.len());
     let mut contested: BTreeMap<PublicationId, BTreeSet<VolumeKey>> = BTreeMap::new();
     for (key, wants) in &desired.volumes {
         for id in wants.publications.keys() {
