@@ -220,6 +220,15 @@ pub(super) fn path(field: &'static str, text: &str) -> Result<std::path::PathBuf
     Ok(path)
 }
 
+/// Takes a path that has to be there and at which something is to be found. Any path may be asked for; where it is none that
+/// a volume can be at, there is none.
+///
+/// # Errors
+/// `Invalid`
+pub(crate) fn place(field: &'static str, text: &str) -> Result<Option<std::path::PathBuf>, Failure> {
+    if text.is_empty() { Err(missing(field)) } else { Ok(path(field, text).ok()) }
+}
+
 /// Takes the page size of a list; 0 is no limit.
 ///
 /// # Errors

@@ -31,7 +31,6 @@ impl Identity for Driver {
             Service::ControllerService,
             Service::VolumeAccessibilityConstraints,
             Service::GroupControllerService,
-            Service::SnapshotAccessibilityConstraints,
         ];
         let service =
             |one| plugin_capability::Type::Service(plugin_capability::Service { r#type: i32::from(one) });

@@ -92,7 +92,8 @@ impl Driver {
             creation_time: Some(timestamp(snapshot.created)),
             ready_to_use: snapshot.state == State::Ready,
             group_snapshot_id: snapshot.group.as_ref().map(Id::to_string).unwrap_or_default(),
-            accessible_topology: vec![self.here()],
+            // Only with SNAPSHOT_ACCESSIBILITY_CONSTRAINTS (csi.md 1.1a).
+            accessible_topology: Vec::new(),
         }
     }
 }

@@ -18,7 +18,7 @@ impl Driver {
     pub(super) async fn expand(
         &self,
         id: &Id,
-        path: &Path,
+        path: Option<&Path>,
         range: Option<csi::CapacityRange>,
     ) -> Result<u64, Failure> {
         let mut volume = self.volume(Some(id), id.as_str())?;

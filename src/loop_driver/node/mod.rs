@@ -105,9 +105,9 @@ impl Node for Driver {
     ) -> Result<Response<csi::NodeGetVolumeStatsResponse>, Status> {
         let request = request.into_inner();
         let id = ask::id("volume_id", &request.volume_id)?;
-        let path = ask::path("volume_path", &request.volume_path)?;
+        let path = ask::place("volume_path", &request.volume_path)?;
         let id = known(id, &request.volume_id)?;
-        Ok(Response::new(self.stats(&id, &path).await?))
+        Ok(Response::new(self.stats(&id, path.as_deref()).await?))
     }
 
     async fn node_expand_volume(
@@ -116,10 +116,10 @@ impl Node for Driver {
     ) -> Result<Response<csi::NodeExpandVolumeResponse>, Status> {
         let request = request.into_inner();
         let id = ask::id("volume_id", &request.volume_id)?;
-        let path = ask::path("volume_path", &request.volume_path)?;
+        let path = ask::place("volume_path", &request.volume_path)?;
         let id = known(id, &request.volume_id)?;
         self.operate(vec![Key::Volume(id.clone())], |driver| async move {
-            let bytes = driver.expand(&id, &path, request.capacity_range).await?;
+            let bytes = driver.expand(&id, path.as_deref(), request.capacity_range).await?;
             let capacity_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
             Ok(csi::NodeExpandVolumeResponse { capacity_bytes })
         })

@@ -15,7 +15,7 @@ impl Driver {
     pub(super) async fn stats(
         &self,
         id: &Id,
-        path: &Path,
+        path: Option<&Path>,
     ) -> Result<csi::NodeGetVolumeStatsResponse, Failure> {
         let volume = self.volume(Some(id), id.as_str())?;
         let place = self.place(id).await?;
@@ -40,8 +40,17 @@ impl Driver {
     ///
     /// # Errors
     /// `NotFound`: it is not there.
-    pub(super) async fn shown_at(&self, id: &Id, place: &Place, given: &Path) -> Result<PathBuf, Failure> {
-        let missing = || Failure::NotFound { what: "volume at", id: given.display().to_string() };
+    pub(super) async fn shown_at(
+        &self,
+        id: &Id,
+        place: &Place,
+        given: Option<&Path>,
+    ) -> Result<PathBuf, Failure> {
+        let missing = || {
+            let at = given.unwrap_or(Path::new("that path")).display();
+            Failure::NotFound { what: "volume", id: format!("{id} at {at}") }
+        };
+        let given = given.ok_or_else(missing)?;
         let path = match self.target(given).await {
             Ok(path) => path,
             Err(Failure::Precondition(_)) => return Err(missing()),
