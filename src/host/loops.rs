@@ -203,14 +203,19 @@ pub(super) fn open(number: u32, flags: OFlags) -> io::Result<OwnedFd> {
 /// # Errors
 /// Nothing is held.
 pub(super) fn hold(device: &OwnedFd, tag: &Tag) -> Result<(), HostError> {
-    configure(device, tag.bytes(), 0).map(drop)
+    configure(device, tag.bytes(), 0, 0).map(drop)
 }
 
 /// Backs a free loop device with all of an open file or device, under a name, and returns it open, with its number.
 ///
 /// # Errors
 /// Nothing was configured.
-pub(super) fn configure(backing: &OwnedFd, name: [u8; 64], flags: u32) -> Result<(OwnedFd, u32), HostError> {
+pub(super) fn configure(
+    backing: &OwnedFd,
+    name: [u8; 64],
+    flags: u32,
+    block_size: u32,
+) -> Result<(OwnedFd, u32), HostError> {
     /// Another process can take a free one before us.
     const TRIES: usize = 64;
     let failed = |path: String| {
@@ -229,7 +234,7 @@ pub(super) fn configure(backing: &OwnedFd, name: [u8; 64], flags: u32) -> Result
             Err(e) if is_free(&e) => continue,
             Err(e) => return Err(failed(path)(e)),
         };
-        match raw::loop_configure(node.as_fd(), backing.as_fd(), name, flags) {
+        match raw::loop_configure(node.as_fd(), backing.as_fd(), name, flags, block_size) {
             Ok(()) => return Ok((node, number)),
             Err(e) if Errno::from_io_error(&e) == Some(Errno::BUSY) => {}
             Err(e) => return Err(failed(path)(e)),

@@ -192,7 +192,7 @@ pub(super) const LO_FLAGS_AUTOCLEAR: u32 = 4;
 pub(super) const LO_FLAGS_DIRECT_IO: u32 = 16;
 
 /// `ioctl(device, LOOP_CONFIGURE, ...)`: backs a free loop device with all of a file, under a name. The kernel makes it
-/// read-only where the file is open for reading only.
+/// read-only where the file is open for reading only. A block size of 0 leaves that to the kernel.
 ///
 /// # Errors
 /// EBUSY: it is not free any more.
@@ -201,10 +201,11 @@ pub(super) fn loop_configure(
     backing: BorrowedFd<'_>,
     name: [u8; 64],
     flags: u32,
+    block_size: u32,
 ) -> io::Result<()> {
     let fd = u32::try_from(backing.as_raw_fd()).map_err(io::Error::other)?;
     let info = LoopInfo { file_name: name, flags, ..LoopInfo::EMPTY };
-    let config = LoopConfig { fd, block_size: 0, info, reserved: [0; 8] };
+    let config = LoopConfig { fd, block_size, info, reserved: [0; 8] };
     // SAFETY: the kernel reads one `struct loop_config`, of which LoopConfig is the C layout, from `config`, which is live
     // across the call, and writes nothing.
     let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };

@@ -7,7 +7,7 @@ use super::errors::Failure;
 use super::store::{Content, Volume};
 use super::volumes::Promised;
 use crate::error::Chain;
-use crate::host::images::{Allocation, FsType};
+use crate::host::images::FsType;
 use crate::proto::csi;
 use crate::proto::csi::volume_health::VolumeHealthEntry;
 
@@ -49,8 +49,7 @@ impl Driver {
             });
         }
         let needs = volume.bytes.saturating_sub(image.allocated).saturating_add(volume.shared);
-        let may_grow = volume.allocation == Allocation::Thin || volume.shared > 0;
-        if may_grow && needs > 0 && promised.available < promised.reserve.min(promised.needed().max(needs)) {
+        if needs > 0 && promised.is_short() {
             found.push(Trouble {
                 kind: csi::VolumeHealthErrorType::Degraded,
                 reason: "HostDirectoryFull",

@@ -308,6 +308,12 @@ impl Promised {
         self.thick.saturating_add((self.thin as f64 / self.overcommit) as u64)
     }
 
+    /// Returns whether volumes may meet a full host: what they were promised is not there, or the reserve is begun.
+    pub(super) fn is_short(&self) -> bool {
+        let needed = self.needed();
+        needed > 0 && (self.available < needed || self.available < self.reserve)
+    }
+
     fn left(&self) -> u64 {
         self.free.saturating_sub(self.needed())
     }

@@ -14,6 +14,13 @@ use super::{Images, failed};
 /// What the names of our devices begin with, for who looks at `losetup --list`.
 const NAME: &str = "volumed-csi-loop:";
 
+/// The sector of a file system that this driver made: direct I/O can be had with it on every disk and file system.
+pub(super) const FILE_SYSTEM_SECTOR: u32 = 4096;
+
+/// The sector of a block volume: what its users may have laid out for the disk that it was copied from. Where the host has no
+/// direct I/O with it, there is none.
+const BLOCK_SECTOR: u32 = 512;
+
 /// When a loop device lets its image go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Going {
@@ -85,27 +92,18 @@ impl Images {
         let (path, volume) = (image.to_owned(), volume.to_owned());
         self.local("attach", image, move || {
             let file = open(&path, OFlags::RDWR).map_err(failed("open", &path))?;
-            let flags = match going {
-                Going::WithItsMount => raw::LO_FLAGS_AUTOCLEAR | raw::LO_FLAGS_DIRECT_IO,
-                Going::WhenTold => raw::LO_FLAGS_DIRECT_IO,
+            // Always the same: left to the kernel, the sectors of an image would become larger with its first reflink.
+            let (flags, block_size) = match going {
+                Going::WithItsMount => {
+                    (raw::LO_FLAGS_AUTOCLEAR | raw::LO_FLAGS_DIRECT_IO, FILE_SYSTEM_SECTOR)
+                }
+                Going::WhenTold => (raw::LO_FLAGS_DIRECT_IO, BLOCK_SECTOR),
             };
             let mut name = [0; 64];
             let text = NAME.bytes().chain(volume.bytes());
             name.iter_mut().take(63).zip(text).for_each(|(to, from)| *to = from);
-            let (node, number) = loops::configure(&file, name, flags)?;
+            let (node, number) = loops::configure(&file, name, flags, block_size)?;
             Ok(Held { _node: node, number })
-        })
-        .await
-    }
-
-    /// Keeps a loop device from giving back what its user discards: the blocks of a thick image stay its own.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub async fn keep_blocks(&self, device: &Held) -> Result<(), HostError> {
-        let path = PathBuf::from(format!("/sys/block/loop{}/queue/discard_max_bytes", device.number));
-        self.local("set", &path.clone(), move || {
-            std::fs::write(&path, "0").map_err(|source| HostError::Io { doing: "set", path, source })
         })
         .await
     }

@@ -100,6 +100,23 @@ impl Images {
             .await
     }
 
+    /// Allocates what an image file has no blocks for. What is in it stays.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn allocate(&self, path: &Path) -> Result<(), HostError> {
+        let image = path.to_owned();
+        self.inner
+            .local
+            .run("allocate the image", path, ALLOCATE, move || {
+                let fail = failed("allocate the image", &image);
+                let file = open(&image, OFlags::RDWR).map_err(&fail)?;
+                let length = u64::try_from(rustix::fs::fstat(&file).map_err(&fail)?.st_size).unwrap_or(0);
+                resize(&file, 0, length, Allocation::Thick).map_err(fail)
+            })
+            .await
+    }
+
     /// Writes an image file out to the disk.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::HostError;
 use super::super::exec::Tools;
+use super::attach::FILE_SYSTEM_SECTOR;
 use super::{Going, Images};
 
 /// How long making or growing a file system may take.
@@ -111,7 +112,8 @@ impl Images {
         };
         let mut arguments: Vec<OsString> = given.into_iter().map(OsString::from).collect();
         if fs_type == FsType::Xfs {
-            arguments.extend(["-m".into(), format!("uuid={uuid}").into()]);
+            let sector = format!("size={FILE_SYSTEM_SECTOR}");
+            arguments.extend(["-m".into(), format!("uuid={uuid}").into(), "-s".into(), sector.into()]);
         }
         arguments.push(image.into());
         let tool = Tools::find(&format!("mkfs.{}", fs_type.name()), fs_type.package())?;

@@ -70,10 +70,16 @@ impl Driver {
         }
         if place.devices.is_empty() {
             let image = self.store().volume_image(&volume.id);
-            let device = self.images().attach(&image, volume.id.as_str(), Going::WhenTold).await?;
-            if volume.allocation == Allocation::Thick {
-                self.images().keep_blocks(&device).await?;
-            }
+            self.allocate(volume).await?;
+            let _attached = self.images().attach(&image, volume.id.as_str(), Going::WhenTold).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives a thick image the blocks back that its user discarded. (`promised` has kept room for them.)
+    async fn allocate(&self, volume: &Volume) -> Result<(), Failure> {
+        if volume.allocation == Allocation::Thick {
+            self.images().allocate(&self.store().volume_image(&volume.id)).await?;
         }
         Ok(())
     }
@@ -105,11 +111,9 @@ impl Driver {
             volume.grown = volume.bytes;
             self.store().volumes.put(volume.clone()).await?;
         }
+        self.allocate(&volume).await?;
         let device = self.images().attach(&image, volume.id.as_str(), Going::WithItsMount).await?;
         fault::reached("stage:attach");
-        if volume.allocation == Allocation::Thick {
-            self.images().keep_blocks(&device).await?;
-        }
         let (options, group) = match access {
             Access::Mount { flags, group, .. } => (options(flags, volume.allocation), *group),
             Access::Block => (Vec::new(), None),
@@ -207,12 +211,15 @@ pub(super) fn check_access(volume: &Volume, access: &Access) -> Result<(), Failu
     }
 }
 
-/// The options of a mount. What is deleted in a thin volume is given back to the host.
+/// The options of a mount. What is deleted in a thin volume is given back to the host, in a thick one it is not.
 fn options(flags: &[String], allocation: Allocation) -> Vec<String> {
     let mut options = flags.to_vec();
     let said = |option: &str| option == "nodiscard" || option == "discard" || option.starts_with("discard=");
-    if allocation == Allocation::Thin && !flags.iter().flat_map(|flag| flag.split(',')).any(said) {
-        options.push("discard".to_owned());
+    if !flags.iter().flat_map(|flag| flag.split(',')).any(said) {
+        options.push(match allocation {
+            Allocation::Thin => "discard".to_owned(),
+            Allocation::Thick => "nodiscard".to_owned(),
+        });
     }
     options
 }

@@ -72,7 +72,7 @@ impl Driver {
     /// Answers NodeGetStorageHealth: whether the host has what thin volumes were promised.
     pub(super) async fn storage_health(&self) -> Result<Vec<StorageBackendHealth>, Failure> {
         let promised = self.promised().await?;
-        if promised.available >= promised.reserve.min(promised.needed()) {
+        if !promised.is_short() {
             return Ok(Vec::new());
         }
         let message = format!(
