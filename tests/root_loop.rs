@@ -375,6 +375,38 @@ fn what_is_mounted_by_others_is_not_touched() {
 }
 
 #[test]
+fn a_staging_that_was_unmounted_under_its_publications_comes_back() {
+    let driver = Loop::new();
+    let used = As::file_system("ext4");
+    let volume = driver.create("v", &used, 16 * MIB, From::Nothing);
+    let (staged, target) = (driver.staging("v"), driver.target("t"));
+    driver.stage(&volume, &staged, &used).unwrap();
+    driver.publish(&volume, &staged, &target, &used, false).unwrap();
+    run("umount", &[looped::path(&staged)]);
+    write(&target.join("file"), b"x");
+    driver.stage(&volume, &staged, &used).unwrap();
+    assert_eq!(fs::read(staged.join("file")).unwrap(), b"x");
+    driver.unpublish(&volume, &target).unwrap();
+    driver.unstage(&volume, &staged).unwrap();
+    driver.delete(&volume).unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
+fn a_snapshot_takes_no_room_that_volumes_were_promised() {
+    let driver = Loop::on("ext4", "512M");
+    let used = As::block();
+    driver.create_as("v", &used, 200 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
+    driver.create("w", &used, 200 * MIB, From::Nothing);
+    refused(driver.snapshot("v", "s"), Code::ResourceExhausted);
+    driver.snapshot("w", "s").unwrap();
+    driver.delete_snapshot("s").unwrap();
+    driver.delete("v").unwrap();
+    driver.delete("w").unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
 fn a_group_of_snapshots_comes_and_goes_as_one() {
     let driver = Loop::new();
     let used = As::file_system("ext4");

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::process::Command;
+use tokio::sync::Semaphore;
 
 use super::{HostError, raw};
 
@@ -17,6 +18,9 @@ const PATH: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 /// How much of what a tool said is kept: the end says why it gave up.
 const KEPT: usize = 2 << 10;
+
+/// How many tools run at a time (design 5, "Limits").
+const AT_A_TIME: usize = 16;
 
 /// How a tool ended.
 #[derive(Debug)]
@@ -30,12 +34,13 @@ pub(super) struct Ended {
 #[derive(Debug, Clone)]
 pub(super) struct Tools {
     held: Arc<OwnedFd>,
+    slots: Arc<Semaphore>,
 }
 
 impl Tools {
     /// Takes the lock that the tools are to hold open.
     pub(super) fn new(held: Arc<OwnedFd>) -> Self {
-        Self { held }
+        Self { held, slots: Arc::new(Semaphore::new(AT_A_TIME)) }
     }
 
     /// Finds a tool.
@@ -67,6 +72,8 @@ impl Tools {
             let path = path.to_owned();
             move |source| HostError::Io { doing, path, source }
         };
+        // Never closed; and if it were, only the limit would be gone.
+        let _slot = self.slots.acquire().await.ok();
         #[expect(clippy::disallowed_methods, reason = "the one place for tools: killed at its deadline")]
         let mut command = Command::new(tool);
         command

@@ -10,7 +10,7 @@ use super::store::{FILES, Group, Id, Snapshot, State, VERSION, Volume};
 use super::{Driver, now};
 use crate::execute::fault;
 use crate::host::Progress;
-use crate::host::images::Copied;
+use crate::host::images::{Allocation, Copied};
 use crate::model::Millis;
 
 /// What a copy became: shared or whole, and how many bytes were there of the volume.
@@ -45,6 +45,7 @@ impl Driver {
             }
             images.push((volume.clone(), self.store().volume_image(&volume), to));
         }
+        let mut room = self.room(Allocation::Thick).await?;
         let frozen = match mounted.as_slice() {
             [] => None,
             mounted => Some(self.images().freeze(mounted, self.config().freeze_limit).await?),
@@ -54,8 +55,12 @@ impl Driver {
         let mut done = Vec::new();
         for (volume, from, to) in &images {
             let progress = self.progress(volume.clone());
-            match self.images().copy(from, to, &progress).await {
-                Ok(copied) => done.push(copied),
+            match self.images().copy(from, to, room, &progress).await {
+                Ok(copied) => {
+                    done.push(copied);
+                    let taken = self.images().allocated(vec![to.clone()]).await?;
+                    room = room.saturating_sub(taken.iter().sum());
+                }
                 Err(error) => {
                     if let Some(frozen) = frozen {
                         // What it was frozen for failed already: that is what is told.

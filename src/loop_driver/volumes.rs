@@ -1,5 +1,9 @@
 //! Volumes: made, removed, and whether the host has room for them.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
 use tracing::{info, warn};
 
 use super::ask;
@@ -7,7 +11,7 @@ use super::errors::Failure;
 use super::store::{Content, FILES, Id, Snapshot, Source, State, VERSION, Volume, VolumeState};
 use super::{Driver, now, uuid};
 use crate::execute::fault;
-use crate::host::images::{Allocation, Copied, FsType};
+use crate::host::images::{Allocation, Copied, FsType, Going};
 use crate::proto::csi;
 
 /// The least bytes of a volume without a file system.
@@ -162,7 +166,8 @@ impl Driver {
             Some(Source::Snapshot(id)) => {
                 let from = self.store().snapshot_image(id);
                 let progress = self.progress(volume.id.clone());
-                let copied = self.images().copy(&from, &image, &progress).await?;
+                // The room for it was looked at with the volume's own.
+                let copied = self.images().copy(&from, &image, u64::MAX, &progress).await?;
                 (copied, self.images().allocated(vec![from]).await?.iter().sum())
             }
             None => return Err(Failure::Lost("a copy of nothing".to_owned())),
@@ -207,18 +212,7 @@ impl Driver {
     /// `Precondition`: a loop device has its image.
     pub(super) async fn discard_volume(&self, id: &Id) -> Result<(), Failure> {
         let Some(mut volume) = self.store().volumes.get(id) else { return Ok(()) };
-        let image = self.store().volume_image(id);
-        if let Some(file) = self.images().look(&image).await?
-            && let Some(device) = self.images().attached(&image, file.id).await?.first()
-        {
-            let at = self.place(id).await?.elsewhere(std::path::Path::new(""));
-            let at = at.map(|at| format!(", shown at {}", at.display())).unwrap_or_default();
-            let node = device.node();
-            return Err(Failure::Precondition(format!(
-                "the volume {id} is in use by {}{at}",
-                node.display()
-            )));
-        }
+        self.refuse_use(id).await?;
         // Of one that nobody heard of it is clear already that it has to go.
         if volume.state != VolumeState::Creating && volume.state != VolumeState::Deleting {
             volume.state = VolumeState::Deleting;
@@ -229,6 +223,25 @@ impl Driver {
         fault::reached("delete:outcome");
         info!(volume = %id, "deleted");
         Ok(())
+    }
+
+    /// Refuses when a loop device has a volume's image. One that goes with a mount that is gone is waited for a moment:
+    /// somebody, udev for one, looks at it.
+    async fn refuse_use(&self, id: &Id) -> Result<(), Failure> {
+        const TRIES: u32 = 100;
+        for _ in 0..TRIES {
+            let place = self.place(id).await?;
+            let Some(device) = place.devices.first() else { return Ok(()) };
+            let at = place.elsewhere(Path::new(""));
+            if at.is_some() || device.going() == Going::WhenTold {
+                let at = at.map(|at| format!(", shown at {}", at.display())).unwrap_or_default();
+                let node = device.node();
+                let problem = format!("the volume {id} is in use by {}{at}", node.display());
+                return Err(Failure::Precondition(problem));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err(Failure::Precondition(format!("somebody has the loop device of the volume {id} open")))
     }
 
     /// Returns how large a new volume could be.
@@ -254,6 +267,26 @@ impl Driver {
         }
     }
 
+    /// Returns how many bytes each volume shared with something when it was copied last. However often it was copied, it has
+    /// to be written anew once at most.
+    fn shared(&self, volumes: &[Volume]) -> BTreeMap<Id, u64> {
+        let mut shared: BTreeMap<Id, u64> = BTreeMap::new();
+        let mut share = |id: &Id, bytes: u64| {
+            let known = shared.entry(id.clone()).or_default();
+            *known = bytes.max(*known);
+        };
+        for volume in volumes {
+            share(&volume.id, volume.shared);
+            if let Some(Source::Volume(source)) = &volume.source {
+                share(source, volume.shared);
+            }
+        }
+        for snapshot in self.store().snapshots.all() {
+            share(&snapshot.volume, snapshot.shared);
+        }
+        shared
+    }
+
     /// Counts what volumes may still need.
     pub(super) async fn promised(&self) -> Result<Promised, Failure> {
         let space = self.images().space(self.store().directory()).await?;
@@ -265,12 +298,14 @@ impl Driver {
             available: space.available,
             free: space.available.saturating_sub(reserve),
             reserve,
-            thin: self.store().snapshots.all().iter().map(|snapshot| snapshot.shared).sum(),
+            thin: 0,
             thick: 0,
             overcommit: self.config().overcommit,
         };
+        let shared = self.shared(&volumes);
         for (volume, allocated) in volumes.iter().zip(allocated) {
-            let to_come = volume.bytes.saturating_sub(allocated).saturating_add(volume.shared);
+            let shared = shared.get(&volume.id).map_or(0, |shared| allocated.min(*shared));
+            let to_come = volume.bytes.saturating_sub(allocated).saturating_add(shared);
             match volume.allocation {
                 Allocation::Thin => promised.thin = promised.thin.saturating_add(to_come),
                 Allocation::Thick => promised.thick = promised.thick.saturating_add(to_come),

@@ -183,7 +183,7 @@ impl Images {
         let (one, inner) = (device.one.clone(), std::sync::Arc::clone(&self.inner));
         let limit = loops::LIMIT + super::LIMIT;
         let work = move || loops::let_go(&one, &inner.given_up, loops::LIMIT);
-        self.inner.local.run("let go of", &device.node(), limit, work).await
+        self.inner.slow.run("let go of", &device.node(), limit, work).await
     }
 }
 

@@ -42,18 +42,24 @@ impl Drop for Wanted {
 }
 
 impl Images {
-    /// Copies an image to a file that must not be there yet, holes staying holes, and syncs it. Dropped, it ends soon, and
-    /// leaves what it has.
+    /// Copies an image to a file that must not be there yet, holes staying holes, and syncs it. A copy that shares no blocks may
+    /// take so much room, in bytes. Dropped, it ends soon, and leaves what it has.
     ///
     /// # Errors
     /// `Io`, `Deadline`: what there is of the copy stays, for the caller to remove.
-    pub async fn copy(&self, from: &Path, to: &Path, progress: &Progress) -> Result<Copied, HostError> {
+    pub async fn copy(
+        &self,
+        from: &Path,
+        to: &Path,
+        room: u64,
+        progress: &Progress,
+    ) -> Result<Copied, HostError> {
         let wanted = Arc::new(AtomicBool::new(true));
         let done = Arc::new(AtomicU64::new(0));
         let _guard = Wanted(Arc::clone(&wanted));
         let (source, target, counted) = (from.to_owned(), to.to_owned(), Arc::clone(&done));
         // Not in the bounded share: copies are long, and there is one per volume at most.
-        let copy = tokio::task::spawn_blocking(move || copy(&source, &target, &counted, &wanted));
+        let copy = tokio::task::spawn_blocking(move || copy(&source, &target, room, &counted, &wanted));
         tokio::pin!(copy);
         let mut before = 0;
         let mut still = Duration::ZERO;
@@ -83,7 +89,13 @@ impl Images {
     }
 }
 
-fn copy(from: &Path, to: &Path, done: &AtomicU64, wanted: &AtomicBool) -> Result<Copied, HostError> {
+fn copy(
+    from: &Path,
+    to: &Path,
+    room: u64,
+    done: &AtomicU64,
+    wanted: &AtomicBool,
+) -> Result<Copied, HostError> {
     let fail = failed(DOING, to);
     let source = open(from, OFlags::RDONLY).map_err(failed("open", from))?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -97,7 +109,11 @@ fn copy(from: &Path, to: &Path, done: &AtomicU64, wanted: &AtomicBool) -> Result
         Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::NOSYS | Errno::XDEV) => {}
         Err(e) => return Err(fail(e)),
     }
-    let length = u64::try_from(rustix::fs::fstat(&source).map_err(&fail)?.st_size).unwrap_or(0);
+    let found = rustix::fs::fstat(&source).map_err(&fail)?;
+    if u64::try_from(found.st_blocks).unwrap_or(0).saturating_mul(512) > room {
+        return Err(fail(Errno::NOSPC));
+    }
+    let length = u64::try_from(found.st_size).unwrap_or(0);
     rustix::fs::ftruncate(&target, length).map_err(&fail)?;
     // What is still in the page cache counts as a hole on some file systems until it is written out.
     rustix::fs::fsync(&source).map_err(&fail)?;

@@ -63,7 +63,7 @@ impl Images {
     pub async fn make(&self, path: &Path, bytes: u64, allocation: Allocation) -> Result<(), HostError> {
         let image = path.to_owned();
         self.inner
-            .local
+            .slow
             .run("make the image", path, ALLOCATE, move || {
                 let fail = failed("make the image", &image);
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -82,7 +82,7 @@ impl Images {
     pub async fn grow(&self, path: &Path, bytes: u64, allocation: Allocation) -> Result<(), HostError> {
         let image = path.to_owned();
         self.inner
-            .local
+            .slow
             .run("grow the image", path, ALLOCATE, move || {
                 let fail = failed("grow the image", &image);
                 let file = open(&image, OFlags::RDWR).map_err(&fail)?;
@@ -107,7 +107,7 @@ impl Images {
     pub async fn allocate(&self, path: &Path) -> Result<(), HostError> {
         let image = path.to_owned();
         self.inner
-            .local
+            .slow
             .run("allocate the image", path, ALLOCATE, move || {
                 let fail = failed("allocate the image", &image);
                 let file = open(&image, OFlags::RDWR).map_err(&fail)?;
@@ -124,7 +124,7 @@ impl Images {
     pub async fn sync(&self, path: &Path) -> Result<(), HostError> {
         let image = path.to_owned();
         self.inner
-            .local
+            .slow
             .run("sync", path, ALLOCATE, move || {
                 let fail = failed("sync", &image);
                 rustix::fs::fsync(open(&image, OFlags::RDONLY).map_err(&fail)?).map_err(&fail)

@@ -53,6 +53,8 @@ struct Inner {
     children: Children,
     table: Mutex<Reader>,
     local: Pool,
+    /// For what may last: allocation, syncs, unmounts. It cannot take the places of what is quick.
+    slow: Pool,
     given_up: GivenUp,
     /// Holds the directory's lock as long as one of us lives; tools hold it too.
     _lock: Arc<OwnedFd>,
@@ -93,6 +95,7 @@ impl Images {
                 children: Children::new(),
                 table: Mutex::new(table),
                 local: Pool::new(),
+                slow: Pool::new(),
                 given_up: GivenUp::default(),
                 _lock: lock,
             }),

@@ -212,7 +212,7 @@ impl Images {
         let (inner, mount) = (Arc::clone(&self.inner), mount.clone());
         let limit = unmount::LIMIT + super::LIMIT;
         let path = mount.point.clone();
-        self.inner.local.run("unmount", &path, limit, move || take_away(&inner, &mount)).await
+        self.inner.slow.run("unmount", &path, limit, move || take_away(&inner, &mount)).await
     }
 
     /// Lets writers go on in the file system mounted at a path, where a freeze was left over.

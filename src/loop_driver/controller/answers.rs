@@ -53,10 +53,10 @@ impl Driver {
         csi::Topology { segments: BTreeMap::from([self.config().topology()]) }
     }
 
-    /// Returns whether a place is this node: one that does not say anything of our segment is none.
+    /// Returns whether this node is in a place: one that says nothing is everywhere.
     pub(super) fn is_here(&self, topology: &csi::Topology) -> bool {
         let (key, value) = self.config().topology();
-        topology.segments.get(&key) == Some(&value)
+        topology.segments.is_empty() || topology.segments.get(&key) == Some(&value)
     }
 
     /// Refuses what is to be somewhere else.

@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use super::place::Place;
 use crate::execute::fault;
-use crate::host::images::{Allocation, FsType, Going, Grown};
+use crate::host::images::{Allocation, FsType, Going, Grown, Shown};
 use crate::loop_driver::Driver;
 use crate::loop_driver::ask::{Access, Capability};
 use crate::loop_driver::errors::Failure;
@@ -35,6 +35,13 @@ impl Driver {
             return Ok(());
         }
         if let Some(at) = place.elsewhere(&path) {
+            let was_here = usage.staging.as_ref().is_some_and(|(at, before)| *at == path && *before == asked);
+            if let Some(mount) = place.mounts.iter().find(|mount| !mount.read_only).filter(|_| was_here) {
+                // Somebody unmounted it under its publications, which still have it.
+                self.images().bind(&mount.point, &path, Shown::Writable).await?;
+                info!(volume = %id, path = %path.display(), "staged again");
+                return Ok(());
+            }
             return Err(Failure::Precondition(format!("the volume {id} is mounted at {}", at.display())));
         }
         usage.staging = Some((path.clone(), asked));
