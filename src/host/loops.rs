@@ -152,19 +152,32 @@ pub(super) fn list_if(meant: impl Fn(&Path, bool) -> bool) -> Result<Vec<Loop>, 
     for entry in std::fs::read_dir(blocks).map_err(failed(blocks))? {
         let name = entry.map_err(failed(blocks))?.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix("loop")?.parse::<u32>().ok());
-        let Some(number) = number else { continue };
-        let shown = shown(number).map_err(failed(&blocks.join(&name)))?;
-        let Some((shown, going)) = shown.filter(|(shown, going)| meant(shown, *going)) else { continue };
-        let node = PathBuf::from(format!("/dev/loop{number}"));
-        let status = open(number, OFlags::RDONLY).and_then(|device| raw::loop_status(device.as_fd()));
-        match status {
-            Ok(status) => found.push(Loop { number, status, shown, going }),
-            Err(e) if is_free(&e) => {}
-            Err(source) => return Err(HostError::Io { doing: "ask the loop device", path: node, source }),
+        if let Some(number) = number {
+            found.extend(one_if(number, &meant)?);
         }
     }
     found.sort_by_key(|one| one.number);
     Ok(found)
+}
+
+/// Looks at one loop device, if it holds something and the caller means it.
+///
+/// # Errors
+/// When it cannot be asked.
+pub(super) fn one_if(number: u32, meant: impl Fn(&Path, bool) -> bool) -> Result<Option<Loop>, HostError> {
+    let directory = PathBuf::from(format!("/sys/block/loop{number}"));
+    let shown = shown(number).map_err(|source| HostError::Io {
+        doing: "list the loop devices in",
+        path: directory,
+        source,
+    })?;
+    let Some((shown, going)) = shown.filter(|(shown, going)| meant(shown, *going)) else { return Ok(None) };
+    let node = PathBuf::from(format!("/dev/loop{number}"));
+    match open(number, OFlags::RDONLY).and_then(|device| raw::loop_status(device.as_fd())) {
+        Ok(status) => Ok(Some(Loop { number, status, shown, going })),
+        Err(e) if is_free(&e) => Ok(None),
+        Err(source) => Err(HostError::Io { doing: "ask the loop device", path: node, source }),
+    }
 }
 
 /// ENXIO: it holds nothing; ENODEV: it is no more.

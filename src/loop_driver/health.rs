@@ -68,7 +68,11 @@ impl Driver {
 
     /// ext4 counts the errors that it found in itself.
     async fn ext4_errors(&self, volume: &Volume) -> Result<Option<Trouble>, Failure> {
-        let place = self.place(&volume.id).await?;
+        // One that had no device since the start has none: a list asks this of every volume.
+        if !self.had_device(&volume.id) {
+            return Ok(None);
+        }
+        let place = self.place_as_before(&volume.id).await?;
         let Some(device) = place.devices.first().filter(|_| !place.mounts.is_empty()) else {
             return Ok(None);
         };

@@ -60,9 +60,10 @@ mod snapshots;
 mod store;
 mod volumes;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -73,7 +74,7 @@ use crate::host::{self, HostError};
 use crate::model::Millis;
 use errors::Failure;
 use locks::{Key, Locks};
-use store::{Store, StoreError};
+use store::{Id, Store, StoreError};
 
 pub use config::{Config, ConfigError, DEFAULT_FILE, Flags};
 pub use serve::{Ending, RunError, run};
@@ -95,6 +96,8 @@ struct Inner {
     store: Store,
     images: Images,
     locks: Locks,
+    /// The number of the loop device that a volume had last: only where to look first. A std mutex: held for a look-up only.
+    devices: Mutex<BTreeMap<Id, u32>>,
     /// Calls that change something.
     calls: TaskTracker,
     /// Ends the driver: a call that panicked left nobody knows what.
@@ -123,6 +126,7 @@ impl Driver {
             store,
             images,
             locks: Locks::default(),
+            devices: Mutex::default(),
             calls: TaskTracker::new(),
             broken: CancellationToken::new(),
         };

@@ -108,7 +108,26 @@ impl Images {
         .await
     }
 
-    /// Finds the loop devices over a file that is now at this path, whatever they call it.
+    /// Looks whether a loop device is over a file that is now at this path.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub async fn attached_by(
+        &self,
+        number: u32,
+        image: &Path,
+        id: FileId,
+    ) -> Result<Option<Attached>, HostError> {
+        let path = image.to_owned();
+        self.local("find the loop device of", image, move || {
+            let tail = tail(&path);
+            let found = loops::one_if(number, |shown, _going| self::tail(shown) == tail)?;
+            Ok(found.map(|one| Attached { one }).filter(|one| one.file() == id))
+        })
+        .await
+    }
+
+    /// Finds all loop devices over a file that is now at this path, whatever they call it.
     ///
     /// # Errors
     /// When one that may be meant cannot be asked.

@@ -127,13 +127,13 @@ fn keep(mut arguments: impl Iterator<Item = OsString>) -> io::Result<()> {
     let mut open = Vec::new();
     for path in &mounted {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        open.push(rustix::fs::open(path, flags, Mode::empty()).map_err(|e| at(path, e.into()))?);
+        open.push(rustix::fs::open(path, flags, Mode::empty()).map_err(|e| at(path, &e.into()))?);
     }
     let mut frozen: Vec<&OwnedFd> = Vec::new();
     for (one, path) in open.iter().zip(&mounted) {
         if let Err(e) = raw::freeze(one.as_fd()) {
             thaw(&frozen)?;
-            return Err(at(path, e));
+            return Err(at(path, &e));
         }
         frozen.push(one);
     }
@@ -176,6 +176,6 @@ fn thaw(frozen: &[&OwnedFd]) -> io::Result<()> {
     first
 }
 
-fn at(path: &Path, error: io::Error) -> io::Error {
+fn at(path: &Path, error: &io::Error) -> io::Error {
     io::Error::other(format!("{}: {error}", path.display()))
 }

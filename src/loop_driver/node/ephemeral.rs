@@ -94,7 +94,7 @@ impl Driver {
             }
             access => access.clone(),
         };
-        self.mount_volume(volume, fs_type, &target, &access).await?;
+        self.mount_volume(volume, fs_type, &place, &target, &access).await?;
         fault::reached("ephemeral:outcome");
         info!(volume = %id, target = %target.display(), "published a pod's own volume");
         Ok(())

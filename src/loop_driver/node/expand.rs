@@ -32,7 +32,7 @@ impl Driver {
             let problem = format!("the volume {id} has {} bytes, and does not shrink", volume.bytes);
             return Err(Failure::OutOfRange(problem));
         }
-        let place = self.place(id).await?;
+        let place = self.place_as_before(id).await?;
         let path = self.shown_at(id, &place, path).await?;
         self.take_size(id).await?;
         if let (Content::FileSystem(fs_type), Some(device)) = (volume.content, place.devices.first())

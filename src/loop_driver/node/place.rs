@@ -1,6 +1,8 @@
 //! Where a volume is on this node: asked of the loop devices and the mount table, never remembered.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{MutexGuard, PoisonError};
 
 use crate::host::images::Attached;
 use crate::loop_driver::Driver;
@@ -53,14 +55,47 @@ impl Place {
 }
 
 impl Driver {
-    /// Finds a volume on this node. One without an image is nowhere.
+    /// Finds a volume on this node, with all loop devices over its image. One without an image is nowhere.
     pub(in crate::loop_driver) async fn place(&self, id: &Id) -> Result<Place, Failure> {
         let image = self.store().volume_image(id);
         let Some(file) = self.images().look(&image).await? else { return Ok(Place::default()) };
         let devices = self.images().attached(&image, file.id).await?;
-        if devices.is_empty() {
-            return Ok(Place::default());
+        self.placed(id, devices).await
+    }
+
+    /// As `place`, but where the device that it had last is still over its image, only that one counts. To ask all loop
+    /// devices of a host takes longer than the rest of a publication.
+    pub(in crate::loop_driver) async fn place_as_before(&self, id: &Id) -> Result<Place, Failure> {
+        let last = self.devices().get(id).copied();
+        let Some(last) = last else { return self.place(id).await };
+        let image = self.store().volume_image(id);
+        let Some(file) = self.images().look(&image).await? else { return Ok(Place::default()) };
+        match self.images().attached_by(last, &image, file.id).await? {
+            Some(device) => self.placed(id, vec![device]).await,
+            None => self.place(id).await,
         }
+    }
+
+    /// Remembers where to look first.
+    pub(super) fn has_device(&self, id: &Id, number: u32) {
+        self.devices().insert(id.clone(), number);
+    }
+
+    /// Returns whether a volume had a loop device when it was looked for last: false means that it has none of ours.
+    pub(in crate::loop_driver) fn had_device(&self, id: &Id) -> bool {
+        self.devices().contains_key(id)
+    }
+
+    async fn placed(&self, id: &Id, devices: Vec<Attached>) -> Result<Place, Failure> {
+        let Some(first) = devices.first() else {
+            self.devices().remove(id);
+            return Ok(Place::default());
+        };
+        self.has_device(id, first.number());
         Ok(Place::of(devices, &*self.images().mounts().await?))
+    }
+
+    fn devices(&self) -> MutexGuard<'_, BTreeMap<Id, u32>> {
+        self.inner.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -26,7 +26,7 @@ impl Driver {
     ) -> Result<(), Failure> {
         let volume = self.volume(Some(id), id.as_str())?;
         check_access(&volume, &capability.access)?;
-        let place = self.place(id).await?;
+        let place = self.place_as_before(id).await?;
         let staging = self.directory(staging).await?;
         let mut usage = self.store().usage(id).await;
         let staged = match volume.content {
@@ -95,7 +95,7 @@ impl Driver {
         let volume = self.store().volumes.get(id);
         if let Some(target) = &target {
             if let Some(there) = self.images().mount_at(target).await? {
-                let place = self.place(id).await?;
+                let place = self.place_as_before(id).await?;
                 if place.at(target).is_none_or(|ours| ours.id != there.id) {
                     let problem =
                         format!("{} is mounted at {}, not the volume {id}", there.source, target.display());

@@ -50,7 +50,7 @@ impl Driver {
         match volume.content {
             Content::Block => self.attach_block(&volume, &place).await?,
             Content::FileSystem(fs_type) => {
-                self.mount_volume(volume, fs_type, &path, &capability.access).await?;
+                self.mount_volume(volume, fs_type, &place, &path, &capability.access).await?;
             }
         }
         fault::reached("stage:outcome");
@@ -78,7 +78,8 @@ impl Driver {
         if place.devices.is_empty() {
             let image = self.store().volume_image(&volume.id);
             self.allocate(volume).await?;
-            let _attached = self.images().attach(&image, volume.id.as_str(), Going::WhenTold).await?;
+            let device = self.images().attach(&image, volume.id.as_str(), Going::WhenTold).await?;
+            self.has_device(&volume.id, device.number());
         }
         Ok(())
     }
@@ -96,6 +97,7 @@ impl Driver {
         &self,
         mut volume: Volume,
         fs_type: FsType,
+        place: &Place,
         at: &Path,
         access: &Access,
     ) -> Result<(), Failure> {
@@ -104,11 +106,11 @@ impl Driver {
             return Err(Failure::Precondition(problem));
         }
         let image = self.store().volume_image(&volume.id);
-        let file = self.images().look(&image).await?;
-        let file = file.filter(|file| file.length >= volume.bytes).ok_or_else(|| {
-            Failure::Lost(format!("the image of the volume {} is gone or too short", volume.id))
-        })?;
-        if let Some(device) = self.images().attached(&image, file.id).await?.first() {
+        if self.images().look(&image).await?.is_none_or(|file| file.length < volume.bytes) {
+            let problem = format!("the image of the volume {} is gone or too short", volume.id);
+            return Err(Failure::Lost(problem));
+        }
+        if let Some(device) = place.devices.first() {
             let node = device.node();
             return Err(Failure::Precondition(format!("somebody else has the image, by {}", node.display())));
         }
@@ -120,6 +122,7 @@ impl Driver {
         }
         self.allocate(&volume).await?;
         let device = self.images().attach(&image, volume.id.as_str(), Going::WithItsMount).await?;
+        self.has_device(&volume.id, device.number());
         fault::reached("stage:attach");
         let (options, group) = match access {
             Access::Mount { flags, group, .. } => (options(flags, volume.allocation), *group),
@@ -149,7 +152,7 @@ impl Driver {
             // Of a volume that nobody knows nothing can be staged but what is somebody else's.
             return if there.is_none() { Ok(()) } else { Err(Failure::no_volume(id.as_str())) };
         }
-        let place = self.place(id).await?;
+        let place = self.place_as_before(id).await?;
         if let Some(there) = there {
             if place.at(&path).is_none_or(|ours| ours.id != there.id) {
                 let problem =
@@ -175,7 +178,7 @@ impl Driver {
             return Ok(());
         }
         if volume.content == Content::Block {
-            let place = self.place(id).await?;
+            let place = self.place_as_before(id).await?;
             if let Some(at) = place.elsewhere(Path::new("")) {
                 return Err(Failure::Precondition(format!("it is still published at {}", at.display())));
             }

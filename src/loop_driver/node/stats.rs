@@ -18,7 +18,7 @@ impl Driver {
         path: Option<&Path>,
     ) -> Result<csi::NodeGetVolumeStatsResponse, Failure> {
         let volume = self.volume(Some(id), id.as_str())?;
-        let place = self.place(id).await?;
+        let place = self.place_as_before(id).await?;
         let path = self.shown_at(id, &place, path).await?;
         let usage = match volume.content {
             Content::Block => vec![usage(Unit::Bytes, volume.bytes, None)],
