@@ -4,7 +4,7 @@
 #![expect(
     clippy::disallowed_methods,
     clippy::expect_used,
-    clippy::panic,
+    clippy::unwrap_used,
     reason = "a test: its helpers may fail loudly, look at paths and run tools"
 )]
 
