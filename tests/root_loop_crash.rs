@@ -14,10 +14,11 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use looped::calls::{As, From, refused};
 use looped::{Loop, path, run, write};
-use support::{Process, loop_devices, until};
+use support::{PATIENCE, Process, loop_devices, until};
 use tonic::{Code, Status};
 
 const MIB: u64 = 1 << 20;
@@ -123,7 +124,15 @@ fn writes(mounted: &Path, context: &str) {
     let mut writer = std::process::Command::new("dd");
     writer.args(["if=/dev/zero", "bs=4k", "count=1", "conv=fsync"]).arg(format!("of={}", path(&file)));
     let mut writer = writer.stderr(std::process::Stdio::null()).spawn().expect("dd can be run");
-    until(context, || writer.try_wait().expect("it can be waited for").is_some());
+    let deadline = Instant::now() + PATIENCE;
+    while writer.try_wait().expect("it can be waited for").is_none() {
+        if Instant::now() > deadline {
+            // A failed test leaves nobody frozen.
+            run("fsfreeze", &["--unfreeze", path(mounted)]);
+            panic!("{context}: nobody can write");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
