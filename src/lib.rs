@@ -49,5 +49,7 @@ pub mod telemetry;
 
 pub mod daemon;
 
+pub mod loop_driver;
+
 /// A boxed future, so that the three seams (`host::Host`, `csi::Driver`, `record::Store`) can be trait objects.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -85,9 +85,21 @@ pub(super) struct Loop {
     status: LoopStatus,
     /// The backing file as the kernel shows it now: `/` where it was a mount that is gone.
     pub(super) shown: PathBuf,
+    /// It goes with the last who has it open.
+    pub(super) going: bool,
 }
 
 impl Loop {
+    /// Returns its number.
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Returns `st_dev` and `st_ino` of its backing file.
+    pub(super) fn file(&self) -> (u64, u64) {
+        self.status.file
+    }
+
     /// Returns its device node.
     pub(super) fn node(&self) -> PathBuf {
         PathBuf::from(format!("/dev/loop{}", self.number))
@@ -122,6 +134,14 @@ impl Loop {
 /// # Errors
 /// When one that may be meant cannot be asked: an incomplete list must not look like a whole one.
 pub(super) fn list(meant: impl Fn(&Path) -> bool) -> Result<Vec<Loop>, HostError> {
+    list_if(|path, going| !going && meant(path))
+}
+
+/// As `list`, but the caller also says whether it means those that go by themselves.
+///
+/// # Errors
+/// As `list`.
+pub(super) fn list_if(meant: impl Fn(&Path, bool) -> bool) -> Result<Vec<Loop>, HostError> {
     let blocks = Path::new("/sys/block");
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -131,19 +151,32 @@ pub(super) fn list(meant: impl Fn(&Path) -> bool) -> Result<Vec<Loop>, HostError
     for entry in std::fs::read_dir(blocks).map_err(failed(blocks))? {
         let name = entry.map_err(failed(blocks))?.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix("loop")?.parse::<u32>().ok());
-        let Some(number) = number else { continue };
-        let shown = shown(number).map_err(failed(&blocks.join(&name)))?;
-        let Some((shown, _stays @ false)) = shown.filter(|(shown, _)| meant(shown)) else { continue };
-        let node = PathBuf::from(format!("/dev/loop{number}"));
-        let status = open(number, OFlags::RDONLY).and_then(|device| raw::loop_status(device.as_fd()));
-        match status {
-            Ok(status) => found.push(Loop { number, status, shown }),
-            Err(e) if is_free(&e) => {}
-            Err(source) => return Err(HostError::Io { doing: "ask the loop device", path: node, source }),
+        if let Some(number) = number {
+            found.extend(one_if(number, &meant)?);
         }
     }
     found.sort_by_key(|one| one.number);
     Ok(found)
+}
+
+/// Looks at one loop device, if it holds something and the caller means it.
+///
+/// # Errors
+/// When it cannot be asked.
+pub(super) fn one_if(number: u32, meant: impl Fn(&Path, bool) -> bool) -> Result<Option<Loop>, HostError> {
+    let directory = PathBuf::from(format!("/sys/block/loop{number}"));
+    let shown = shown(number).map_err(|source| HostError::Io {
+        doing: "list the loop devices in",
+        path: directory,
+        source,
+    })?;
+    let Some((shown, going)) = shown.filter(|(shown, going)| meant(shown, *going)) else { return Ok(None) };
+    let node = PathBuf::from(format!("/dev/loop{number}"));
+    match open(number, OFlags::RDONLY).and_then(|device| raw::loop_status(device.as_fd())) {
+        Ok(status) => Ok(Some(Loop { number, status, shown, going })),
+        Err(e) if is_free(&e) => Ok(None),
+        Err(source) => Err(HostError::Io { doing: "ask the loop device", path: node, source }),
+    }
 }
 
 /// ENXIO: it holds nothing; ENODEV: it is no more.
@@ -165,7 +198,7 @@ fn shown(number: u32) -> io::Result<Option<(PathBuf, bool)>> {
     Ok(Some((std::ffi::OsString::from_vec(path).into(), going.starts_with(b"1"))))
 }
 
-fn open(number: u32, flags: OFlags) -> io::Result<OwnedFd> {
+pub(super) fn open(number: u32, flags: OFlags) -> io::Result<OwnedFd> {
     const LOOP_MAJOR: u32 = 7;
     let path = format!("/dev/loop{number}");
     let device = rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
@@ -182,6 +215,19 @@ fn open(number: u32, flags: OFlags) -> io::Result<OwnedFd> {
 /// # Errors
 /// Nothing is held.
 pub(super) fn hold(device: &OwnedFd, tag: &Tag) -> Result<(), HostError> {
+    configure(device, tag.bytes(), 0, 0).map(drop)
+}
+
+/// Backs a free loop device with all of an open file or device, under a name, and returns it open, with its number.
+///
+/// # Errors
+/// Nothing was configured.
+pub(super) fn configure(
+    backing: &OwnedFd,
+    name: [u8; 64],
+    flags: u32,
+    block_size: u32,
+) -> Result<(OwnedFd, u32), HostError> {
     /// Another process can take a free one before us.
     const TRIES: usize = 64;
     let failed = |path: String| {
@@ -200,8 +246,8 @@ pub(super) fn hold(device: &OwnedFd, tag: &Tag) -> Result<(), HostError> {
             Err(e) if is_free(&e) => continue,
             Err(e) => return Err(failed(path)(e)),
         };
-        match raw::loop_configure(node.as_fd(), device.as_fd(), tag.bytes()) {
-            Ok(()) => return Ok(()),
+        match raw::loop_configure(node.as_fd(), backing.as_fd(), name, flags, block_size) {
+            Ok(()) => return Ok((node, number)),
             Err(e) if Errno::from_io_error(&e) == Some(Errno::BUSY) => {}
             Err(e) => return Err(failed(path)(e)),
         }

@@ -2,6 +2,7 @@
 //!
 //! Paths below the root are `RootPath`s: made of checked names, opened by `openat2` with BENEATH and NO_SYMLINKS.
 
+pub mod images;
 pub mod lease;
 
 mod accounts;
@@ -10,6 +11,7 @@ mod child;
 mod device_users;
 mod empty_dir;
 mod error;
+mod exec;
 mod files;
 mod linux;
 mod look;

@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "children without exec, close_range, kcmp, loop devices, tokio's registration of a descriptor, and one that systemd passed"
+    reason = "children without exec, close_range, kcmp, loop devices, freezing, mount_setattr, what ties a tool to us, tokio's registration of a descriptor, and one that systemd passed"
 )]
 
 use std::ffi::CStr;
@@ -120,6 +120,8 @@ pub(super) struct LoopStatus {
     pub(super) name: [u8; 64],
     /// `lo_rdevice`: what it is backed by where that is a device, else 0.
     pub(super) device: u64,
+    /// `lo_device` and `lo_inode`: `st_dev` and `st_ino` of the backing file.
+    pub(super) file: (u64, u64),
 }
 
 /// `struct loop_info64` of linux/loop.h.
@@ -170,6 +172,7 @@ struct LoopConfig {
 
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
+const LOOP_SET_CAPACITY: libc::Ioctl = 0x4C07;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 
@@ -183,8 +186,13 @@ pub(super) fn loop_free(control: BorrowedFd<'_>) -> io::Result<u32> {
     u32::try_from(number).map_err(|_negative| io::Error::last_os_error())
 }
 
-/// `ioctl(device, LOOP_CONFIGURE, ...)`: backs a free loop device with all of a file, under a name, without autoclear. The
-/// kernel makes it read-only where the file is open for reading only.
+/// `lo_flags`: the device goes with the last who has it open.
+pub(super) const LO_FLAGS_AUTOCLEAR: u32 = 4;
+/// `lo_flags`: past the page cache of the backing file; the kernel leaves it out where that cannot be done.
+pub(super) const LO_FLAGS_DIRECT_IO: u32 = 16;
+
+/// `ioctl(device, LOOP_CONFIGURE, ...)`: backs a free loop device with all of a file, under a name. The kernel makes it
+/// read-only where the file is open for reading only. A block size of 0 leaves that to the kernel.
 ///
 /// # Errors
 /// EBUSY: it is not free any more.
@@ -192,10 +200,12 @@ pub(super) fn loop_configure(
     device: BorrowedFd<'_>,
     backing: BorrowedFd<'_>,
     name: [u8; 64],
+    flags: u32,
+    block_size: u32,
 ) -> io::Result<()> {
     let fd = u32::try_from(backing.as_raw_fd()).map_err(io::Error::other)?;
-    let info = LoopInfo { file_name: name, ..LoopInfo::EMPTY };
-    let config = LoopConfig { fd, block_size: 0, info, reserved: [0; 8] };
+    let info = LoopInfo { file_name: name, flags, ..LoopInfo::EMPTY };
+    let config = LoopConfig { fd, block_size, info, reserved: [0; 8] };
     // SAFETY: the kernel reads one `struct loop_config`, of which LoopConfig is the C layout, from `config`, which is live
     // across the call, and writes nothing.
     let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
@@ -214,7 +224,83 @@ pub(super) fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopStatus> {
     if done != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(LoopStatus { name: info.file_name, device: info.rdevice })
+    Ok(LoopStatus { name: info.file_name, device: info.rdevice, file: (info.device, info.inode) })
+}
+
+/// `ioctl(device, LOOP_SET_CAPACITY)`: takes the size that the backing file has now.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn loop_set_capacity(device: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the request takes no argument and touches no memory of ours.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_CAPACITY) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+const FIFREEZE: libc::Ioctl = 0xC004_5877;
+const FITHAW: libc::Ioctl = 0xC004_5878;
+
+/// `ioctl(mounted, FIFREEZE, 0)`: writes the file system out and holds every writer back until `thaw`.
+///
+/// # Errors
+/// EBUSY: it is frozen already. EOPNOTSUPP: this file system cannot be.
+pub(super) fn freeze(mounted: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the kernel looks at the number 0 and touches no memory of ours.
+    let done = unsafe { libc::ioctl(mounted.as_raw_fd(), FIFREEZE, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `ioctl(mounted, FITHAW, 0)`
+///
+/// # Errors
+/// EINVAL: it is not frozen.
+pub(super) fn thaw(mounted: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the kernel looks at the number 0 and touches no memory of ours.
+    let done = unsafe { libc::ioctl(mounted.as_raw_fd(), FITHAW, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `mount_setattr(mount, "", AT_EMPTY_PATH, { attr_set: MOUNT_ATTR_RDONLY })`
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn set_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the path is a NUL-terminated literal, `attributes` is live across the call and the size passed is its own, so
+    // the kernel reads nothing else; it writes nothing.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets the command's process die with the thread that starts it, and keeps a descriptor open in it: a lock that is not free
+/// again before the process has ended.
+pub(super) fn tie(command: &mut tokio::process::Command, kept: BorrowedFd<'_>) {
+    let (parent, kept) = (rustix::process::getpid(), kept.as_raw_fd());
+    let child = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // A parent that died before that sends no signal.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::Error::from(rustix::io::Errno::SRCH));
+        }
+        // SAFETY: dup takes a number, which may be that of no open descriptor, and touches no memory. The duplicate is not
+        // close-on-exec and belongs to the new program.
+        if unsafe { libc::dup(kept) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes three system calls; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(child) };
 }
 
 /// Starts a child process that lets go of what a loop device holds, if that is still what `expected` says. Letting go of the
@@ -253,7 +339,10 @@ fn clear_and_exit(parent: libc::pid_t, path: *const libc::c_char, expected: &Loo
     let mut info = LoopInfo::EMPTY;
     // SAFETY: as in `loop_status`; a descriptor that is not open is EBADF.
     let asked = unsafe { libc::ioctl(device, LOOP_GET_STATUS64, &raw mut info) } == 0;
-    let same = asked && info.rdevice == expected.device && info.file_name == expected.name;
+    let same = asked
+        && info.rdevice == expected.device
+        && (info.device, info.inode) == expected.file
+        && info.file_name == expected.name;
     // SAFETY: the request takes no argument and touches no memory of ours.
     let done = same && !orphan && unsafe { libc::ioctl(device, LOOP_CLR_FD) } == 0;
     // Reads errno and allocates nothing.

@@ -1,0 +1,157 @@
+//! Copies of image files: the host's own (FICLONE) where it can share blocks, else what is written of them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::super::{HostError, Progress};
+use super::file::open;
+use super::{Images, failed};
+
+const DOING: &str = "copy the image";
+
+/// How much is copied between two looks at whether anybody still wants it.
+const PIECE: u64 = 16 << 20;
+
+/// How often it is told how far the copy got.
+const TELL: Duration = Duration::from_secs(5);
+
+/// How long a copy may go on without a byte.
+const STANDSTILL: Duration = Duration::from_secs(120);
+
+/// How an image was copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copied {
+    /// The blocks are shared until one of both writes to them.
+    Shared,
+    /// Every block that was there.
+    Whole,
+}
+
+/// Tells a copy in its thread to stop when nobody waits for it any more.
+struct Wanted(Arc<AtomicBool>);
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Images {
+    /// Copies an image to a file that must not be there yet, holes staying holes, and syncs it. A copy that shares no blocks may
+    /// take so much room, in bytes. Dropped, it ends soon, and leaves what it has.
+    ///
+    /// # Errors
+    /// `Io`, `Deadline`: what there is of the copy stays, for the caller to remove.
+    pub async fn copy(
+        &self,
+        from: &Path,
+        to: &Path,
+        room: u64,
+        progress: &Progress,
+    ) -> Result<Copied, HostError> {
+        let wanted = Arc::new(AtomicBool::new(true));
+        let done = Arc::new(AtomicU64::new(0));
+        let _guard = Wanted(Arc::clone(&wanted));
+        let (source, target, counted) = (from.to_owned(), to.to_owned(), Arc::clone(&done));
+        // Not in the bounded share: copies are long, and there is one per volume at most.
+        let copy = tokio::task::spawn_blocking(move || copy(&source, &target, room, &counted, &wanted));
+        tokio::pin!(copy);
+        let mut before = 0;
+        let mut still = Duration::ZERO;
+        loop {
+            // Cancel-safe: a join handle keeps its result.
+            match tokio::time::timeout(TELL, &mut copy).await {
+                Ok(Ok(copied)) => return copied,
+                Ok(Err(join)) => match join.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    Err(stopped) => {
+                        let source = std::io::Error::other(stopped);
+                        return Err(HostError::Io { doing: DOING, path: to.to_owned(), source });
+                    }
+                },
+                Err(_elapsed) => {
+                    let now = done.load(Ordering::Relaxed);
+                    still = if now == before { still + TELL } else { Duration::ZERO };
+                    if still >= STANDSTILL {
+                        let seconds = STANDSTILL.as_secs();
+                        return Err(HostError::Deadline { doing: DOING, path: to.to_owned(), seconds });
+                    }
+                    before = now;
+                    progress.tell(format!("{} MiB copied", now >> 20));
+                }
+            }
+        }
+    }
+}
+
+fn copy(
+    from: &Path,
+    to: &Path,
+    room: u64,
+    done: &AtomicU64,
+    wanted: &AtomicBool,
+) -> Result<Copied, HostError> {
+    let fail = failed(DOING, to);
+    let source = open(from, OFlags::RDONLY).map_err(failed("open", from))?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let target = rustix::fs::open(to, flags, Mode::from_raw_mode(0o600)).map_err(&fail)?;
+    match rustix::fs::ioctl_ficlone(&target, &source) {
+        Ok(()) => {
+            rustix::fs::fsync(&target).map_err(&fail)?;
+            return Ok(Copied::Shared);
+        }
+        // The host's file system cannot share blocks.
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::NOSYS | Errno::XDEV) => {}
+        Err(e) => return Err(fail(e)),
+    }
+    let found = rustix::fs::fstat(&source).map_err(&fail)?;
+    if u64::try_from(found.st_blocks).unwrap_or(0).saturating_mul(512) > room {
+        return Err(fail(Errno::NOSPC));
+    }
+    let length = u64::try_from(found.st_size).unwrap_or(0);
+    rustix::fs::ftruncate(&target, length).map_err(&fail)?;
+    // What is still in the page cache counts as a hole on some file systems until it is written out.
+    rustix::fs::fsync(&source).map_err(&fail)?;
+    let mut at = 0;
+    while let Some((start, end)) = data(&source, at, length).map_err(&fail)? {
+        at = start;
+        while at < end {
+            if !wanted.load(Ordering::Relaxed) {
+                return Err(fail(Errno::CANCELED));
+            }
+            let piece = usize::try_from((end - at).min(PIECE)).unwrap_or(0);
+            let (mut read, mut write) = (at, at);
+            match rustix::fs::copy_file_range(&source, Some(&mut read), &target, Some(&mut write), piece) {
+                // The file became shorter: nobody may do that.
+                Ok(0) => return Err(fail(Errno::IO)),
+                Ok(copied) => {
+                    at += u64::try_from(copied).unwrap_or(0);
+                    done.fetch_add(u64::try_from(copied).unwrap_or(0), Ordering::Relaxed);
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(fail(e)),
+            }
+        }
+    }
+    rustix::fs::fsync(&target).map_err(&fail)?;
+    Ok(Copied::Whole)
+}
+
+/// Finds the next piece that is no hole.
+fn data(file: &std::os::fd::OwnedFd, from: u64, length: u64) -> Result<Option<(u64, u64)>, Errno> {
+    if from >= length {
+        return Ok(None);
+    }
+    let start = match rustix::fs::seek(file, SeekFrom::Data(from)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let end = rustix::fs::seek(file, SeekFrom::Hole(start))?;
+    Ok((start < length).then_some((start, end.min(length))))
+}

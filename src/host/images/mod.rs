@@ -1,0 +1,139 @@
+//! What the bundled driver asks of the kernel: image files, loop devices over them, file systems in them, and their mounts.
+//!
+//! Blocking calls run in a bounded share of the blocking pool with a deadline; what may write for long (mkfs, resize, an
+//! unmount) runs in a child process. Everything is about files of one directory, which the caller has locked.
+
+mod attach;
+mod copy;
+mod file;
+mod file_system;
+mod freeze;
+mod inside;
+mod mount;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::HostError;
+use super::child::Children;
+use super::exec::Tools;
+use super::mount_table::Reader;
+use super::pool::Pool;
+use super::unmount::GivenUp;
+use crate::model::MountTable;
+
+pub use attach::{Attached, Going, Held};
+pub use copy::Copied;
+pub use file::{Allocation, FileId, ImageFile, Space};
+pub use file_system::{FsType, Grown};
+pub use freeze::{Frozen, as_keeper};
+pub use mount::Shown;
+
+/// How long a call on a local file system may take (design 5, "Deadlines").
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// How long an earlier process's last tool is waited for.
+const LEFTOVERS: Duration = Duration::from_secs(10);
+
+/// The kernel, for the driver of one directory of images. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Images {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    tools: Tools,
+    children: Children,
+    table: Mutex<Reader>,
+    local: Pool,
+    /// For what may last: allocation, syncs, unmounts. It cannot take the places of what is quick.
+    slow: Pool,
+    given_up: GivenUp,
+    /// Holds the directory's lock as long as one of us lives; tools hold it too.
+    _lock: Arc<OwnedFd>,
+}
+
+impl Images {
+    /// Locks a directory by the file `lock` in it, and waits a moment for the tools of a process that was killed: they hold
+    /// the lock too, and must not write to an image that is repaired meanwhile.
+    ///
+    /// # Errors
+    /// `Busy` when another driver has the directory.
+    pub async fn open(directory: &Path) -> Result<Self, HostError> {
+        let path = directory.join("lock");
+        let failed = |source: io::Error| HostError::Io { doing: "lock", path: path.clone(), source };
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let lock =
+            rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(|e| failed(e.into()))?;
+        let until = tokio::time::Instant::now() + LEFTOVERS;
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) if tokio::time::Instant::now() < until => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    let holder =
+                        "another driver, or a program that one started and that has not ended".to_owned();
+                    return Err(HostError::Busy { path: directory.to_owned(), holder });
+                }
+                Err(e) => return Err(failed(e.into())),
+            }
+        }
+        let lock = Arc::new(lock);
+        let table = Reader::open().map_err(failed)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                tools: Tools::new(Arc::clone(&lock)),
+                children: Children::new(),
+                table: Mutex::new(table),
+                local: Pool::new(),
+                slow: Pool::new(),
+                given_up: GivenUp::default(),
+                _lock: lock,
+            }),
+        })
+    }
+
+    /// Returns the mount table of the namespace that the driver runs in: read again only when it changed.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn mounts(&self) -> Result<Arc<MountTable>, HostError> {
+        let inner = Arc::clone(&self.inner);
+        self.local("read", Path::new("/proc/thread-self/mountinfo"), move || inner.table()).await
+    }
+
+    /// Runs work on local files in the pool.
+    async fn local<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        path: &Path,
+        work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+    ) -> Result<T, HostError> {
+        self.inner.local.run(doing, path, LIMIT, work).await
+    }
+}
+
+impl Inner {
+    fn table(&self) -> Result<Arc<MountTable>, HostError> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).read().map_err(|source| HostError::Io {
+            doing: "read",
+            path: "/proc/thread-self/mountinfo".into(),
+            source,
+        })
+    }
+}
+
+/// Takes a path as an error of the host.
+fn failed(doing: &'static str, path: &Path) -> impl Fn(Errno) -> HostError {
+    let path: PathBuf = path.to_owned();
+    move |errno| HostError::Io { doing, path: path.clone(), source: errno.into() }
+}

@@ -1,0 +1,381 @@
+//! Mounts of image file systems, binds of them and of devices, and their end. Everything is attached by descriptor to exactly
+//! the directory or file that was looked at; nothing is mounted over a mount, and nothing is unmounted lazily.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::process::Signal;
+
+use super::super::path::descriptor_path;
+use super::super::unmount::{self, wait};
+use super::super::{HostError, raw, users};
+use super::attach::Held;
+use super::file_system::FsType;
+use super::{Images, Inner, failed};
+use crate::model::{Mount, MountsAt};
+
+/// A bind mount's rights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// As its source.
+    Writable,
+    /// Read-only, from the first moment that anybody can see it.
+    ReadOnly,
+}
+
+impl Images {
+    /// Finds the real path of a directory that is there: absolute and without symlinks, as the mount table has it. `None`:
+    /// there is nothing.
+    ///
+    /// # Errors
+    /// `WrongKind` where something else is there.
+    pub async fn real_directory(&self, path: &Path) -> Result<Option<PathBuf>, HostError> {
+        let given = path.to_owned();
+        self.local("find the directory", path, move || {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            match rustix::fs::open(&given, flags, Mode::empty()) {
+                Ok(fd) => real(&fd, &given).map(Some),
+                Err(Errno::NOENT) => Ok(None),
+                Err(Errno::NOTDIR) => {
+                    Err(HostError::WrongKind { path: given, found: "no directory", expected: "a directory" })
+                }
+                Err(e) => Err(failed("find the directory", &given)(e)),
+            }
+        })
+        .await
+    }
+
+    /// Returns the mount at a real path, if one is there alone.
+    ///
+    /// # Errors
+    /// `WrongMount` where mounts are stacked: nobody here makes such.
+    pub async fn mount_at(&self, path: &Path) -> Result<Option<Mount>, HostError> {
+        match self.mounts().await?.at(path) {
+            MountsAt::None => Ok(None),
+            MountsAt::One(mount) => Ok(Some(mount.clone())),
+            MountsAt::Stacked(mounts) => Err(HostError::WrongMount {
+                path: path.to_owned(),
+                found: format!("{} mounts are stacked there", mounts.len()),
+            }),
+        }
+    }
+
+    /// Mounts the file system of an attached image on a directory.
+    ///
+    /// Options are those of mount(8): those that every file system has become attributes of the mount, the others are the
+    /// file system's.
+    ///
+    /// # Errors
+    /// `Io` with the kernel's own words; nothing is mounted. The directory is not looked at: the caller knows that nothing is
+    /// mounted on it.
+    pub async fn mount(
+        &self,
+        device: &Held,
+        fs_type: FsType,
+        options: &[String],
+        at: &Path,
+    ) -> Result<(), HostError> {
+        let (source, at, options) = (device.node(), at.to_owned(), options.to_vec());
+        self.local("mount", &at.clone(), move || {
+            let fail = failed("mount the file system at", &at);
+            let place = place(&at, OFlags::DIRECTORY).map_err(&fail)?;
+            attach(&make(&source, fs_type, &options, &at)?, &place).map_err(fail)
+        })
+        .await
+    }
+
+    /// Mounts the file system of an attached image where nobody sees it and lets it go again: its log is empty afterwards.
+    ///
+    /// # Errors
+    /// As `mount`.
+    pub async fn replay(&self, device: &Held, fs_type: FsType, options: &[String]) -> Result<(), HostError> {
+        let (source, options) = (device.node(), options.to_vec());
+        self.local("replay the log of", &source.clone(), move || {
+            make(&source, fs_type, &options, &source).map(drop)
+        })
+        .await
+    }
+
+    /// Shows a mounted directory at another, empty one.
+    ///
+    /// # Errors
+    /// `Io`: nothing is shown.
+    pub async fn bind(&self, from: &Path, to: &Path, shown: Shown) -> Result<(), HostError> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        self.local("bind at", &to.clone(), move || {
+            let fail = failed("bind at", &to);
+            let source = place(&from, OFlags::DIRECTORY).map_err(failed("bind", &from))?;
+            show(&source, &place(&to, OFlags::DIRECTORY).map_err(&fail)?, shown).map_err(fail)
+        })
+        .await
+    }
+
+    /// Shows a loop device's node on an empty file, which is made where it is missing.
+    ///
+    /// # Errors
+    /// `Io`; `WrongKind` where something else is there.
+    pub async fn bind_device(&self, number: u32, to: &Path, shown: Shown) -> Result<(), HostError> {
+        let to = to.to_owned();
+        self.local("bind a device at", &to.clone(), move || {
+            let fail = failed("bind a device at", &to);
+            let node = place(Path::new(&format!("/dev/loop{number}")), OFlags::empty()).map_err(&fail)?;
+            let flags =
+                OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file = rustix::fs::open(&to, flags, Mode::from_raw_mode(0o640)).map_err(&fail)?;
+            let found = rustix::fs::fstat(&file).map_err(&fail)?;
+            if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile || found.st_size != 0 {
+                return Err(HostError::WrongKind {
+                    path: to.clone(),
+                    found: "something else",
+                    expected: "an empty file",
+                });
+            }
+            show(&node, &file, shown).map_err(fail)
+        })
+        .await
+    }
+
+    /// Makes a directory where there is none (0750), whose parent must be there.
+    ///
+    /// # Errors
+    /// `Io`, `NotEmpty`, `WrongKind`.
+    pub async fn make_target(&self, path: &Path) -> Result<(), HostError> {
+        let path = path.to_owned();
+        self.local("make the directory", &path.clone(), move || {
+            let fail = failed("make the directory", &path);
+            match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o750)) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EXIST) => {}
+                Err(e) => return Err(fail(e)),
+            }
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let directory = rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| match e {
+                Errno::NOTDIR | Errno::LOOP => HostError::WrongKind {
+                    path: path.clone(),
+                    found: "no directory",
+                    expected: "a directory",
+                },
+                e => fail(e),
+            })?;
+            let names = super::super::path::names(directory).map_err(fail)?;
+            if names.is_empty() { Ok(()) } else { Err(HostError::NotEmpty { path: path.clone() }) }
+        })
+        .await
+    }
+
+    /// Removes what a publication leaves when its mount is gone: an empty directory or an empty file.
+    ///
+    /// # Errors
+    /// `NotEmpty`, `WrongKind`: something else is there, and stays.
+    pub async fn remove_target(&self, path: &Path) -> Result<(), HostError> {
+        let path = path.to_owned();
+        self.local("remove", &path.clone(), move || {
+            let fail = failed("remove", &path);
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let found = match rustix::fs::open(&path, flags, Mode::empty()) {
+                Ok(fd) => rustix::fs::fstat(&fd).map_err(&fail)?,
+                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+                Err(e) => return Err(fail(e)),
+            };
+            let flags = match FileType::from_raw_mode(found.st_mode) {
+                FileType::Directory => AtFlags::REMOVEDIR,
+                FileType::RegularFile if found.st_size == 0 => AtFlags::empty(),
+                _ => {
+                    return Err(HostError::WrongKind {
+                        path: path.clone(),
+                        found: "something else",
+                        expected: "an empty directory or file",
+                    });
+                }
+            };
+            match rustix::fs::unlinkat(rustix::fs::CWD, &path, flags) {
+                Ok(()) | Err(Errno::NOENT) => Ok(()),
+                Err(Errno::NOTEMPTY | Errno::EXIST) => Err(HostError::NotEmpty { path: path.clone() }),
+                Err(e) => Err(fail(e)),
+            }
+        })
+        .await
+    }
+
+    /// Unmounts a real path if exactly this mount is there, alone, with nothing below it. What is gone already is fine.
+    ///
+    /// # Errors
+    /// `WrongMount`: nothing was done. `Busy`: somebody has a file open there. `Deadline`: not known.
+    pub async fn unmount(&self, mount: &Mount) -> Result<(), HostError> {
+        let (inner, mount) = (Arc::clone(&self.inner), mount.clone());
+        let limit = unmount::LIMIT + super::LIMIT;
+        let path = mount.point.clone();
+        self.inner.slow.run("unmount", &path, limit, move || take_away(&inner, &mount)).await
+    }
+
+    /// Lets writers go on in the file system mounted at a path, where a freeze was left over.
+    ///
+    /// # Errors
+    /// `Io`; that it was not frozen is fine.
+    pub async fn thaw(&self, at: &Path) -> Result<bool, HostError> {
+        let path = at.to_owned();
+        self.local("thaw", at, move || {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let mounted = rustix::fs::open(&path, flags, Mode::empty()).map_err(failed("thaw", &path))?;
+            match raw::thaw(mounted.as_fd()) {
+                Ok(()) => Ok(true),
+                Err(e) if Errno::from_io_error(&e) == Some(Errno::INVAL) => Ok(false),
+                Err(source) => Err(HostError::Io { doing: "thaw", path: path.clone(), source }),
+            }
+        })
+        .await
+    }
+}
+
+fn take_away(inner: &Inner, mount: &Mount) -> Result<(), HostError> {
+    const DOING: &str = "unmount";
+    let path = &mount.point;
+    let io_failed = |source: io::Error| HostError::Io { doing: DOING, path: path.clone(), source };
+    inner.given_up.reap();
+    let table = inner.table()?;
+    match table.at(path) {
+        MountsAt::None => return Ok(()),
+        MountsAt::One(found) if found.id == mount.id && found.identity() == mount.identity() => {}
+        MountsAt::One(_) | MountsAt::Stacked(_) => {
+            let found = "it was replaced or covered meanwhile".to_owned();
+            return Err(HostError::WrongMount { path: path.clone(), found });
+        }
+    }
+    if let Some(below) = table.below(path).next() {
+        let found = format!("something is mounted below it, at {}", below.point.display());
+        return Err(HostError::WrongMount { path: path.clone(), found });
+    }
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let name =
+        CString::new(path.file_name().unwrap_or_default().as_bytes()).map_err(|e| io_failed(e.into()))?;
+    let parent = place(parent, OFlags::DIRECTORY).map_err(failed(DOING, path))?;
+    let child = raw::spawn_unmount(parent.as_fd(), &name).map_err(io_failed)?;
+    match wait(child, unmount::LIMIT).map_err(io_failed)? {
+        Some(0) => Ok(()),
+        Some(status) => match Errno::from_raw_os_error(status) {
+            Errno::BUSY => {
+                let holder = users::holder_of_mount(mount.id, path);
+                let holder = holder.unwrap_or_else(|| "another process".to_owned());
+                Err(HostError::Busy { path: path.clone(), holder })
+            }
+            // Somebody else was faster.
+            Errno::INVAL | Errno::NOENT if inner.table()?.at(path) == MountsAt::None => Ok(()),
+            e => Err(io_failed(e.into())),
+        },
+        None => {
+            let _sent = rustix::process::kill_process(child, Signal::KILL);
+            inner.given_up.add(child);
+            let seconds = unmount::LIMIT.as_secs();
+            Err(HostError::Deadline { doing: DOING, path: path.clone(), seconds })
+        }
+    }
+}
+
+/// Makes a mount that is attached nowhere yet.
+fn make(source: &Path, fs_type: FsType, options: &[String], at: &Path) -> Result<OwnedFd, HostError> {
+    const DOING: &str = "mount the file system at";
+    let options = Options::of(options);
+    let context =
+        rustix::mount::fsopen(fs_type.name(), FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed(DOING, at))?;
+    let configure = || -> Result<OwnedFd, Errno> {
+        rustix::mount::fsconfig_set_string(context.as_fd(), "source", source)?;
+        if options.read_only {
+            rustix::mount::fsconfig_set_flag(context.as_fd(), "ro")?;
+        }
+        for option in &options.own {
+            match option.split_once('=') {
+                Some((key, value)) => rustix::mount::fsconfig_set_string(context.as_fd(), key, value)?,
+                None => rustix::mount::fsconfig_set_flag(context.as_fd(), option.as_str())?,
+            }
+        }
+        rustix::mount::fsconfig_create(context.as_fd())?;
+        rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, options.attributes)
+    };
+    configure().map_err(|e| {
+        let said = said(&context);
+        let source = io::Error::from(e);
+        let source = if said.is_empty() { source } else { io::Error::other(format!("{source}: {said}")) };
+        HostError::Io { doing: DOING, path: at.to_owned(), source }
+    })
+}
+
+/// Opens what is at a path for its place alone: nothing at the end of it is followed.
+fn place(path: &Path, kind: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC | kind;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+fn real(fd: &OwnedFd, given: &Path) -> Result<PathBuf, HostError> {
+    descriptor_path(fd).map_err(|source| HostError::Io {
+        doing: "find the real path of",
+        path: given.to_owned(),
+        source,
+    })
+}
+
+fn show(source: &OwnedFd, at: &OwnedFd, shown: Shown) -> Result<(), Errno> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = rustix::mount::open_tree(source, "", flags)?;
+    if shown == Shown::ReadOnly {
+        raw::set_read_only(tree.as_fd()).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    }
+    attach(&tree, at)
+}
+
+fn attach(mount: &OwnedFd, at: &OwnedFd) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", at, "", flags)
+}
+
+/// Reads what the kernel has to say about a file system that it would not mount: `e ext4: Unknown parameter 'nonsense'`.
+fn said(context: &OwnedFd) -> String {
+    let mut words = Vec::new();
+    let mut line = [0; 512];
+    while let Ok(length) = rustix::io::read(context, &mut line) {
+        let text = line.get(..length).unwrap_or_default();
+        let text = text.strip_prefix(b"e ").or(text.strip_prefix(b"w ")).unwrap_or(text);
+        words.push(String::from_utf8_lossy(text).trim().to_owned());
+        if length == 0 || words.len() > 8 {
+            break;
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words.join("; ")
+}
+
+/// The options of mount(8), sorted out.
+#[derive(Debug, PartialEq, Eq)]
+struct Options {
+    attributes: MountAttrFlags,
+    /// The file system itself, not only this mount.
+    read_only: bool,
+    own: Vec<String>,
+}
+
+impl Options {
+    fn of(given: &[String]) -> Self {
+        let mut found = Self { attributes: MountAttrFlags::empty(), read_only: false, own: Vec::new() };
+        for option in given.iter().flat_map(|option| option.split(',')).map(str::trim) {
+            match option {
+                "" | "rw" | "defaults" | "suid" | "dev" | "exec" | "atime" | "relatime" | "diratime" => {}
+                "ro" => found.read_only = true,
+                "nosuid" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NOSUID,
+                "nodev" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NODEV,
+                "noexec" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NOEXEC,
+                "noatime" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NOATIME,
+                "strictatime" => found.attributes |= MountAttrFlags::MOUNT_ATTR_STRICTATIME,
+                "nodiratime" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NODIRATIME,
+                own => found.own.push(own.to_owned()),
+            }
+        }
+        found
+    }
+}

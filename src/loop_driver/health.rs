@@ -1,0 +1,120 @@
+//! How well volumes are: in the words of CSI 1.13 (volume health) and of the versions before (volume condition).
+
+use tracing::debug;
+
+use super::Driver;
+use super::errors::Failure;
+use super::store::{Content, Volume};
+use super::volumes::Promised;
+use crate::error::Chain;
+use crate::host::images::FsType;
+use crate::proto::csi;
+use crate::proto::csi::volume_health::VolumeHealthEntry;
+
+/// Something that is wrong with a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Trouble {
+    kind: csi::VolumeHealthErrorType,
+    reason: &'static str,
+    message: String,
+}
+
+impl Driver {
+    /// Finds out what is wrong with a volume.
+    pub(super) async fn troubles(&self, volume: &Volume) -> Result<Vec<Trouble>, Failure> {
+        let promised = self.promised().await?;
+        self.troubles_with(volume, &promised).await
+    }
+
+    /// As `troubles`, for many volumes: what the host has was asked once.
+    pub(super) async fn troubles_with(
+        &self,
+        volume: &Volume,
+        promised: &Promised,
+    ) -> Result<Vec<Trouble>, Failure> {
+        let mut found = Vec::new();
+        let Some(image) = self.images().look(&self.store().volume_image(&volume.id)).await? else {
+            let message = "its image is gone".to_owned();
+            return Ok(vec![Trouble {
+                kind: csi::VolumeHealthErrorType::DataLoss,
+                reason: "ImageMissing",
+                message,
+            }]);
+        };
+        if image.length < volume.bytes {
+            found.push(Trouble {
+                kind: csi::VolumeHealthErrorType::DataLoss,
+                reason: "ImageTooShort",
+                message: format!("its image has {} of {} bytes", image.length, volume.bytes),
+            });
+        }
+        let needs = volume.bytes.saturating_sub(image.allocated).saturating_add(volume.shared);
+        if needs > 0 && promised.is_short() {
+            found.push(Trouble {
+                kind: csi::VolumeHealthErrorType::Degraded,
+                reason: "HostDirectoryFull",
+                message: format!(
+                    "the host's directory has {} bytes left, and this volume may still need {needs}: writes to it may \
+                     fail; make room there",
+                    promised.available
+                ),
+            });
+        }
+        if let Content::FileSystem(FsType::Ext4) = volume.content {
+            found.extend(self.ext4_errors(volume).await?);
+        }
+        Ok(found)
+    }
+
+    /// ext4 counts the errors that it found in itself.
+    async fn ext4_errors(&self, volume: &Volume) -> Result<Option<Trouble>, Failure> {
+        // One that had no device since the start has none: a list asks this of every volume.
+        if !self.had_device(&volume.id) {
+            return Ok(None);
+        }
+        let place = self.place_as_before(&volume.id).await?;
+        let Some(device) = place.devices.first().filter(|_| !place.mounts.is_empty()) else {
+            return Ok(None);
+        };
+        let path = format!("/sys/fs/ext4/loop{}/errors_count", device.number());
+        // Without the file nothing is known, and nothing is wrong.
+        let count = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        Ok(count.filter(|count| *count > 0).map(|count| Trouble {
+            kind: csi::VolumeHealthErrorType::Degraded,
+            reason: "FileSystemErrors",
+            message: format!("its file system found {count} errors in itself; unmount and check it"),
+        }))
+    }
+
+    /// The same in the words of the versions before 1.13.
+    pub(super) async fn condition(&self, volume: &Volume) -> csi::VolumeCondition {
+        match self.troubles(volume).await {
+            Ok(troubles) => condition(&troubles),
+            Err(failure) => {
+                debug!(volume = %volume.id, "its health cannot be found out: {failure}");
+                let message = format!("its health cannot be found out: {}", Chain(&failure));
+                csi::VolumeCondition { abnormal: true, message }
+            }
+        }
+    }
+}
+
+/// Says it in the words of the versions before 1.13.
+pub(super) fn condition(troubles: &[Trouble]) -> csi::VolumeCondition {
+    let message: Vec<&str> = troubles.iter().map(|trouble| trouble.message.as_str()).collect();
+    let message = if message.is_empty() { "well".to_owned() } else { message.join("; ") };
+    csi::VolumeCondition { abnormal: !troubles.is_empty(), message }
+}
+
+/// Says it in the words of 1.13.
+pub(super) fn health(volume: &Volume, troubles: Vec<Trouble>) -> csi::VolumeHealth {
+    let entry = |trouble: Trouble| VolumeHealthEntry {
+        status: i32::from(trouble.kind),
+        reason: trouble.reason.to_owned(),
+        message: trouble.message,
+    };
+    csi::VolumeHealth {
+        volume_id: volume.id.to_string(),
+        health_statuses: troubles.into_iter().map(entry).collect(),
+    }
+}

@@ -1,0 +1,193 @@
+//! `volumed-csi-loop`, the bundled CSI driver: volumes of a real size in image files on a host directory.
+//!
+//! An ordinary driver over a unix socket: volumed knows nothing of it, and it nothing of volumed. It speaks CSI 1.13 and the
+//! volume condition of the versions before, and registers itself as a kubelet expects it (kubelet.md 7).
+//!
+//! # On disk
+//!
+//! ```text
+//! DIR/volumed-csi-loop.json        whose directory it is
+//! DIR/lock                         held (flock) while the driver runs, and by every tool that it started
+//! DIR/volumes/ID/meta.json         what the volume is, and how far (store::Volume)
+//! DIR/volumes/ID/image             its bytes
+//! DIR/volumes/ID/use.json          what it is used for on this node in this boot; not synced
+//! DIR/snapshots/ID/{meta.json,image}
+//! DIR/groups/ID/meta.json          snapshots that were taken at one moment
+//! ```
+//!
+//! Nothing else may be in it; whatever is makes the driver refuse to start, and it stays. An id is a function of the name that
+//! CreateVolume was given, so a repeated call finds what it made whatever happened in between.
+//!
+//! # States
+//!
+//! `meta.json` is replaced (written aside, synced, renamed, directory synced) before and after each step, and memory never says
+//! more than it:
+//!
+//! ```text
+//! volume    creating ─▶ ready ⇄ growing      any ─▶ deleting ─▶ gone
+//! snapshot  creating ─▶ ready                any ─▶ deleting ─▶ gone     (a group likewise, before and after its snapshots)
+//! ```
+//!
+//! * `creating`: the image is made, or copied, and its file system made, or given a UUID and grown, all before anybody hears of
+//!   it; then it is synced, and only then is it `ready`. mkfs runs in no other state, so that what was ever mounted is never
+//!   formatted. A crash makes all of it go; the caller repeats the call.
+//! * `growing`: the image file is grown, and synced. A crash makes it `ready` with the new size where the file has it, else
+//!   with the old.
+//! * `deleting`: the image may be gone. It is unlinked only when no loop device has it, by device and inode.
+//!
+//! What is mounted and attached is never remembered but looked up: the mount table and the loop devices say it (`node::place`).
+//! `use.json` adds what they cannot say, such as access modes.
+//!
+//! # Who does what
+//!
+//! `identity`, `controller`, `node`, `group` and `registration` are the services; `ask` checks requests, `images` of the host
+//! does what needs the kernel. A call that changes something runs in a task of its own to its end, even when the caller gives
+//! up (`Driver::operate`), and holds the locks of what it is about (`locks`): a repeated call waits for it, or is told ABORTED.
+
+mod ask;
+mod config;
+mod controller;
+mod errors;
+mod group;
+mod health;
+mod identity;
+mod locks;
+mod node;
+mod registration;
+mod repair;
+mod serve;
+mod snapshots;
+mod store;
+mod volumes;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Response, Status};
+
+use crate::host::images::Images;
+use crate::host::{self, HostError};
+use crate::model::Millis;
+use errors::Failure;
+use locks::{Key, Locks};
+use store::{Id, Store, StoreError};
+
+pub use config::{Config, ConfigError, DEFAULT_FILE, Flags};
+pub use serve::{Ending, RunError, run};
+
+/// Does the work of a child process of this program, if this process was started as one. To be called before anything else.
+pub fn as_child() -> Option<ExitCode> {
+    host::as_child().or_else(host::images::as_keeper)
+}
+
+/// What all services share.
+#[derive(Debug, Clone)]
+struct Driver {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    store: Store,
+    images: Images,
+    locks: Locks,
+    /// The number of the loop device that a volume had last: only where to look first. A std mutex: held for a look-up only.
+    devices: Mutex<BTreeMap<Id, u32>>,
+    /// Calls that change something.
+    calls: TaskTracker,
+    /// Ends the driver: a call that panicked left nobody knows what.
+    broken: CancellationToken,
+}
+
+/// The driver cannot work with its directory.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// What is in it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The kernel.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+impl Driver {
+    /// Takes the directory, and puts in order what a crash left in it.
+    async fn open(config: Config) -> Result<Self, OpenError> {
+        Store::prepare(&config.dir, config.name.as_str())?;
+        let images = Images::open(&config.dir).await?;
+        let store = Store::load(&config.dir, boot()?)?;
+        let inner = Inner {
+            config,
+            store,
+            images,
+            locks: Locks::default(),
+            devices: Mutex::default(),
+            calls: TaskTracker::new(),
+            broken: CancellationToken::new(),
+        };
+        let driver = Self { inner: Arc::new(inner) };
+        driver.repair().await;
+        Ok(driver)
+    }
+
+    fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    fn images(&self) -> &Images {
+        &self.inner.images
+    }
+
+    /// Does something to its end, though the caller may give up, with the locks of what it is about.
+    async fn operate<T, F>(&self, keys: Vec<Key>, work: impl FnOnce(Self) -> F) -> Result<Response<T>, Status>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Failure>> + Send + 'static,
+    {
+        let lock = self.inner.locks.take(keys).await?;
+        let work = work(self.clone());
+        let task = self.inner.calls.spawn(async move {
+            let done = work.await;
+            drop(lock);
+            done
+        });
+        match task.await {
+            Ok(done) => Ok(Response::new(done?)),
+            Err(join) => {
+                self.inner.broken.cancel();
+                Err(Status::internal(format!("the call broke: {join}")))
+            }
+        }
+    }
+}
+
+/// The boot that this is.
+fn boot() -> Result<String, StoreError> {
+    const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+    read_line(Path::new(BOOT))
+}
+
+/// A new UUID.
+fn uuid() -> Result<String, StoreError> {
+    read_line(Path::new("/proc/sys/kernel/random/uuid"))
+}
+
+fn read_line(path: &Path) -> Result<String, StoreError> {
+    let text = std::fs::read_to_string(path).map_err(|e| StoreError::io("read", path, e))?;
+    Ok(text.trim().to_owned())
+}
+
+/// The time of day.
+fn now() -> Millis {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
+}

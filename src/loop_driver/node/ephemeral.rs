@@ -1,0 +1,102 @@
+//! Inline volumes: made when they are published, mounted at the target itself, and gone with it (csi.md 2.10).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tracing::info;
+
+use crate::desired::quantity;
+use crate::execute::fault;
+use crate::host::images::Allocation;
+use crate::loop_driver::Driver;
+use crate::loop_driver::ask::{self, Access, Capability};
+use crate::loop_driver::errors::Failure;
+use crate::loop_driver::store::{Content, Id};
+use crate::loop_driver::volumes::{Wanted, Wish};
+use crate::proto::csi;
+
+/// Reads what an inline volume is to be from the attributes of the pod's volume.
+pub(super) fn wish(
+    id: &Id,
+    capability: &Capability,
+    attributes: &BTreeMap<String, String>,
+) -> Result<Wish, Failure> {
+    let Access::Mount { fs_type, .. } = &capability.access else {
+        return Err(Failure::Invalid("an inline volume is a file system".to_owned()));
+    };
+    let (mut bytes, mut named, mut allocation) = (None, None, None);
+    for (key, value) in attributes {
+        match key.as_str() {
+            "size" => {
+                let size = quantity::bytes(value).map_err(|e| Failure::Invalid(format!("size: {e}")))?;
+                bytes = Some(i64::try_from(size).unwrap_or(i64::MAX));
+            }
+            "fsType" => named = ask::fs_type(value)?,
+            "allocation" if value == "thin" => allocation = Some(Allocation::Thin),
+            "allocation" if value == "thick" => allocation = Some(Allocation::Thick),
+            other if other.starts_with("csi.storage.k8s.io/") => {}
+            other => {
+                let known = "size, fsType and allocation (thin or thick)";
+                return Err(Failure::Invalid(format!(
+                    "the volume attribute {other}={value}: there are {known}"
+                )));
+            }
+        }
+    }
+    let range = bytes.map(|required_bytes| csi::CapacityRange { required_bytes, limit_bytes: 0 });
+    Ok(Wish {
+        id: id.clone(),
+        name: id.to_string(),
+        range,
+        content: Wanted::FileSystem(fs_type.or(named)),
+        allocation,
+        source: None,
+        ephemeral: true,
+    })
+}
+
+impl Driver {
+    /// Makes an inline volume and publishes it. Its lock is held.
+    pub(super) async fn publish_ephemeral(
+        &self,
+        wish: Wish,
+        target: &Path,
+        capability: &Capability,
+        read_only: bool,
+    ) -> Result<(), Failure> {
+        let id = wish.id.clone();
+        if self.store().volumes.get(&id).is_some_and(|found| !found.ephemeral) {
+            return Err(Failure::Exists(format!("the volume {id} is there, and is no pod's own")));
+        }
+        let target = self.target(target).await?;
+        let volume = self.make_volume(wish).await?;
+        let Content::FileSystem(fs_type) = volume.content else {
+            return Err(Failure::Lost(format!("the volume {id} has no file system")));
+        };
+        let place = self.place(&id).await?;
+        let mut usage = self.store().usage(&id).await;
+        let asked = capability.asked(read_only);
+        if self.is_published(&place, &usage, &target, &asked).await? {
+            return Ok(());
+        }
+        if let Some(at) = place.elsewhere(&target) {
+            return Err(Failure::Precondition(format!("it is published at {}", at.display())));
+        }
+        usage.targets.insert(target.clone(), asked.clone());
+        self.store().set_usage(&id, &usage).await?;
+        fault::reached("ephemeral:intent");
+        self.images().make_target(&target).await?;
+        let access = match &capability.access {
+            // Nobody can write to it, so nobody's group matters.
+            Access::Mount { fs_type, flags, group: _ } if asked.read_only => {
+                let flags = flags.iter().cloned().chain(["ro".to_owned()]).collect();
+                Access::Mount { fs_type: *fs_type, flags, group: None }
+            }
+            access => access.clone(),
+        };
+        self.mount_volume(volume, fs_type, &place, &target, &access).await?;
+        fault::reached("ephemeral:outcome");
+        info!(volume = %id, target = %target.display(), "published a pod's own volume");
+        Ok(())
+    }
+}

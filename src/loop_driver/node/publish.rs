@@ -1,0 +1,156 @@
+//! Publishing: the staged volume shown at a pod's path. Unpublishing: unmounted, and what was made there removed.
+
+use std::path::{Path, PathBuf};
+
+use tracing::info;
+
+use super::place::Place;
+use super::stage::{check_access, unknown};
+use crate::execute::fault;
+use crate::host::images::Shown;
+use crate::loop_driver::Driver;
+use crate::loop_driver::ask::Capability;
+use crate::loop_driver::errors::Failure;
+use crate::loop_driver::store::{Asked, Content, Id, Use};
+use crate::proto::csi::volume_capability::access_mode::Mode;
+
+impl Driver {
+    /// Publishes a staged volume. Its lock is held.
+    pub(super) async fn publish(
+        &self,
+        id: &Id,
+        staging: &Path,
+        target: &Path,
+        capability: &Capability,
+        read_only: bool,
+    ) -> Result<(), Failure> {
+        let volume = self.volume(Some(id), id.as_str())?;
+        check_access(&volume, &capability.access)?;
+        let place = self.place_as_before(id).await?;
+        let staging = self.directory(staging).await?;
+        let mut usage = self.store().usage(id).await;
+        let staged = match volume.content {
+            Content::Block => !place.devices.is_empty() && usage.staging.is_some(),
+            Content::FileSystem(_) => place.at(&staging).is_some(),
+        };
+        if !staged {
+            let problem = format!("the volume {id} is not staged at {}", staging.display());
+            return Err(Failure::Precondition(problem));
+        }
+        let target = self.target(target).await?;
+        let asked = capability.asked(read_only);
+        if self.is_published(&place, &usage, &target, &asked).await? {
+            return Ok(());
+        }
+        check_sharing(&usage, &place, &staging, &target, capability.mode)?;
+        usage.targets.insert(target.clone(), asked.clone());
+        self.store().set_usage(id, &usage).await?;
+        fault::reached("publish:intent");
+        let shown = if asked.read_only { Shown::ReadOnly } else { Shown::Writable };
+        match volume.content {
+            Content::Block => {
+                let device = place.devices.first().ok_or_else(|| Failure::no_volume(id.as_str()))?;
+                self.images().bind_device(device.number(), &target, shown).await?;
+            }
+            Content::FileSystem(_) => {
+                self.images().make_target(&target).await?;
+                fault::reached("publish:target");
+                self.images().bind(&staging, &target, shown).await?;
+            }
+        }
+        fault::reached("publish:outcome");
+        info!(volume = %id, target = %target.display(), ?shown, "published");
+        Ok(())
+    }
+
+    /// Returns whether a volume is shown at a target as it is asked for.
+    ///
+    /// # Errors
+    /// `Exists`: it is shown there in another way; `Precondition`: something else is.
+    pub(super) async fn is_published(
+        &self,
+        place: &Place,
+        usage: &Use,
+        target: &Path,
+        asked: &Asked,
+    ) -> Result<bool, Failure> {
+        let Some(there) = self.images().mount_at(target).await? else { return Ok(false) };
+        if place.at(target).is_none_or(|ours| ours.id != there.id) {
+            let problem = format!("{} is mounted at {}", there.source, target.display());
+            return Err(Failure::Precondition(problem));
+        }
+        let before = usage.targets.get(target).cloned();
+        // The whole file system may be read-only though the publication is not.
+        let before = before.unwrap_or_else(|| unknown(asked.block, there.read_only));
+        if before.read_only != asked.read_only || (before.mode != 0 && before.mode != asked.mode) {
+            let problem = format!("it is published at {} with another capability", target.display());
+            return Err(Failure::Exists(problem));
+        }
+        Ok(true)
+    }
+
+    /// Unpublishes a volume. Its lock is held.
+    pub(super) async fn unpublish(&self, id: &Id, given: &Path) -> Result<(), Failure> {
+        let target = self.target_if_any(given).await?;
+        let volume = self.store().volumes.get(id);
+        if let Some(target) = &target {
+            if let Some(there) = self.images().mount_at(target).await? {
+                let place = self.place_as_before(id).await?;
+                if place.at(target).is_none_or(|ours| ours.id != there.id) {
+                    let problem =
+                        format!("{} is mounted at {}, not the volume {id}", there.source, target.display());
+                    return Err(Failure::Precondition(problem));
+                }
+                self.images().unmount(&there).await?;
+                fault::reached("unpublish:unmount");
+                info!(volume = %id, target = %target.display(), "unpublished");
+            }
+            if volume.is_some() || self.images().real_directory(target).await?.is_some() {
+                self.images().remove_target(target).await?;
+            }
+            fault::reached("unpublish:target");
+        }
+        let Some(volume) = volume else { return Ok(()) };
+        if volume.ephemeral {
+            return self.discard_volume(id).await;
+        }
+        let mut usage = self.store().usage(id).await;
+        if usage.targets.remove(target.as_deref().unwrap_or(given)).is_some() {
+            self.store().set_usage(id, &usage).await?;
+        }
+        Ok(())
+    }
+
+    /// Finds the real path of a target, which need not be there; its parent has to be.
+    pub(super) async fn target(&self, given: &Path) -> Result<PathBuf, Failure> {
+        let parent = given.parent().unwrap_or(Path::new("/"));
+        let found = self.target_if_any(given).await?;
+        found.ok_or_else(|| Failure::Precondition(format!("there is no directory {}", parent.display())))
+    }
+
+    async fn target_if_any(&self, given: &Path) -> Result<Option<PathBuf>, Failure> {
+        let parent = self.images().real_directory(given.parent().unwrap_or(Path::new("/"))).await?;
+        Ok(parent.zip(given.file_name()).map(|(parent, name)| parent.join(name)))
+    }
+}
+
+/// Refuses a second target where the access mode has one (csi.md 2.7, "Second NodePublish").
+fn check_sharing(
+    usage: &Use,
+    place: &Place,
+    staging: &Path,
+    target: &Path,
+    mode: Mode,
+) -> Result<(), Failure> {
+    let shown = place.mounts.iter().chain(&place.binds).map(|mount| mount.point.as_path());
+    let Some(other) = shown.into_iter().find(|at| *at != staging && *at != target) else { return Ok(()) };
+    let single = |mode: i32| mode == i32::from(Mode::SingleNodeSingleWriter);
+    let before = usage.targets.get(other).is_some_and(|before| single(before.mode));
+    if before || single(i32::from(mode)) {
+        return Err(Failure::Precondition(format!(
+            "it is published at {}, and SINGLE_NODE_SINGLE_WRITER has one target",
+            other.display()
+        )));
+    }
+    Ok(())
+}

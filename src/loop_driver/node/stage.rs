@@ -1,0 +1,250 @@
+//! Staging: the image attached, and its file system mounted. Unstaging: the reverse, never lazily.
+
+use std::path::{Path, PathBuf};
+
+use tracing::{info, warn};
+
+use super::place::Place;
+use crate::execute::fault;
+use crate::host::images::{Allocation, FsType, Going, Grown, Shown};
+use crate::loop_driver::Driver;
+use crate::loop_driver::ask::{Access, Capability};
+use crate::loop_driver::errors::Failure;
+use crate::loop_driver::store::{Asked, Content, Id, Volume};
+
+impl Driver {
+    /// Stages a volume. Its lock is held.
+    pub(super) async fn stage(&self, id: &Id, given: &Path, capability: &Capability) -> Result<(), Failure> {
+        let volume = self.volume(Some(id), id.as_str())?;
+        check_access(&volume, &capability.access)?;
+        let path = self.directory(given).await?;
+        let place = self.place(id).await?;
+        let asked = capability.asked(false);
+        let mut usage = self.store().usage(id).await;
+        if let Some((at, before)) = &usage.staging
+            && self.is_staged(&volume, at, &place).await?
+        {
+            if *at != path {
+                return Err(Failure::Precondition(format!("the volume {id} is staged at {}", at.display())));
+            }
+            if before.block != asked.block || before.flags != asked.flags || before.group != asked.group {
+                return Err(Failure::Exists(format!(
+                    "the volume {id} is staged there with another capability"
+                )));
+            }
+            return Ok(());
+        }
+        if let Some(at) = place.elsewhere(&path) {
+            let was_here = usage.staging.as_ref().is_some_and(|(at, before)| *at == path && *before == asked);
+            if let Some(mount) = place.mounts.iter().find(|mount| !mount.read_only).filter(|_| was_here) {
+                // Somebody unmounted it under its publications, which still have it.
+                self.images().bind(&mount.point, &path, Shown::Writable).await?;
+                info!(volume = %id, path = %path.display(), "staged again");
+                return Ok(());
+            }
+            return Err(Failure::Precondition(format!("the volume {id} is mounted at {}", at.display())));
+        }
+        usage.staging = Some((path.clone(), asked));
+        self.store().set_usage(id, &usage).await?;
+        fault::reached("stage:intent");
+        match volume.content {
+            Content::Block => self.attach_block(&volume, &place).await?,
+            Content::FileSystem(fs_type) => {
+                self.mount_volume(volume, fs_type, &place, &path, &capability.access).await?;
+            }
+        }
+        fault::reached("stage:outcome");
+        info!(volume = %id, path = %path.display(), "staged");
+        Ok(())
+    }
+
+    /// Returns whether a volume is staged where it was written down.
+    async fn is_staged(&self, volume: &Volume, at: &Path, place: &Place) -> Result<bool, Failure> {
+        match volume.content {
+            Content::Block => Ok(place.devices.iter().any(|device| device.going() == Going::WhenTold)),
+            Content::FileSystem(_) => {
+                let there = self.images().mount_at(at).await?;
+                Ok(there.is_some_and(|mount| place.at(at).is_some_and(|ours| ours.id == mount.id)))
+            }
+        }
+    }
+
+    /// Attaches a block volume's image, if it is not yet.
+    async fn attach_block(&self, volume: &Volume, place: &Place) -> Result<(), Failure> {
+        if let Some(device) = place.devices.iter().find(|device| device.going() == Going::WithItsMount) {
+            let node = device.node();
+            return Err(Failure::Precondition(format!("somebody else has the image, by {}", node.display())));
+        }
+        if place.devices.is_empty() {
+            let image = self.store().volume_image(&volume.id);
+            self.allocate(volume).await?;
+            let device = self.images().attach(&image, volume.id.as_str(), Going::WhenTold).await?;
+            self.has_device(&volume.id, device.number());
+        }
+        Ok(())
+    }
+
+    /// Gives a thick image the blocks back that its user discarded. (`promised` has kept room for them.)
+    async fn allocate(&self, volume: &Volume) -> Result<(), Failure> {
+        if volume.allocation == Allocation::Thick {
+            self.images().allocate(&self.store().volume_image(&volume.id)).await?;
+        }
+        Ok(())
+    }
+
+    /// Attaches a volume's image, mounts its file system and lets it fill the image.
+    pub(super) async fn mount_volume(
+        &self,
+        mut volume: Volume,
+        fs_type: FsType,
+        place: &Place,
+        at: &Path,
+        access: &Access,
+    ) -> Result<(), Failure> {
+        if let Some(there) = self.images().mount_at(at).await? {
+            let problem = format!("{} is mounted at {} already", there.source, at.display());
+            return Err(Failure::Precondition(problem));
+        }
+        let image = self.store().volume_image(&volume.id);
+        if self.images().look(&image).await?.is_none_or(|file| file.length < volume.bytes) {
+            let problem = format!("the image of the volume {} is gone or too short", volume.id);
+            return Err(Failure::Lost(problem));
+        }
+        if let Some(device) = place.devices.first() {
+            let node = device.node();
+            return Err(Failure::Precondition(format!("somebody else has the image, by {}", node.display())));
+        }
+        // Offline it needs no capability.
+        if fs_type == FsType::Ext4 && volume.grown < volume.bytes {
+            self.images().grow_unmounted_ext4(&image).await?;
+            volume.grown = volume.bytes;
+            self.store().volumes.put(volume.clone()).await?;
+        }
+        self.allocate(&volume).await?;
+        let device = self.images().attach(&image, volume.id.as_str(), Going::WithItsMount).await?;
+        self.has_device(&volume.id, device.number());
+        fault::reached("stage:attach");
+        let (options, group) = match access {
+            Access::Mount { flags, group, .. } => (options(flags, volume.allocation), *group),
+            Access::Block => (Vec::new(), None),
+        };
+        self.images().mount(&device, fs_type, &options, at).await?;
+        fault::reached("stage:mount");
+        if volume.grown < volume.bytes
+            && self.images().grow_mounted(fs_type, &device.node(), at).await? == Grown::Whole
+        {
+            volume.grown = volume.bytes;
+            self.store().volumes.put(volume.clone()).await?;
+        }
+        if let Some(group) = group {
+            self.images().give_to_group(at, group, &self.progress(volume.id)).await?;
+        }
+        Ok(())
+    }
+
+    /// Unstages a volume. Its lock is held.
+    pub(super) async fn unstage(&self, id: &Id, given: &Path) -> Result<(), Failure> {
+        let Some(path) = self.images().real_directory(given).await? else {
+            return self.forget_staging(id, given).await;
+        };
+        let there = self.images().mount_at(&path).await?;
+        if self.store().volumes.get(id).is_none() {
+            // Of a volume that nobody knows nothing can be staged but what is somebody else's.
+            return if there.is_none() { Ok(()) } else { Err(Failure::no_volume(id.as_str())) };
+        }
+        let place = self.place_as_before(id).await?;
+        if let Some(there) = there {
+            if place.at(&path).is_none_or(|ours| ours.id != there.id) {
+                let problem =
+                    format!("{} is mounted at {}, not the volume {id}", there.source, path.display());
+                return Err(Failure::Precondition(problem));
+            }
+            if let Some(at) = place.elsewhere(&path) {
+                return Err(Failure::Precondition(format!("it is still published at {}", at.display())));
+            }
+            self.images().unmount(&there).await?;
+            fault::reached("unstage:unmount");
+            info!(volume = %id, path = %path.display(), "unstaged");
+        }
+        self.forget_staging(id, &path).await
+    }
+
+    /// Lets a block volume's device go and forgets where the volume was staged.
+    async fn forget_staging(&self, id: &Id, path: &Path) -> Result<(), Failure> {
+        let Some(volume) = self.store().volumes.get(id) else { return Ok(()) };
+        let mut usage = self.store().usage(id).await;
+        if usage.staging.as_ref().is_some_and(|(at, _)| at != path) {
+            // Staged elsewhere: there is nothing of it here.
+            return Ok(());
+        }
+        if volume.content == Content::Block {
+            let place = self.place_as_before(id).await?;
+            if let Some(at) = place.elsewhere(Path::new("")) {
+                return Err(Failure::Precondition(format!("it is still published at {}", at.display())));
+            }
+            for device in place.devices.iter().filter(|device| device.going() == Going::WhenTold) {
+                self.images().detach(device).await?;
+                info!(volume = %id, device = %device.node().display(), "unstaged");
+            }
+        }
+        if usage.staging.take().is_some() {
+            self.store().set_usage(id, &usage).await?;
+        }
+        Ok(())
+    }
+
+    /// Finds the directory that the caller has to have made.
+    pub(super) async fn directory(&self, given: &Path) -> Result<PathBuf, Failure> {
+        let found = self.images().real_directory(given).await?;
+        found.ok_or_else(|| Failure::Precondition(format!("there is no directory {}", given.display())))
+    }
+}
+
+/// Refuses what a volume was not made for.
+pub(super) fn check_access(volume: &Volume, access: &Access) -> Result<(), Failure> {
+    match (volume.content, access) {
+        (Content::Block, Access::Block) | (Content::FileSystem(_), Access::Mount { fs_type: None, .. }) => {
+            Ok(())
+        }
+        (Content::FileSystem(found), Access::Mount { fs_type: Some(wanted), .. }) if found == *wanted => {
+            Ok(())
+        }
+        (Content::FileSystem(found), Access::Mount { .. }) => {
+            Err(Failure::Invalid(format!("the volume {} has the file system {}", volume.id, found.name())))
+        }
+        (Content::Block, Access::Mount { .. }) => {
+            Err(Failure::Invalid(format!("the volume {} is a block device", volume.id)))
+        }
+        (Content::FileSystem(_), Access::Block) => {
+            Err(Failure::Invalid(format!("the volume {} has a file system", volume.id)))
+        }
+    }
+}
+
+/// The options of a mount. What is deleted in a thin volume is given back to the host, in a thick one it is not.
+fn options(flags: &[String], allocation: Allocation) -> Vec<String> {
+    let mut options = flags.to_vec();
+    let said = |option: &str| option == "nodiscard" || option == "discard" || option.starts_with("discard=");
+    if !flags.iter().flat_map(|flag| flag.split(',')).any(said) {
+        options.push(match allocation {
+            Allocation::Thin => "discard".to_owned(),
+            Allocation::Thick => "nodiscard".to_owned(),
+        });
+    }
+    options
+}
+
+/// Says that growth waits for the next staging.
+pub(super) fn needs_sys_resource(id: &Id) -> Failure {
+    warn!(volume = %id, "ext4 grows online only with CAP_SYS_RESOURCE");
+    Failure::Precondition(format!(
+        "the volume {id} and its device are larger, but its ext4 cannot be grown while it is mounted: the kernel asks for \
+         CAP_SYS_RESOURCE, which this driver does not have here (EXT4_IOC_RESIZE_FS: EPERM). Give it the capability, or \
+         unpublish and unstage the volume: it grows when it is staged again. xfs and btrfs need no capability"
+    ))
+}
+
+/// What is kept of a publication that nobody wrote down.
+pub(super) fn unknown(block: bool, read_only: bool) -> Asked {
+    Asked { mode: 0, block, read_only, flags: Vec::new(), group: None }
+}

@@ -1,0 +1,219 @@
+//! Copies of volumes at one moment, and the snapshots that are made of them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use tracing::{info, warn};
+
+use super::errors::Failure;
+use super::store::{FILES, Group, Id, Snapshot, State, VERSION, Volume};
+use super::{Driver, now};
+use crate::execute::fault;
+use crate::host::Progress;
+use crate::host::images::{Allocation, Copied};
+use crate::model::Millis;
+
+/// What a copy became: shared or whole, and how many bytes were there of the volume.
+type Copy = (Copied, u64);
+
+impl Driver {
+    /// Hears how far a copy for this volume or snapshot got.
+    pub(super) fn progress(&self, id: Id) -> Progress {
+        Progress::new(move |how_far| info!(%id, "{how_far}"))
+    }
+
+    /// Copies a volume's image as it is at one moment.
+    pub(super) async fn copy_of_one(&self, volume: &Id, to: &Path) -> Result<Copy, Failure> {
+        let (copies, _moment) = self.copy_at_once(vec![(volume.clone(), to.to_owned())]).await?;
+        copies.into_iter().next().ok_or_else(|| Failure::Lost("nothing was copied".to_owned()))
+    }
+
+    /// Copies the images of volumes as they all are at one moment, which is returned too. Their locks are held.
+    ///
+    /// File systems that are mounted are frozen meanwhile; what was written to block devices through the page cache is
+    /// written out before.
+    async fn copy_at_once(&self, copies: Vec<(Id, PathBuf)>) -> Result<(Vec<Copy>, Millis), Failure> {
+        let (mut mounted, mut images) = (Vec::new(), Vec::new());
+        for (volume, to) in copies {
+            let place = self.place(&volume).await?;
+            mounted
+                .extend(place.mounts.iter().find(|mount| !mount.read_only).map(|mount| mount.point.clone()));
+            if place.mounts.is_empty() {
+                for device in &place.devices {
+                    self.images().flush(device).await?;
+                }
+            }
+            images.push((volume.clone(), self.store().volume_image(&volume), to));
+        }
+        let mut room = self.room(Allocation::Thick).await?;
+        let frozen = match mounted.as_slice() {
+            [] => None,
+            mounted => Some(self.images().freeze(mounted, self.config().freeze_limit).await?),
+        };
+        let moment = now();
+        fault::reached("snapshot:frozen");
+        let mut done = Vec::new();
+        for (volume, from, to) in &images {
+            let progress = self.progress(volume.clone());
+            match self.images().copy(from, to, room, &progress).await {
+                Ok(copied) => {
+                    done.push(copied);
+                    let taken = self.images().allocated(vec![to.clone()]).await?;
+                    room = room.saturating_sub(taken.iter().sum());
+                }
+                Err(error) => {
+                    if let Some(frozen) = frozen {
+                        // What it was frozen for failed already: that is what is told.
+                        let _thawed = frozen.thaw().await;
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        if let Some(frozen) = frozen {
+            frozen.thaw().await?;
+        }
+        let allocated =
+            self.images().allocated(images.into_iter().map(|(_, from, _)| from).collect()).await?;
+        Ok((done.into_iter().zip(allocated).collect(), moment))
+    }
+
+    /// Takes snapshots of volumes at one moment. All locks are held, and no such snapshot is there.
+    ///
+    /// # Errors
+    /// None of them was taken.
+    pub(super) async fn take_snapshots(&self, wanted: Vec<Snapshot>) -> Result<Vec<Snapshot>, Failure> {
+        for snapshot in &wanted {
+            self.store().snapshots.put(snapshot.clone()).await?;
+        }
+        fault::reached("snapshot:intent");
+        let copies = wanted.iter().map(|one| (one.volume.clone(), self.store().snapshot_image(&one.id)));
+        let taken = match self.copy_at_once(copies.collect()).await {
+            Ok((copies, moment)) => {
+                fault::reached("snapshot:image");
+                self.keep(&wanted, &copies, moment).await
+            }
+            Err(failure) => Err(failure),
+        };
+        if taken.is_err() {
+            for snapshot in &wanted {
+                if let Err(also) = self.discard_snapshot(&snapshot.id).await {
+                    warn!(snapshot = %snapshot.id, "what was made of a snapshot that failed stays until it is tried again: {also}");
+                }
+            }
+        }
+        taken
+    }
+
+    async fn keep(
+        &self,
+        wanted: &[Snapshot],
+        copies: &[Copy],
+        moment: Millis,
+    ) -> Result<Vec<Snapshot>, Failure> {
+        let mut taken = Vec::new();
+        for (snapshot, (copied, allocated)) in wanted.iter().zip(copies) {
+            let mut snapshot = snapshot.clone();
+            snapshot.state = State::Ready;
+            snapshot.created = moment;
+            snapshot.shared = if *copied == Copied::Shared { *allocated } else { 0 };
+            self.store().snapshots.put(snapshot.clone()).await?;
+            info!(snapshot = %snapshot.id, volume = %snapshot.volume, ?copied, "snapshot taken");
+            taken.push(snapshot);
+        }
+        fault::reached("snapshot:outcome");
+        Ok(taken)
+    }
+
+    /// Removes a snapshot; one that is not there is fine. Its lock is held.
+    pub(super) async fn discard_snapshot(&self, id: &Id) -> Result<(), Failure> {
+        let Some(mut snapshot) = self.store().snapshots.get(id) else { return Ok(()) };
+        let image = self.store().snapshot_image(id);
+        if let Some(file) = self.images().look(&image).await?
+            && let Some(device) = self.images().attached(&image, file.id).await?.first()
+        {
+            let node = device.node();
+            return Err(Failure::Precondition(format!("the snapshot {id} is in use by {}", node.display())));
+        }
+        if snapshot.state == State::Ready {
+            snapshot.state = State::Deleting;
+            self.store().snapshots.put(snapshot).await?;
+            fault::reached("delete-snapshot:intent");
+        }
+        self.store().snapshots.remove(id, FILES).await?;
+        info!(snapshot = %id, "snapshot deleted");
+        Ok(())
+    }
+
+    /// Removes a group and its snapshots; one that is not there is fine. Its lock and theirs are held.
+    pub(super) async fn discard_group(&self, id: &Id) -> Result<(), Failure> {
+        let Some(mut group) = self.store().groups.get(id) else { return Ok(()) };
+        if group.state == State::Ready {
+            group.state = State::Deleting;
+            self.store().groups.put(group.clone()).await?;
+            fault::reached("delete-group:intent");
+        }
+        for snapshot in group.members.values() {
+            self.discard_snapshot(snapshot).await?;
+        }
+        self.store().groups.remove(id, FILES).await?;
+        info!(group = %id, "group snapshot deleted");
+        Ok(())
+    }
+
+    /// Takes a group of snapshots. All locks are held, and no such group is there.
+    pub(super) async fn take_group(
+        &self,
+        id: Id,
+        name: String,
+        volumes: &[Volume],
+    ) -> Result<Group, Failure> {
+        let mut wanted = Vec::new();
+        let mut members = BTreeMap::new();
+        for volume in volumes {
+            let name = member_name(&id, &volume.id);
+            let snapshot = new_snapshot(Id::of_name(&name), name, volume, Some(id.clone()));
+            members.insert(volume.id.clone(), snapshot.id.clone());
+            wanted.push(snapshot);
+        }
+        let mut group =
+            Group { version: VERSION, id: id.clone(), name, state: State::Creating, members, created: now() };
+        // Before its members: a member without its group could not be removed by anybody.
+        self.store().groups.put(group.clone()).await?;
+        fault::reached("group:intent");
+        let taken = match self.take_snapshots(wanted).await {
+            Ok(taken) => taken,
+            Err(failure) => {
+                self.discard_group(&id).await?;
+                return Err(failure);
+            }
+        };
+        group.created = taken.first().map_or(group.created, |one| one.created);
+        group.state = State::Ready;
+        self.store().groups.put(group.clone()).await?;
+        fault::reached("group:outcome");
+        Ok(group)
+    }
+}
+
+/// The name of a group's snapshot of a volume. `:` is in no id, so nobody can give a snapshot of his own its id.
+pub(super) fn member_name(group: &Id, volume: &Id) -> String {
+    format!("{group}:{volume}")
+}
+
+/// Begins a snapshot of a volume.
+pub(super) fn new_snapshot(id: Id, name: String, volume: &Volume, group: Option<Id>) -> Snapshot {
+    Snapshot {
+        version: VERSION,
+        id,
+        name,
+        state: State::Creating,
+        volume: volume.id.clone(),
+        bytes: volume.bytes,
+        grown: volume.grown,
+        content: volume.content,
+        group,
+        shared: 0,
+        created: now(),
+    }
+}

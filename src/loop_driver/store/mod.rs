@@ -1,0 +1,148 @@
+//! The driver's directory: what is in it, and that all of it is ours.
+
+mod directory;
+mod meta;
+mod shelf;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub(super) use meta::{
+    Asked, Content, Group, Id, Snapshot, Source, State, Use, VERSION, Volume, VolumeState,
+};
+pub(super) use shelf::{Entry, Shelf};
+use shelf::{META, blocking, replace};
+
+/// The name of an image in the directory of its volume or snapshot.
+pub(super) const IMAGE: &str = "image";
+
+/// The name of the file with what a volume is used for.
+const USE: &str = "use.json";
+
+/// Everything of ours that can be in the directory of an entry, the meta data last.
+pub(super) const FILES: &[&str] = &[IMAGE, USE, META];
+
+/// The directory, read.
+#[derive(Debug)]
+pub(super) struct Store {
+    directory: PathBuf,
+    boot: String,
+    /// `volumes/`
+    pub volumes: Shelf<Volume>,
+    /// `snapshots/`
+    pub snapshots: Shelf<Snapshot>,
+    /// `groups/`
+    pub groups: Shelf<Group>,
+}
+
+/// The directory cannot be used, or not all of it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The kernel refused.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// "write", "sync", ...
+        doing: &'static str,
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something that this driver did not make is in its directory.
+    #[error(
+        "{} was not made by this driver, and its directory may be shared with nothing else; move it away, or give another --dir",
+        path.display()
+    )]
+    Foreign {
+        /// What.
+        path: PathBuf,
+    },
+    /// Another driver's directory.
+    #[error("{} belongs to the driver {owner}; give --name {owner}, or another --dir", path.display())]
+    OfAnother {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: String,
+    },
+    /// A file of ours cannot be understood.
+    #[error("{} is damaged: {problem}; restore it, or move the directory that it is in away", path.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl StoreError {
+    pub(super) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { doing, path: path.to_owned(), source }
+    }
+}
+
+impl Store {
+    /// Makes the directory where it is missing; anything in it that is not ours is refused. To be called before `lock` is
+    /// made in it.
+    ///
+    /// # Errors
+    /// `Foreign`, `OfAnother`, `Io`: nothing of others was touched.
+    pub(super) fn prepare(directory: &Path, driver: &str) -> Result<(), StoreError> {
+        directory::prepare(directory, driver)
+    }
+
+    /// Reads everything. The directory was prepared, and is locked.
+    ///
+    /// # Errors
+    /// `Damaged`, `Foreign`, `Io`: a driver that does not know what it has must not make more of it.
+    pub(super) fn load(directory: &Path, boot: String) -> Result<Self, StoreError> {
+        Ok(Self {
+            volumes: Shelf::new(directory, directory::read_shelf(directory)?),
+            snapshots: Shelf::new(directory, directory::read_shelf(directory)?),
+            groups: Shelf::new(directory, directory::read_shelf(directory)?),
+            directory: directory.to_owned(),
+            boot,
+        })
+    }
+
+    /// Returns the directory.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Returns where the image of a volume is.
+    pub(super) fn volume_image(&self, id: &Id) -> PathBuf {
+        self.volumes.directory(id).join(IMAGE)
+    }
+
+    /// Returns where the image of a snapshot is.
+    pub(super) fn snapshot_image(&self, id: &Id) -> PathBuf {
+        self.snapshots.directory(id).join(IMAGE)
+    }
+
+    /// Reads what a volume is used for. What was written down in another boot is over; what cannot be read says nothing.
+    pub(super) async fn usage(&self, id: &Id) -> Use {
+        let path = self.volumes.directory(id).join(USE);
+        let from = path.clone();
+        let read = blocking("read", &path, move || {
+            std::fs::read(&from).map_err(|e| StoreError::io("read", &from, e))
+        });
+        let used: Option<Use> = read.await.ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let now = Use { boot: self.boot.clone(), staging: None, targets: BTreeMap::new() };
+        used.filter(|used| used.boot == self.boot).unwrap_or(now)
+    }
+
+    /// Writes down what a volume is used for.
+    ///
+    /// # Errors
+    /// What was written down before still holds.
+    pub(super) async fn set_usage(&self, id: &Id, usage: &Use) -> Result<(), StoreError> {
+        let path = self.volumes.directory(id).join(USE);
+        let text = serde_json::to_vec_pretty(usage).map_err(|e| StoreError::io("write", &path, e.into()))?;
+        blocking("write", &path.clone(), move || replace(&path, &text, false)).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

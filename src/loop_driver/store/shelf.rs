@@ -1,0 +1,151 @@
+//! One kind of thing on disk: a directory for each, with `meta.json` in it. Memory never says more than the disk.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Id, StoreError};
+
+/// The file with what is known of an entry.
+pub(super) const META: &str = "meta.json";
+
+/// What a file that is being written ends in.
+pub(super) const TEMPORARY: &str = ".tmp";
+
+/// Something that has a directory of its own.
+pub(crate) trait Entry: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
+    /// The directory of all of them.
+    const SHELF: &'static str;
+
+    /// The name of its own directory.
+    fn id(&self) -> &Id;
+}
+
+/// All entries of a kind.
+#[derive(Debug)]
+pub(crate) struct Shelf<T> {
+    directory: PathBuf,
+    /// A std mutex: held for a look-up only.
+    entries: Mutex<BTreeMap<Id, T>>,
+}
+
+impl<T: Entry> Shelf<T> {
+    /// Takes what was read from the disk.
+    pub(super) fn new(store: &Path, entries: BTreeMap<Id, T>) -> Self {
+        Self { directory: store.join(T::SHELF), entries: Mutex::new(entries) }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<Id, T>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns an entry.
+    pub(crate) fn get(&self, id: &Id) -> Option<T> {
+        self.entries().get(id).cloned()
+    }
+
+    /// Returns all of them, ordered by id.
+    pub(crate) fn all(&self) -> Vec<T> {
+        self.entries().values().cloned().collect()
+    }
+
+    /// Returns the directory of an entry, which need not be there.
+    pub(crate) fn directory(&self, id: &Id) -> PathBuf {
+        self.directory.join(id.as_str())
+    }
+
+    /// Writes an entry down, its directory included, and syncs all of it.
+    ///
+    /// # Errors
+    /// What was written down before still holds, on disk and in memory.
+    pub(crate) async fn put(&self, entry: T) -> Result<(), StoreError> {
+        let (directory, shelf) = (self.directory(entry.id()), self.directory.clone());
+        let text = serde_json::to_vec_pretty(&entry)
+            .map_err(|e| StoreError::io("write", &directory.join(META), e.into()))?;
+        blocking("write", &directory.clone(), move || {
+            match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
+                Ok(()) => sync(&shelf)?,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(StoreError::io("make", &directory, e)),
+            }
+            replace(&directory.join(META), &text, true)
+        })
+        .await?;
+        self.entries().insert(entry.id().clone(), entry);
+        Ok(())
+    }
+
+    /// Removes an entry's directory with these files of ours in it; what is gone already is fine.
+    ///
+    /// # Errors
+    /// Also when there is something else in it, which stays.
+    pub(crate) async fn remove(&self, id: &Id, files: &'static [&'static str]) -> Result<(), StoreError> {
+        let (directory, shelf) = (self.directory(id), self.directory.clone());
+        blocking("remove", &directory.clone(), move || remove(&directory, &shelf, files)).await?;
+        self.entries().remove(id);
+        Ok(())
+    }
+}
+
+/// Unlinks the files in this order, then the directory. `meta.json` is to be the last of them: as long as there is one, it says
+/// what the others are.
+pub(super) fn remove(directory: &Path, shelf: &Path, files: &[&str]) -> Result<(), StoreError> {
+    let gone = |path: &Path, done: io::Result<()>| match done {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done.map_err(|e| StoreError::io("remove", path, e)),
+    };
+    for name in files {
+        for name in [(*name).to_owned(), format!("{name}{TEMPORARY}")] {
+            let path = directory.join(name);
+            gone(&path, std::fs::remove_file(&path))?;
+        }
+    }
+    gone(directory, std::fs::remove_dir(directory))?;
+    sync(shelf)
+}
+
+/// Puts a file in the place of another: whole, or not at all.
+pub(super) fn replace(path: &Path, text: &[u8], durable: bool) -> Result<(), StoreError> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(TEMPORARY);
+    let temporary = PathBuf::from(temporary);
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&temporary).map_err(|e| StoreError::io("make", &temporary, e))?;
+    let written = file.write_all(text).and_then(|()| file.write_all(b"\n"));
+    written.map_err(|e| StoreError::io("write", &temporary, e))?;
+    if durable {
+        file.sync_all().map_err(|e| StoreError::io("sync", &temporary, e))?;
+    }
+    std::fs::rename(&temporary, path).map_err(|e| StoreError::io("replace", path, e))?;
+    match path.parent() {
+        Some(parent) if durable => sync(parent),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Syncs a directory: the names in it.
+pub(super) fn sync(directory: &Path) -> Result<(), StoreError> {
+    let synced = std::fs::File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(|e| StoreError::io("sync", directory, e))
+}
+
+/// Runs work on the disk in the blocking pool.
+pub(super) async fn blocking<T: Send + 'static>(
+    doing: &'static str,
+    path: &Path,
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(join) => match join.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(stopped) => Err(StoreError::io(doing, path, io::Error::other(stopped))),
+        },
+    }
+}
