@@ -44,7 +44,7 @@ impl As {
         self
     }
 
-    fn capability(&self) -> Option<csi::VolumeCapability> {
+    pub fn capability(&self) -> Option<csi::VolumeCapability> {
         use volume_capability::AccessType;
         let access = match self.fs_type {
             None => AccessType::Block(volume_capability::BlockVolume {}),
