@@ -16,6 +16,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -143,7 +144,12 @@ fn it_runs_beside_csi_driver_host_path() {
     for process in [foreign, own, volumed] {
         process.kill();
     }
-    let (_foreign, _own, _volumed) = (real.driver(&[]), bundled.start(true), host.volumed(&[]));
+    let (_foreign, _own) = (real.driver(&[]), bundled.start(true));
+    // A registrar that is refused ends, and here nobody would start it again: its driver has to be back first.
+    until("both serve again", || {
+        [real.socket(""), bundled.socket()].iter().all(|socket| UnixStream::connect(socket).is_ok())
+    });
+    let _volumed = host.volumed(&[]);
     host.wait(&["pod/a"]);
     host.wait(&["pod/b"]);
     assert_eq!(mount_ids(host), mounts, "a mount was touched");

@@ -6,6 +6,7 @@
     clippy::disallowed_methods,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
     reason = "a test: its helpers may fail loudly, look at paths and run tools"
 )]
 

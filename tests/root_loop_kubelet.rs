@@ -228,7 +228,7 @@ fn a_file_system_volume_lives_at_the_kubelet_s_paths() {
         kubelet.remove_mount_dir(target);
     }
     // `HasMountRefs`: only then it is unstaged.
-    assert_eq!(kubelet.host.mounts(), [global.clone()]);
+    assert_eq!(kubelet.host.mounts(), std::slice::from_ref(&global));
     kubelet.unstage(id, &global);
     assert_eq!(mode(&global), 0o750, "the directory is the kubelet's");
     kubelet.unstage(id, &global);
@@ -333,12 +333,13 @@ fn a_pod_s_own_volume_is_published_and_nothing_else() {
     for _ in 0..2 {
         kubelet.publish((&id, &attributes), None, &target, &used).unwrap();
     }
-    assert_eq!(kubelet.host.mounts(), [target.clone()], "a kubelet would not know of another");
+    assert_eq!(kubelet.host.mounts(), std::slice::from_ref(&target), "a kubelet would not know of another");
     fs::write(target.join("file"), "x").unwrap();
     assert_eq!(fs::metadata(target.join("file")).unwrap().gid(), 4711);
     assert!(kubelet.stats(&id, &target)[&Unit::Bytes] > 0);
     for _ in 0..2 {
         kubelet.unpublish(&id, &target);
+        assert!(!target.exists(), "a driver deletes the target that it made");
     }
     kubelet.remove_mount_dir(&target);
     kubelet.assert_nothing_left();
