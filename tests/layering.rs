@@ -34,10 +34,22 @@ const OURS: &[(&str, &[&str])] = &[
     ("health", &["error", "model", "proto", "host", "csi"]),
     ("control", &["error", "model", "proto"]),
     ("telemetry", &["error", "model"]),
-    // desired::quantity reads sizes as Kubernetes writes them; execute::fault is where tests let a process die.
+    // desired::quantity reads sizes as Kubernetes writes them; execute::fault is where tests let a process die; the driver's
+    // administration prints as volumectl does.
     (
         "loop_driver",
-        &["error", "model", "proto", "host", "record", "csi", "desired::quantity", "execute::fault"],
+        &[
+            "error",
+            "model",
+            "proto",
+            "host",
+            "record",
+            "csi",
+            "desired::quantity",
+            "execute::fault",
+            "control::render",
+            "control::yaml",
+        ],
     ),
     (
         "daemon",

@@ -221,11 +221,7 @@ pub fn drivers(answer: &api::ListDriversResponse, style: Style) -> String {
 }
 
 /// Returns the lines of a table: a symbol, cells padded to their column, the last one as long as it is.
-pub(super) fn table<'a>(
-    head: &[&str],
-    rows: impl Iterator<Item = (&'a str, Vec<String>)>,
-    style: Style,
-) -> String {
+pub fn table<'a>(head: &[&str], rows: impl Iterator<Item = (&'a str, Vec<String>)>, style: Style) -> String {
     let rows: Vec<(&str, Vec<String>)> =
         rows.map(|(state, cells)| (state, cells.iter().map(|cell| printable(cell)).collect())).collect();
     let width = |column: usize| {

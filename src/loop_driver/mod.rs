@@ -44,6 +44,7 @@
 //! does what needs the kernel. A call that changes something runs in a task of its own to its end, even when the caller gives
 //! up (`Driver::operate`), and holds the locks of what it is about (`locks`): a repeated call waits for it, or is told ABORTED.
 
+pub mod admin;
 mod ask;
 mod config;
 mod controller;
