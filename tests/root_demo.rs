@@ -1,0 +1,15 @@
+//! scripts/demo, which is the first thing that somebody new runs.
+
+#![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test: it runs a script and may panic")]
+
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn the_demo_does_all_it_says() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/demo");
+    let output = Command::new(script).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{:?}\n{stdout}\n{stderr}", output.status);
+    assert_eq!(stdout.lines().last(), Some("The demo did all it said."));
+}
