@@ -80,3 +80,24 @@ fn help_names_the_commands_the_flags_and_the_exit_codes() {
         assert!(stdout.contains(word), "{word}: {stdout}");
     }
 }
+
+#[test]
+fn the_manual_page_has_every_command_and_flag_of_the_help() {
+    let page = include_str!("../man/volumed-csi-loop.8").replace("\\-", "-");
+    let mut words = vec!["volume".to_owned(), "snapshot".to_owned()];
+    for command in [&[][..], &["volume"], &["snapshot"], &["volume", "create"], &["volume", "resize"]] {
+        let (_, help, _) = run(&[command, &["--help"]].concat());
+        let flags = help.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2);
+        words.extend(flags.map(|flag| flag.trim_end_matches(',').to_owned()));
+        let commands =
+            help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+        words.extend(commands.filter_map(|line| line.split_whitespace().next()).map(str::to_owned));
+    }
+    words.retain(|word| !matches!(word.as_str(), "help" | "--help" | "--version"));
+    for told in ["--from-snapshot", "--driver-socket", "resize", "--plugins-registry"] {
+        assert!(words.iter().any(|word| word == told), "the help has no {told}: {words:?}");
+    }
+    for word in words {
+        assert!(page.contains(&word), "the manual page has no {word}");
+    }
+}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # tests/systemd/run.sh [SCENARIO...]: volumed under a real systemd, each scenario in a box of its own (sdbox.sh).
 #
-# The programs are $VOLUMED, $VOLUMECTL and $FAKECSI, by default those of target/debug; the units are systemd/'s own and,
-# for the driver, tests/systemd/units. Needs root. The last line is "N passed, N failed", the status 0 when none failed;
+# The programs are $VOLUMED, $VOLUMECTL, $VOLUMED_CSI_LOOP and $FAKECSI, by default those of target/debug; the units are
+# systemd/'s own and, for the fake driver, tests/systemd/units. Needs root. The last line is "N passed, N failed", the status 0 when none failed;
 # what a scenario that failed had in its journal is shown.
 set -euo pipefail
 export LC_ALL=C
@@ -11,7 +11,8 @@ cd "$(dirname "$0")/../.."
 here=tests/systemd
 limit=120
 
-programs=("${VOLUMED:-target/debug/volumed}" "${VOLUMECTL:-target/debug/volumectl}" "${FAKECSI:-target/debug/examples/fakecsi}")
+programs=("${VOLUMED:-target/debug/volumed}" "${VOLUMECTL:-target/debug/volumectl}"
+  "${VOLUMED_CSI_LOOP:-target/debug/volumed-csi-loop}" "${FAKECSI:-target/debug/examples/fakecsi}")
 for program in "${programs[@]}"; do
   if [[ ! -x $program ]]; then
     printf 'run.sh: there is no program %s; build them with: cargo build --bins --examples\n' "$program" >&2
@@ -54,7 +55,7 @@ run_scenario() {
   cp -l -r "$temporary/bin" "$work/"
   cp "$here/lib.sh" "$work/"
   cp "$here/scenarios/$name.sh" "$work/scenario.sh"
-  cp systemd/volumed.service systemd/volumed.socket "$here"/units/* "$work/units/"
+  cp systemd/* "$here"/units/* "$work/units/"
   # What it leaves in the journal is kept for the person who reads of a failure.
   cat >"$work/run.sh" <<'RUN'
 ln -sf /host/bin/* /usr/bin/
