@@ -99,6 +99,8 @@ pub async fn until(
     let mut waits: Vec<Waiting<'_>> = objects.iter().map(Waiting::new).collect();
     // The reading that the answers "unknown" and "failed" have to be of.
     let mut confirmed_by: Option<u64> = None;
+    // A reading that was asked for and has not ended. What comes about meanwhile is seen at once.
+    let mut rereading = None;
     let mut looked_at_all = None;
     let mut names = Names::default();
     loop {
@@ -125,7 +127,10 @@ pub async fn until(
         if given_up || waits.iter().all(|wait| wait.ending.is_some()) {
             return Ok(waits.iter().map(|wait| wait.ending.unwrap_or(Ending::GivenUp)).collect());
         }
-        // All arms may be dropped and begun again: a lost reply only means that it is asked for again.
+        if ask && rereading.is_none() {
+            rereading = Some(Box::pin(reread(requests)));
+        }
+        // All arms may be dropped and begun again; the reading goes on.
         tokio::select! {
             biased;
             () = stop.cancelled() => return Err(WaitError::Stopping),
@@ -136,10 +141,11 @@ pub async fn until(
                 left.for_each(|wait| wait.look(&now, &names, goal, false));
                 return Ok(waits.iter().map(|wait| wait.ending.unwrap_or(Ending::TimedOut)).collect());
             }
-            generation = reread(requests), if ask => {
+            generation = answer(rereading.as_mut()) => {
+                rereading = None;
                 confirmed_by = Some(generation.ok_or(WaitError::NoReader)?);
             }
-            changed = status.changed(), if !ask => changed.map_err(|_closed| WaitError::Stopping)?,
+            changed = status.changed() => changed.map_err(|_closed| WaitError::Stopping)?,
         }
     }
 }
@@ -147,6 +153,13 @@ pub async fn until(
 async fn passed(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+async fn answer<F: Future + Unpin>(asked: Option<F>) -> F::Output {
+    match asked {
+        Some(asked) => asked.await,
         None => pending().await,
     }
 }
