@@ -20,6 +20,10 @@ pub enum Mutant {
     UnstageHeld,
     /// `execute` counts a device as shown whose unmapping failed half-way.
     UnmapUndoubted,
+    /// `plan` publishes a volume as two PersistentVolumes at once (csi.md 10, 32).
+    TwoNames,
+    /// `plan` brings up more volumes than a driver takes (csi.md 10, 25).
+    NoLimit,
 }
 
 #[cfg(debug_assertions)]

@@ -207,3 +207,13 @@ fn a_half_unmapped_device_that_counts_as_shown_is_found() {
 fn an_undo_without_a_look_at_the_path_is_found() {
     is_found(Mutant::UndoUnseen);
 }
+
+#[test]
+fn a_volume_that_is_published_as_two_persistent_volumes_is_found() {
+    is_found(Mutant::TwoNames);
+}
+
+#[test]
+fn a_limit_of_volumes_that_is_not_kept_is_found() {
+    is_found(Mutant::NoLimit);
+}

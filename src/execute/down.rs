@@ -1,7 +1,7 @@
 //! Unpublish and unstage.
 
 use super::{Work, fault, guard, set_publication, set_staging};
-use crate::model::{CallState, Failure, Outcome, PublicationId, PublicationRecord, VolumeMode};
+use crate::model::{CallState, Failure, Outcome, PublicationId, PublicationRecord, VolumeMode, VolumeRecord};
 use crate::mutant::{self, Mutant};
 use crate::record::Durability;
 use crate::volumes::{self, Place};
@@ -23,9 +23,14 @@ impl Work<'_> {
         let call = self.call()?;
         let recorded = guard::before_unpublication(self.executor, publication).await?;
         let arguments = publication.arguments.clone();
-        let before = (unless_block(publication), publication.boot.clone());
+        let mut before = publication.clone();
+        before.state = unless_block(publication);
         self.update(Durability::Written, |record, boot| {
             set_publication(record, id, (CallState::Undoing, boot.clone()));
+            if let Some(publication) = record.publications.get_mut(id) {
+                // It is not kept any more, whoever adopted it: half taken down it is nobody's.
+                publication.adopted &= publication.released;
+            }
         })
         .await?;
         fault::reached("unpublish:intent");
@@ -35,7 +40,8 @@ impl Work<'_> {
         let answer = match volume.unpublish(&site, &call, place, force).await {
             Ok(answer) => answer,
             Err(failure) => {
-                return self.not_begun(failure, |record, _| set_publication(record, id, before)).await;
+                let restore = |record: &mut VolumeRecord| record.publications.insert(id.clone(), before);
+                return self.not_begun(failure, |record, _| drop(restore(record))).await;
             }
         };
         fault::reached("unpublish:call");

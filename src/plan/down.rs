@@ -96,7 +96,8 @@ impl View<'_> {
     }
 
     /// Whether the staging has to be undone although it is wanted: an undo was begun, its file system died, its driver learned
-    /// to stage, or the staging is in doubt and the manifests now say something else. What is verifiably shown to somebody, or
+    /// to stage, its path is another one now, or the manifests now say something else and it is in doubt or
+    /// nobody's. What is verifiably shown to somebody, or
     /// what others show, keeps it: then what was recorded is done again.
     pub(super) fn staging_to_undo(&self) -> bool {
         let Some(staging) = self.staging() else { return false };
@@ -112,11 +113,20 @@ impl View<'_> {
             // It wants the call by now.
             return true;
         }
-        if staging.presence != Presence::Uncertain || self.is_shown_by_others() {
+        let (old, frozen) = (&staging.arguments, staging.frozen);
+        let Some(Ok(new)) = self.stage_arguments(csi, info) else { return false };
+        if new.staging_path != old.staging_path {
+            // A block volume is staged under its PersistentVolume's name, which is another one now.
+            return true;
+        }
+        if self.is_shown_by_others() {
             return false;
         }
-        let Some(new) = self.stage_arguments(csi, info) else { return false };
-        let (old, frozen) = (&staging.arguments, staging.frozen);
-        new.is_ok_and(|new| new.kind != old.kind || (frozen && new != *old))
+        match staging.presence {
+            Presence::Uncertain => new.kind != old.kind || (frozen && new != *old),
+            // Nobody has it as it was: this is the next bring-up, for which an edit waits.
+            Presence::Yes => new.kind == old.kind && new != *old && self.published().next().is_none(),
+            Presence::No => false,
+        }
     }
 }

@@ -1,14 +1,17 @@
 //! What is brought up: the staging, then each publication.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::chooser::Chooser;
 use super::{FOREIGN_REMEDY, View, arguments, recorded};
 use crate::model::{
-    Adoption, BlockedCause, CsiWant, DriverInfo, FsGroup, Growth, HaveStaging, Lifecycle, MountIdentity,
-    Ownership, Presence, PublicationId, PublicationPlan, PublishStep, RecordedVolume, StageArguments,
-    StageStep, StagingKind, Step, StepKind, VolumeMode, Wanted, WantedVolume,
+    Adoption, BlockedCause, CsiWant, DriverInfo, Foreign, FsGroup, Growth, HaveStaging, HoldCode, Lifecycle,
+    MountIdentity, Ownership, Presence, PublicationId, PublicationPlan, PublishStep, RecordedVolume,
+    StageArguments, StageStep, StagingKind, Step, StepKind, VolumeKey, VolumeMode, Want, Wanted,
+    WantedVolume,
 };
+use crate::mutant::{self, Mutant};
 
 impl View<'_> {
     /// Stages and publishes what is wanted.
@@ -16,12 +19,34 @@ impl View<'_> {
         if self.wanted().next().is_none() {
             return;
         }
+        if let Some(csi) = self.wanted_csi()
+            && csi.lifecycle == Lifecycle::Persistent
+            && let Some(other) = self.other_name()
+            && !mutant::is(Mutant::TwoNames)
+        {
+            return self.wait_for_other_name(other, chooser);
+        }
         let staged = match self.wanted_csi() {
             Some(csi) if csi.lifecycle == Lifecycle::Persistent => self.stage(csi, chooser),
             Some(_) | None => true,
         };
         for (id, wanted) in self.wanted() {
             self.publish(id, wanted, staged, chooser);
+        }
+    }
+
+    fn wait_for_other_name(&self, other: &PublicationId, chooser: &mut Chooser<'_>) {
+        for (id, _) in self.wanted() {
+            let cause = BlockedCause::new(
+                "place-taken",
+                format!(
+                    "PersistentVolume {} has the driver and handle of PersistentVolume {}, as which pod {} has the \
+                     volume",
+                    id.spec, other.spec, other.pod
+                ),
+            );
+            let remedy = "give each PersistentVolume a handle of its own, or remove the pods of one of them";
+            chooser.block(&StepKind::Publish(id.clone()), cause, remedy);
         }
     }
 
@@ -236,21 +261,40 @@ impl View<'_> {
         Some(Growth { size, read_only, arguments, secrets: Arc::clone(&csi.expand_secrets) })
     }
 
-    /// Refuses a volume that its driver has no room for on this node: max_volumes_per_node counts volumes, not pods.
+    /// Refuses a volume that its driver has no room for on this node: max_volumes_per_node counts volumes, not pods, and those
+    /// of others too.
     fn room(&self, csi: &CsiWant, info: &DriverInfo) -> Result<(), arguments::Refused> {
-        let here = self.world.actual.on_node.get(&csi.driver);
-        let count = here.map_or(0, std::collections::BTreeSet::len);
-        let has_place = here.is_some_and(|here| here.contains(self.key));
-        match usize::try_from(info.max_volumes) {
-            Ok(limit) if limit > 0 && count >= limit && !has_place => Err((
-                BlockedCause::new(
-                    "max-volumes",
-                    format!("driver {} takes {limit} volumes on this node, and {count} are here", csi.driver),
-                ),
-                "remove a pod that uses another of its volumes; volumed goes on by itself".to_owned(),
-            )),
-            Ok(_) | Err(_) => Ok(()),
+        let limit = match usize::try_from(info.max_volumes) {
+            Ok(limit) if limit > 0 => limit,
+            Ok(_) | Err(_) => return Ok(()),
+        };
+        let mut here: BTreeSet<&VolumeKey> =
+            self.world.actual.on_node.get(&csi.driver).into_iter().flatten().collect();
+        let is_its = |foreign: &&Foreign| match &foreign.volume {
+            Some(RecordedVolume::Csi { driver, .. }) => *driver == csi.driver,
+            Some(RecordedVolume::EmptyDir) | None => false,
+        };
+        here.extend(self.world.actual.foreign.iter().filter(is_its).filter_map(|f| f.key.as_ref()));
+        let count = here.len();
+        if count < limit || here.contains(self.key) || mutant::is(Mutant::NoLimit) {
+            return Ok(());
         }
+        Err((
+            BlockedCause::new(
+                "max-volumes",
+                format!("driver {} takes {limit} volumes on this node, and {count} are here", csi.driver),
+            ),
+            "remove a pod that uses another of its volumes; volumed goes on by itself".to_owned(),
+        ))
+    }
+
+    /// Returns what is or may be shown of this volume as another PersistentVolume. Two with one driver and handle are one volume,
+    /// and what is up stays that of the one as which it came up (csi.md 10, 32). What the operator adopted is nobody's.
+    fn other_name(&self) -> Option<&PublicationId> {
+        let (wanted, _) = self.wanted().next()?;
+        let is_adopted =
+            |id| matches!(self.wants.get(id), Some(Want::Held(h)) if h.code == HoldCode::Adopted);
+        self.published().map(|(id, _)| id).find(|id| id.spec != wanted.spec && !is_adopted(id))
     }
 
     /// Refuses a second pod of a ReadWriteOncePod volume (csi.md 10, 24).

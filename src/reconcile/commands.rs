@@ -78,7 +78,8 @@ impl Loop {
             for (id, publication) in &mut record.publications {
                 let given_up = publication.approved || publication.released;
                 if given_up && matches!(wants.publications.get(id), Some(Want::Wanted(_))) {
-                    (publication.approved, publication.released) = (false, false);
+                    // It is a manifest's now, whoever gave it up as adopted.
+                    (publication.approved, publication.released, publication.adopted) = (false, false, false);
                     changed = true;
                 }
             }

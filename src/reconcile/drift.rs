@@ -31,7 +31,10 @@ impl Loop {
     }
 
     pub(super) async fn take_foreign(&mut self) {
-        let Ok(on_disk) = self.parts.host.volumes_on_disk().await else { return };
+        let Ok(on_disk) = self.parts.host.volumes_on_disk().await else {
+            self.due.foreign = true;
+            return;
+        };
         let mut foreign = observe::foreign(&on_disk, &self.records, &self.mounts, &self.parts.layout);
         // A step under way makes directories before its record reaches this loop. What was known before is not its work.
         let is_known = |found: &Foreign| self.actual.foreign.iter().any(|old| old.target == found.target);
@@ -50,6 +53,10 @@ impl Loop {
         let changed = mounts.changes_since(old);
         // What is mounted there now was not asked yet.
         self.dead.retain(|path, _| !changed.contains(&path.as_path()));
+        // What was somebody else's may have gone with a mount, and somebody waits for its place.
+        let is_elsewhere =
+            |found: &Foreign| !any_within(&changed, &found.path) && !any_within(&changed, &found.target);
+        self.due.foreign |= !self.actual.foreign.iter().all(is_elsewhere);
         let layout = &self.parts.layout;
         let concerned = |record: &VolumeRecord| changed.iter().any(|p| is_concerned(record, layout, p));
         let keys: Vec<VolumeKey> =
@@ -203,6 +210,12 @@ impl Loop {
         let ours: Vec<PathBuf> = paths(record, &self.parts.layout).collect();
         self.actual.foreign.retain(|foreign| !ours.contains(&foreign.target));
     }
+}
+
+/// Whether one of several ordered paths is a directory or below it.
+fn any_within(ordered: &[&Path], directory: &Path) -> bool {
+    let first = ordered.partition_point(|path| *path < directory);
+    ordered.get(first).is_some_and(|path| path.starts_with(directory))
 }
 
 /// Returns where a volume is or may be shown.

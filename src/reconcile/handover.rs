@@ -38,11 +38,22 @@ impl Loop {
             self.records.keys().filter(|key| self.belongs_to(key, object)).cloned().collect();
         let mut done = Vec::new();
         let mut wanted = Vec::new();
-        for key in keys {
-            let (kept, still_wanted) = self.kept(&key, object);
+        let mut given_up = Vec::new();
+        for key in &keys {
+            let (kept, still_wanted) = self.kept(key, object);
             wanted.extend(still_wanted);
+            if !kept.is_empty() && self.busy.contains_key(key) {
+                return Err(format!("{key} is being worked on; try again; nothing was done"));
+            }
+            given_up.push(kept);
+        }
+        for (key, kept) in keys.into_iter().zip(given_up) {
             if !kept.is_empty() {
-                self.give_up(&key, &kept).await?;
+                if let Err(error) = self.give_up(&key, &kept).await {
+                    let before =
+                        if done.is_empty() { "nothing was done".to_owned() } else { done.join("; ") };
+                    return Err(format!("cannot release {key}: {error}; {before}"));
+                }
                 done.extend(kept.iter().map(|id| format!("{} is taken down", id.spec)));
             }
             if force && self.is_going(&key) {
@@ -107,9 +118,6 @@ impl Loop {
     }
 
     async fn give_up(&mut self, key: &VolumeKey, ids: &BTreeSet<PublicationId>) -> Result<(), String> {
-        if self.busy.contains_key(key) {
-            return Err(format!("{key} is being worked on; try again"));
-        }
         let Some(record) = self.records.get_mut(key) else { return Ok(()) };
         let mut released = record.clone();
         for (_, publication) in released.publications.iter_mut().filter(|(id, _)| ids.contains(*id)) {
@@ -143,15 +151,9 @@ impl Loop {
             return Err(format!("{key} is being worked on; try again; nothing was done"));
         }
         let pods = self.desired.volumes.get(&key).into_iter().flat_map(|want| &want.publications);
-        let is_its = |id: &PublicationId| match &foreign.publication {
-            Some((pod, plugin, spec)) => {
-                id.pod == *pod && id.plugin.directory() == plugin && id.spec == *spec
-            }
-            // A staging is everybody's who wants the volume.
-            None => true,
-        };
-        let mut wanted =
-            pods.filter(|(id, want)| is_its(id) && matches!(want, Want::Wanted(_))).map(|(id, _)| id);
+        let mut wanted = pods
+            .filter(|(id, want)| is_at(&foreign, id) && matches!(want, Want::Wanted(_)))
+            .map(|(id, _)| id);
         if let Some(id) = wanted.next().filter(|_| release) {
             return Err(format!(
                 "{} is wanted by pod {}: remove its manifest first; nothing was done",
@@ -178,10 +180,34 @@ impl Loop {
         self.tell_of(&key, EventKind::Adopted { key: key.clone(), path: foreign.path.clone() });
         self.observe(&key);
         self.touched.insert(key.clone());
+        // What becomes of it is decided now, so that the answer says it, and noted by the next pass.
+        self.settle();
         self.settle_soon();
-        let verb = if release { "is taken down" } else { "is volumed's now and stays" };
-        Ok(vec![format!("{} ({key}) {verb}", foreign.path.display())])
+        let becomes = if release {
+            "is taken down".to_owned()
+        } else {
+            format!("is volumed's now and {}", self.becomes(&key, &foreign))
+        };
+        Ok(vec![format!("{} ({key}) {becomes}", foreign.path.display())])
     }
+
+    /// Says what becomes of an adopted publication.
+    fn becomes(&self, key: &VolumeKey, foreign: &Foreign) -> String {
+        let wants = self.desired.volumes.get(key).into_iter().flat_map(|want| &want.publications);
+        match wants.into_iter().find(|(id, _)| is_at(foreign, id)).map(|(_, want)| want) {
+            // The hold says when the volume is taken down.
+            Some(Want::Held(hold)) if hold.code != HoldCode::Adopted => format!("is held: {}", hold.detail),
+            Some(Want::Absent) => "is taken down: its pod is being deleted".to_owned(),
+            Some(Want::Wanted(_) | Want::Held(_)) | None => "stays".to_owned(),
+        }
+    }
+}
+
+/// Whether others left something at a pod's place. A staging is everybody's who wants the volume.
+fn is_at(foreign: &Foreign, id: &PublicationId) -> bool {
+    foreign.publication.as_ref().is_none_or(|(pod, plugin, spec)| {
+        id.pod == *pod && id.plugin.directory() == plugin && id.spec == *spec
+    })
 }
 
 /// Adds to a record what is known of a foreign place: enough to take it down.

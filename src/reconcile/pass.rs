@@ -76,6 +76,8 @@ pub(super) struct Pending {
     pub(super) settle: bool,
     pub(super) drivers: bool,
     pub(super) mounts: bool,
+    /// What others left.
+    pub(super) foreign: bool,
     pub(super) safety: bool,
 }
 
@@ -134,7 +136,7 @@ impl Loop {
             settle_again_at: None,
             confirm_at: None,
             safety_at: Instant::now() + SAFETY_PERIOD,
-            due: Pending { manifests: true, settle: true, drivers: true, mounts: false, safety: false },
+            due: Pending { manifests: true, settle: true, drivers: true, ..Pending::default() },
             parts,
         };
         start.observe_all();
@@ -179,7 +181,7 @@ impl Loop {
         if due.mounts || due.safety {
             self.take_mounts().await;
         }
-        if due.safety {
+        if due.safety || due.foreign || std::mem::take(&mut self.due.foreign) {
             self.take_foreign().await;
         }
         if due.manifests {

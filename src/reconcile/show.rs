@@ -128,10 +128,13 @@ impl Loop {
         let have = self.actual.volumes.get(key);
         let want = self.desired.volumes.get(key);
         let publications = self.publication_statuses(key, have);
-        if have.is_none() && publications.is_empty() {
+        let running = self.busy.get(key);
+        // A first step goes on without a record when what it was begun for is not wanted any more.
+        if have.is_none() && publications.is_empty() && running.is_none() {
             return None;
         }
-        let csi = csi_of(have, want.map(|want| &want.publications));
+        let csi = csi_of(have.map(|have| &have.volume), want.map(|want| &want.publications))
+            .or_else(|| csi_of(running?.brings.as_ref(), None));
         let staging = have.and_then(|have| have.staging.as_ref());
         let plugin = match (&csi, publications.keys().next()) {
             (Some(_), _) | (None, None) => crate::model::Plugin::Csi.name(),
@@ -145,7 +148,7 @@ impl Loop {
             publications,
             released: Vec::new(),
             blocked: decision.blocked,
-            in_progress: self.busy.get(key).map(|running| running.shown.clone()),
+            in_progress: running.map(|running| running.shown.clone()),
             pending_change: decision.pending_change,
             events: VecDeque::new(),
             since: now.wall,
@@ -228,10 +231,10 @@ pub(super) fn wanted_driver(want: &Want) -> Option<&DriverName> {
 }
 
 fn csi_of(
-    have: Option<&Have>,
+    is: Option<&RecordedVolume>,
     wants: Option<&BTreeMap<PublicationId, Want>>,
 ) -> Option<(DriverName, String)> {
-    if let Some(RecordedVolume::Csi { driver, handle, .. }) = have.map(|have| &have.volume) {
+    if let Some(RecordedVolume::Csi { driver, handle, .. }) = is {
         return Some((driver.clone(), handle.clone()));
     }
     wants.into_iter().flat_map(BTreeMap::values).find_map(|want| match want {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::pass::{Loop, driver_of, millis};
 use crate::execute::Ended;
 use crate::model::{
-    CallState, DriverName, EventKind, InProgress, Outcome, PublicationId, PublicationPlan, PublicationRecord,
+    CallState, EventKind, InProgress, Outcome, PublicationId, PublicationPlan, PublicationRecord,
     RecordedVolume, Step, StepKind, VolumeKey,
 };
 use crate::plan::{Due, Now};
@@ -27,8 +27,8 @@ pub(super) struct Running {
     pub(super) approve: BTreeSet<PublicationId>,
     /// The publication is to be repeated after a while.
     pub(super) repeats: bool,
-    /// The driver whose room on this node it takes.
-    pub(super) takes_room_of: Option<DriverName>,
+    /// The volume that it brings up, and for which it takes room on this node.
+    pub(super) brings: Option<RecordedVolume>,
 }
 
 /// What the loop's own tasks tell it.
@@ -68,16 +68,13 @@ impl Loop {
             Step::Publish(step) => Some(&step.volume),
             Step::Republish(_) | Step::Expand(_) | Step::Unpublish { .. } | Step::Unstage { .. } => None,
         };
-        let takes_room_of = match brings {
-            Some(RecordedVolume::Csi { driver, .. }) => Some(driver.clone()),
-            Some(RecordedVolume::EmptyDir) | None => None,
-        };
+        let brings = brings.cloned();
         // So that no other takes its room meanwhile.
-        if let Some(driver) = &takes_room_of {
+        if let Some(RecordedVolume::Csi { driver, .. }) = &brings {
             self.actual.reserve(driver, &key);
         }
         let (begun, approve) = (Instant::now(), BTreeSet::new());
-        let running = Running { kind, shown, begun, intends, approve, repeats, takes_room_of };
+        let running = Running { kind, shown, begun, intends, approve, repeats, brings };
         self.busy.insert(key.clone(), running);
         let record = self.records.get(&key).cloned();
         let executor = Arc::clone(&self.executor);
@@ -164,7 +161,7 @@ impl Loop {
                 self.due.settle |= approved || self.is_undecided(&key);
             }
             None => {
-                self.make_room(&key, running.takes_room_of.as_ref());
+                self.make_room(&key, running.brings.as_ref());
                 self.records.remove(&key);
                 self.operator.forced.remove(&key);
             }
@@ -233,9 +230,9 @@ impl Loop {
     }
 
     /// Counts a volume no longer that has left the node, and touches those that its driver had no room for.
-    fn make_room(&mut self, key: &VolumeKey, taken: Option<&DriverName>) {
-        let recorded = self.records.get(key).and_then(driver_of).cloned();
-        let Some(driver) = recorded.or_else(|| taken.cloned()) else { return };
+    fn make_room(&mut self, key: &VolumeKey, brought: Option<&RecordedVolume>) {
+        let recorded = self.records.get(key).map(|record| &record.volume).or(brought);
+        let Some(RecordedVolume::Csi { driver, .. }) = recorded.cloned() else { return };
         self.actual.release(&driver, key);
         let limit = self.actual.drivers.get(&driver).map_or(0, |state| state.info.max_volumes);
         if limit > 0 {

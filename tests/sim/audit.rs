@@ -23,6 +23,9 @@ pub struct Audit {
     /// Where nobody can know whose the only mount there is: a daemon died with an intent on disk, sent or not, or a driver said
     /// that all is undone, and it was not.
     pub cut: BTreeSet<PathBuf>,
+    /// Where an undo was answered. Until its directories are gone the record says that it is under way, and cannot say whose a
+    /// mount is that was made since.
+    undone: BTreeSet<PathBuf>,
     /// Callers that wait for an answer.
     waiting: BTreeMap<(usize, String), u32>,
     /// Volumes that are published without a staging: their driver had none when they came up.
@@ -81,8 +84,13 @@ impl Audit {
                 && sent.driver == gone.driver
                 && matches!(sent.request, Request::Publish(_))
         };
+        let key = (gone.driver, gone.handle.clone());
         if !self.up.values().any(published) {
-            self.without.remove(&(gone.driver, gone.handle));
+            self.without.remove(&key);
+        }
+        // A block device is staged under the name of its PV, which may be another one the next time.
+        if wish::is_block(&gone.handle) && matches!(gone.request, Request::Stage(_)) {
+            self.staging_paths.remove(&key);
         }
     }
 }
@@ -114,6 +122,9 @@ impl State {
         if let Some(scope) = self.is_paused(driver, &handle) {
             wrong.push(format!("{method} {handle} though {scope} is paused"));
         }
+        if !self.is_shown_at_work(driver, &handle) {
+            wrong.push(format!("{method} {handle} for {}, and Status shows no step", path.display()));
+        }
         if request.is_undo() {
             self.may_be_touched(path, &mut wrong);
         }
@@ -125,6 +136,12 @@ impl State {
         }
         if !request.is_undo() && !request.is_expand() {
             self.comes_up(driver, request);
+            let (limit, mut here) = (self.drivers[driver].limit, self.handles_here(driver));
+            here.retain(|other| !self.revived.contains(other));
+            here.insert(handle.clone());
+            if limit > 0 && here.len() > limit && !self.is_here_anyway(&handle) {
+                wrong.push(format!("{method} {handle}: {here:?} are more than {limit} volumes"));
+            }
             let old = self.audit.up.get(path);
             if let Some(old) = old.filter(|old| !old.settled && old.request != *request) {
                 let now = format!("{request:?}");
@@ -138,8 +155,24 @@ impl State {
                 Sent { driver, handle, request: request.clone(), settled: false, done_in, lost: false };
             self.audit.up.insert(path.to_owned(), sent);
             self.audit.cut.remove(path);
+            self.audit.undone.remove(path);
         }
         wrong
+    }
+
+    /// The volumes of a driver that came up and did not verifiably go down.
+    pub fn handles_up(&self, driver: usize) -> BTreeSet<String> {
+        let its = self.audit.up.values().filter(|sent| sent.driver == driver);
+        its.map(|sent| sent.handle.clone()).collect()
+    }
+
+    /// These and those that others left.
+    fn handles_here(&self, driver: usize) -> BTreeSet<String> {
+        let is_its = |handle: &&String| {
+            (0..wish::VOLUMES).any(|v| wish::handle(v) == **handle && wish::driver(v) == driver)
+        };
+        let left = self.left.values().map(|left| &left.handle);
+        self.handles_up(driver).into_iter().chain(left.filter(is_its).cloned()).collect()
     }
 
     /// Returns the volumes of which a call was sent and is not answered for good.
@@ -163,6 +196,9 @@ impl State {
         if request.is_undo() {
             let is_left = self.is_mounted(path)
                 || (matches!(request, Request::Unpublish(_)) && self.nodes.contains_key(path));
+            if code == 0 {
+                self.audit.undone.insert(path.to_owned());
+            }
             if code == 0 && is_left {
                 self.audit.cut.insert(path.to_owned());
             }
@@ -200,7 +236,8 @@ impl State {
         self.recorded_here().any(|(at, state)| {
             at == path
                 && match state {
-                    CallState::Intended { .. } | CallState::Undoing => was_sent,
+                    CallState::Intended { .. } => was_sent,
+                    CallState::Undoing => was_sent || self.audit.undone.contains(path),
                     CallState::Done { mount: RecordedMount::Mount(recorded) } => {
                         top.as_ref() == Some(recorded)
                     }
@@ -245,6 +282,7 @@ impl State {
         if single && self.audit.up.iter().any(is_other) {
             wrong.push(format!("24: {handle} is published to {} and to another pod", target.display()));
         }
+        wrong.extend(self.as_one_volume(driver, handle, target));
         let staging = Path::new(&request.staging_target_path);
         let staged = self.audit.up.get(staging).is_some_and(|sent| sent.done_in == Some(self.boot));
         if handle.starts_with("csi-") || staged {

@@ -121,6 +121,7 @@ impl Daemon {
                     node_id: "node".to_owned(),
                     stage_unstage: mind.stages,
                     expand_volume: mind.expands,
+                    max_volumes: i64::try_from(mind.limit).unwrap_or(0),
                     ..DriverInfo::default()
                 },
                 endpoint: "/csi.sock".into(),

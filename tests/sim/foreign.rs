@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use volumed::model::{
-    DriverName, Handover, Layout, Lifecycle, ObjectRef, Plugin, PublicationId, VolData, VolumeRecord,
+    CallState, DriverName, Handover, Layout, Lifecycle, ObjectRef, Plugin, PublicationId, VolData,
+    VolumeRecord,
 };
 use volumed::reconcile::Command;
 
@@ -127,6 +128,7 @@ impl State {
             self.mount(path, &handle);
         }
         self.old_places.insert(path.to_owned());
+        self.old_handles.insert(handle.clone());
         self.left.insert(path.to_owned(), Left { handle, place, whose: Whose::Others });
     }
 
@@ -171,6 +173,11 @@ impl State {
         (retooled || wish::is_single_pod(volume)) && self.is_kept(&wish::handle(volume))
     }
 
+    /// Whether a volume is on the node whatever its driver's limit is.
+    pub fn is_here_anyway(&self, handle: &str) -> bool {
+        self.old_handles.contains(handle) || self.revived.contains(handle)
+    }
+
     /// Whether a path is, or holds, what others left.
     pub fn is_left_in(&self, path: &Path) -> bool {
         self.left.keys().any(|left| left.starts_with(path) || path.starts_with(left))
@@ -199,7 +206,8 @@ impl State {
             return;
         }
         let staging = record.staging.iter().map(|staging| (staging.arguments.staging_path.clone(), false));
-        let published = record.publications.values();
+        // Whether an undo may begin is asked when its call is made.
+        let published = record.publications.values().filter(|p| p.state != CallState::Undoing);
         let published =
             published.filter_map(|p| Some((p.arguments.as_ref()?.target_path.clone(), p.adopted)));
         let paths: Vec<(PathBuf, bool)> = staging.chain(published).collect();

@@ -27,10 +27,17 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
     let mut of_one_pod: BTreeMap<u64, usize> = BTreeMap::new();
     for (name, pod) in staying() {
         stagings.extend(pod.claims.iter().map(|volume| (staging(*volume), *volume)));
+        stagings.extend(pod.twin.map(|twin| (staging_as(twin.of, &twin.name()), twin.of)));
         for place in wish::places(name, pod) {
             let shown = status.volumes.values().find_map(|volume| volume.publications.get(&place));
             let is_shown = shown.map(|shown| shown.presence) == Some(Presence::Yes);
-            if !is_shown && wish::volume_at(&place).is_some_and(|volume| state.waits_for_others(volume)) {
+            let may_wait = |volume| state.waits_for_others(volume) || state.waits_for_room(volume);
+            let has_room = pod.inline.is_none_or(|driver| state.drivers[driver].limit == 0);
+            let is_inline = place.plugin == Plugin::Csi && wish::volume_at(&place).is_none();
+            if !is_shown && is_inline && !has_room {
+                continue;
+            }
+            if !is_shown && wish::volume_at(&place).is_some_and(may_wait) {
                 continue;
             }
             if let Some(volume) = wish::volume_at(&place).filter(|volume| wish::is_single_pod(*volume)) {
@@ -52,6 +59,7 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
         .filter(|(volume, pods)| **pods != 1 && !(**pods == 0 && state.is_kept(&wish::handle(**volume))));
     wrong.extend(pods_of_one.map(|(volume, pods)| format!("pv{volume} is for one pod, and {pods} have it")));
     sizes(state, wish, &mut wrong);
+    room(state, wish, &mut wrong);
     for (path, left) in &state.left {
         mounts.remove(path).filter(|source| *source != left.handle).into_iter().for_each(|source| {
             wrong.push(format!("{source} is at {}, which is {left:?}", path.display()));
@@ -70,6 +78,10 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
         let mounted = mounts.remove(path);
         if state.waits_for_others(*volume) {
             kept.insert(path.clone());
+            continue;
+        }
+        if state.waits_for_room(*volume) {
+            wrong.extend(mounted.map(|what| format!("{what} is left at {}", path.display())));
             continue;
         }
         if !state.drivers[driver].stages || state.audit.is_up_without_staging(driver, &handle) {
@@ -174,13 +186,38 @@ fn published(
     }
 }
 
+/// Looks whether drivers with a limit have as many volumes here as are wanted and as they take.
+fn room(state: &State, wish: &Wish, wrong: &mut Vec<String>) {
+    for (driver, mind) in state.drivers.iter().enumerate().filter(|(_, mind)| mind.limit > 0) {
+        let staying = || wish.pods.values().filter(|pod| !pod.leaving);
+        let claims: BTreeSet<u64> = staying().flat_map(wish::PodWish::volumes).collect();
+        let claimed = claims.iter().filter(|volume| wish::driver(**volume) == driver).count();
+        // An inline volume that was edited to another driver stays the old one's while it is up.
+        let inline = wish.pods.iter().filter(|(_, pod)| !pod.leaving).filter(|(name, pod)| {
+            let places = wish::places(name, pod);
+            let is_inline = |id: &&PublicationId| id.plugin == Plugin::Csi && wish::volume_at(id).is_none();
+            let up = places.iter().find(is_inline).and_then(|id| state.audit.up.get(&wish::target(id)));
+            up.map_or(pod.inline, |sent| Some(sent.driver)) == Some(driver)
+        });
+        let wanted = claimed + inline.count();
+        let here = state.handles_up(driver);
+        if here.len() != wanted.min(mind.limit) && state.old_handles.is_empty() && state.revived.is_empty() {
+            let limit = mind.limit;
+            wrong.push(format!(
+                "driver {driver} takes {limit} volumes, {wanted} are wanted, here are {here:?}"
+            ));
+        }
+    }
+}
+
 /// Looks whether volumes have grown to what their manifests say, unless a driver refuses that while they are in use.
 fn sizes(state: &State, wish: &Wish, wrong: &mut Vec<String>) {
     for volume in 0..wish::VOLUMES {
         let driver = wish::driver(volume);
         let mut users =
-            wish.pods.values().filter(|pod| !pod.leaving && pod.claims.contains(&volume)).peekable();
+            wish.pods.values().filter(|pod| !pod.leaving && pod.volumes().contains(&volume)).peekable();
         if state.waits_for_others(volume)
+            || state.waits_for_room(volume)
             || !state.drivers[driver].expands
             || users.peek().is_none()
             || users.any(|pod| pod.read_only)
@@ -203,9 +240,14 @@ fn sizes(state: &State, wish: &Wish, wrong: &mut Vec<String>) {
 }
 
 fn staging(volume: u64) -> PathBuf {
+    staging_as(volume, &format!("pv{volume}"))
+}
+
+/// Returns where a volume is staged as a PV of this name.
+fn staging_as(volume: u64, name: &str) -> PathBuf {
     let layout = Layout::new(ROOT);
     if wish::is_block(&wish::handle(volume)) {
-        let spec = SpecName::new(format!("pv{volume}")).expect("good");
+        let spec = SpecName::new(name).expect("good");
         return layout.absolute(&layout.block_staging(&spec));
     }
     let driver = DriverName::new(DRIVERS[wish::driver(volume)]).expect("good");
@@ -213,6 +255,12 @@ fn staging(volume: u64) -> PathBuf {
 }
 
 impl State {
+    /// Whether a volume may have to wait until its driver takes another one.
+    pub fn waits_for_room(&self, volume: u64) -> bool {
+        let driver = wish::driver(volume);
+        self.drivers[driver].limit > 0 && !self.handles_up(driver).contains(&wish::handle(volume))
+    }
+
     /// What came up, is not wanted and was never undone (7), and what is wanted and was not done in this boot (29).
     pub fn audit_at_rest(&self) -> Vec<String> {
         let wanted: BTreeMap<PathBuf, &PublicationId> = self
@@ -227,6 +275,9 @@ impl State {
         for (path, sent) in &self.audit.up {
             let needed = match &sent.request {
                 Request::Publish(_) => wanted.contains_key(path),
+                Request::Stage(_) if wish::is_block(&sent.handle) => {
+                    wanted.values().any(|id| path.ends_with(id.spec.as_str()))
+                }
                 Request::Stage(_) => volumes.contains(&sent.handle) || self.is_kept(&sent.handle),
                 Request::Expand(_) | Request::Unstage(_) | Request::Unpublish(_) => false,
             };
@@ -237,8 +288,12 @@ impl State {
         for (path, id) in &wanted {
             let done = self.audit.up.get(path).is_some_and(|sent| sent.done_in == Some(self.boot));
             // Of a volume for one pod the others wait.
-            let may_wait = |volume| wish::is_single_pod(volume) || self.waits_for_others(volume);
-            let waits = wish::volume_at(id).is_some_and(may_wait);
+            let may_wait = |volume| {
+                wish::is_single_pod(volume) || self.waits_for_others(volume) || self.waits_for_room(volume)
+            };
+            // Of an inline volume `differences` says whether there is room.
+            let any_limit = self.drivers.iter().any(|mind| mind.limit > 0);
+            let waits = wish::volume_at(id).map_or(any_limit, may_wait);
             if !done && !waits {
                 wrong.push(format!("29: {id} was not published in this boot"));
             }

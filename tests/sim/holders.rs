@@ -50,6 +50,11 @@ impl World {
 }
 
 impl State {
+    /// Whether something cannot be unmounted or removed just now.
+    pub fn is_any_stuck(&self) -> bool {
+        self.stuck.values().any(|until| *until > Instant::now())
+    }
+
     /// Somebody opens something on a mount, for so long.
     pub fn open(&mut self, mount: u64, time: Duration) {
         let now = Instant::now();

@@ -15,6 +15,7 @@ use k8s_openapi::jiff::Timestamp;
 use volumed::manifest::{Manifests, Objects, Sourced, Stale};
 use volumed::model::{DirectoryState, ManifestSource, Problem, ReadingState};
 
+use super::twins::CLAIM;
 use super::wish::{self, DRIVERS, Damage, PodWish, VOLUMES, Wish};
 
 /// The manifest reader of one life: it remembers the last good version of what it has read.
@@ -31,10 +32,22 @@ impl Reading {
         let mut taken = Taken { damage, lost: &mut lost };
         for volume in 0..VOLUMES {
             let (pv, claim) = (format!("pv{volume}"), format!("c{volume}"));
-            let read = || pv_object(wish, volume);
+            if wish.replaced && wish.twin.is_some_and(|twin| twin.of == volume) {
+                continue;
+            }
+            let read = || pv_object(wish, volume, &pv, &claim);
             taken.take(&pv, pv.clone(), &self.good.volumes, &mut objects.volumes, read);
             let name = ("default".to_owned(), claim.clone());
-            taken.take(&claim, name, &self.good.claims, &mut objects.claims, || claim_object(volume));
+            let read = || claim_object(volume, &pv, &claim);
+            taken.take(&claim, name, &self.good.claims, &mut objects.claims, read);
+        }
+        if let Some(twin) = wish.twin {
+            let (volume, pv) = (twin.of, twin.name());
+            let read = || pv_object(wish, volume, &pv, CLAIM);
+            taken.take(&pv, pv.clone(), &self.good.volumes, &mut objects.volumes, read);
+            let name = ("default".to_owned(), CLAIM.to_owned());
+            let read = || claim_object(volume, &pv, CLAIM);
+            taken.take(CLAIM, name, &self.good.claims, &mut objects.claims, read);
         }
         for (driver, name) in DRIVERS.iter().enumerate() {
             let file = format!("driver{driver}");
@@ -124,7 +137,7 @@ fn mode(volume: u64) -> Option<String> {
     wish::is_block(&wish::handle(volume)).then(|| "Block".to_owned())
 }
 
-fn pv_object(wish: &Wish, volume: u64) -> PersistentVolume {
+fn pv_object(wish: &Wish, volume: u64, name: &str, claim: &str) -> PersistentVolume {
     let size = Quantity(wish::capacity(wish, volume).to_string());
     let edition = wish.attributes[wish::index(volume)].to_string();
     let spec = PersistentVolumeSpec {
@@ -133,28 +146,31 @@ fn pv_object(wish: &Wish, volume: u64) -> PersistentVolume {
         volume_mode: mode(volume),
         claim_ref: Some(ObjectReference {
             namespace: Some("default".to_owned()),
-            name: Some(format!("c{volume}")),
+            name: Some(claim.to_owned()),
             ..ObjectReference::default()
         }),
         csi: Some(CSIPersistentVolumeSource {
             driver: DRIVERS[wish::driver(volume)].to_owned(),
             volume_handle: wish::handle(volume),
-            volume_attributes: Some(BTreeMap::from([("edition".to_owned(), edition)])),
+            volume_attributes: Some(BTreeMap::from([
+                ("edition".to_owned(), edition),
+                ("name".to_owned(), name.to_owned()),
+            ])),
             ..CSIPersistentVolumeSource::default()
         }),
         ..PersistentVolumeSpec::default()
     };
-    PersistentVolume { metadata: named(&format!("pv{volume}"), None), spec: Some(spec), status: None }
+    PersistentVolume { metadata: named(name, None), spec: Some(spec), status: None }
 }
 
-fn claim_object(volume: u64) -> PersistentVolumeClaim {
+fn claim_object(volume: u64, pv: &str, name: &str) -> PersistentVolumeClaim {
     let spec = PersistentVolumeClaimSpec {
         access_modes: modes(volume),
         volume_mode: mode(volume),
-        volume_name: Some(format!("pv{volume}")),
+        volume_name: Some(pv.to_owned()),
         ..PersistentVolumeClaimSpec::default()
     };
-    let metadata = named(&format!("c{volume}"), Some("default"));
+    let metadata = named(name, Some("default"));
     PersistentVolumeClaim { metadata, spec: Some(spec), status: None }
 }
 
@@ -171,9 +187,10 @@ fn driver_object(name: &str, republish: bool) -> CSIDriver {
 fn pod_object(name: &str, wish: &PodWish) -> Pod {
     let mut volumes = Vec::new();
     let (mut mounts, mut devices) = (Vec::new(), Vec::new());
-    for claim in &wish.claims {
-        let name = format!("v{claim}");
-        if wish::is_block(&wish::handle(*claim)) {
+    let claims = wish.claims.iter().map(|volume| (*volume, format!("v{volume}"), format!("c{volume}")));
+    let twin = wish.twin.map(|twin| (twin.of, "twin".to_owned(), CLAIM.to_owned()));
+    for (volume, name, claim_name) in claims.chain(twin) {
+        if wish::is_block(&wish::handle(volume)) {
             devices.push(VolumeDevice { name: name.clone(), device_path: format!("/dev/{name}") });
         } else {
             mounts.push(name.clone());
@@ -181,7 +198,7 @@ fn pod_object(name: &str, wish: &PodWish) -> Pod {
         volumes.push(Volume {
             name,
             persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: format!("c{claim}"),
+                claim_name,
                 read_only: Some(wish.read_only),
             }),
             ..Volume::default()

@@ -14,6 +14,7 @@ use volumed::reconcile::Command;
 
 use super::request::Request;
 use super::trouble::Life;
+use super::twins::volume_in;
 use super::wish::{self, DRIVERS};
 use super::world::State;
 
@@ -169,6 +170,17 @@ impl State {
         meant.map(|(scope, _)| scope)
     }
 
+    /// Whether `Status` shows that a volume has a step under way.
+    pub fn is_shown_at_work(&self, driver: usize, handle: &str) -> bool {
+        let Some(status) = &self.operator.status else { return true };
+        let status = status.borrow();
+        let name = DriverName::new(DRIVERS[driver]).expect("good");
+        let is_it = |csi: &Option<(DriverName, String)>| {
+            csi.as_ref().is_some_and(|(driver, other)| *driver == name && other == handle)
+        };
+        status.volumes.values().any(|volume| is_it(&volume.csi) && volume.in_progress.is_some())
+    }
+
     pub fn record_of(&self, driver: usize, handle: &str) -> Option<&VolumeRecord> {
         let mut records = self.records.values().filter_map(|disk| disk.written.as_ref());
         records.find(|record| names(record).is_some_and(|(d, h)| d == DRIVERS[driver] && h == handle))
@@ -236,8 +248,12 @@ impl State {
             let Some((name, handle)) = names(&record) else { continue };
             let driver = usize::from(name == DRIVERS[1]);
             let mut wanted = self.wanted.iter().filter(|(_, since)| since.elapsed() >= super::records::KNOWN);
+            // Of two PVs with this handle only one has the volume.
             let is_it = |id: &PublicationId| {
-                id.plugin == Plugin::Csi && wish::volume_at(id).is_some_and(|v| wish::handle(v) == handle)
+                let is_shown = wish::volume_at(id).is_some_and(|v| wish::handle(v) == handle);
+                id.plugin == Plugin::Csi
+                    && is_shown
+                    && (self.twin.is_none() || record.publications.contains_key(id))
             };
             if let Some((id, _)) = wanted.find(|(id, _)| is_it(id)) {
                 wrong.push(format!("{key} is forced, and {id} is wanted"));
@@ -254,8 +270,7 @@ impl State {
 
     /// Whether the device that is bound at a path may be taken from somebody.
     pub fn is_map_forced(&self, map: &Path) -> bool {
-        let spec = map.parent().and_then(Path::parent).and_then(Path::file_name);
-        let volume = spec.and_then(|spec| spec.to_str()?.strip_prefix("pv")?.parse().ok());
+        let volume = volume_in(map.parent().and_then(Path::parent));
         volume.is_some_and(|volume| self.is_forced(wish::driver(volume), &wish::handle(volume)))
     }
 

@@ -29,7 +29,10 @@ impl Life {
         world.tell(|| "begin".to_owned());
         for driver in 0..DRIVERS.len() {
             let (stages, forgets, expands) = (world.below(4) > 0, world.below(2) == 0, world.below(3) > 0);
+            let limit =
+                if world.below(5) == 0 { 1 + usize::try_from(world.below(3)).unwrap_or(0) } else { 0 };
             let mut state = world.lock();
+            state.drivers[driver].limit = limit;
             state.drivers[driver].expands = expands;
             state.drivers[driver].stages = stages;
             state.drivers[driver].forgets = forgets;
@@ -58,7 +61,12 @@ impl Life {
 
     /// One thing goes wrong, or only differently.
     pub async fn trouble(mut self) -> Self {
-        match self.world.below(48) {
+        // What cannot be taken down just now hurts most when it is wanted again.
+        if self.world.lock().is_any_stuck() && self.world.below(2) == 0 {
+            self.want();
+            return self;
+        }
+        match self.world.below(50) {
             0..=8 => self.want(),
             9..=11 => self.remove(),
             12 | 13 => self.delete(),
@@ -76,13 +84,15 @@ impl Life {
             41 => self.wait(200_000).await,
             42 => return self.kill().await,
             43..=45 => return self.die().await,
+            48 | 49 => self.twin(),
             _ => return self.power_cut().await,
         }
         self
     }
 
     /// Nothing goes wrong any more, and what did is mended.
-    pub async fn peace(&self) {
+    pub async fn peace(&mut self) {
+        self.settle_twins();
         let world = &self.world;
         world.tell(|| "the trouble ends".to_owned());
         world.lock().faults = false;
@@ -125,9 +135,11 @@ impl Life {
     fn want(&mut self) {
         // What was taken away is often put back as it was.
         let gone: Vec<String> = self.gone.keys().cloned().collect();
-        let back = self.world.one_of(&gone).filter(|_| self.world.below(2) == 0);
+        let again = self.world.lock().is_any_stuck();
+        let back = self.world.one_of(&gone).filter(|_| again || self.world.below(2) == 0);
         let back = back.and_then(|name| self.gone.remove_entry(name));
         let (name, pod) = back.unwrap_or_else(|| (self.any_pod(), wish::pod(&self.world)));
+        let pod = self.fitting(pod);
         self.world.tell(|| format!("wish {name} {pod:?}"));
         self.wish.pods.insert(name, pod);
         self.read();

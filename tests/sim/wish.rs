@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use volumed::model::{Layout, Plugin, PodUid, PublicationId, SpecName};
 
+use super::twins::{CLAIM, Twin};
 use super::world::{ROOT, World};
 
 /// The simulated drivers' names.
@@ -22,8 +23,17 @@ pub struct PodWish {
     /// The driver of an inline volume.
     pub inline: Option<usize>,
     pub empty_dir: bool,
+    /// It uses the claim of a second PV.
+    pub twin: Option<Twin>,
     /// `metadata.deletionTimestamp`
     pub leaving: bool,
+}
+
+impl PodWish {
+    /// The volumes that it uses by claims.
+    pub fn volumes(&self) -> BTreeSet<u64> {
+        self.claims.iter().copied().chain(self.twin.map(|twin| twin.of)).collect()
+    }
 }
 
 /// What all manifests say.
@@ -34,6 +44,10 @@ pub struct Wish {
     pub attributes: [u64; PVS],
     /// By how many GiB the PVs have grown.
     pub grown: [u64; PVS],
+    /// A second PV with a volume's driver and handle, and its claim.
+    pub twin: Option<Twin>,
+    /// Only the second one is there.
+    pub replaced: bool,
     /// The second driver's CSIDriver says `requiresRepublish`.
     pub republish: bool,
 }
@@ -114,7 +128,8 @@ pub fn index(volume: u64) -> usize {
 pub fn files(wish: &Wish) -> Vec<String> {
     let volumes = (0..VOLUMES).flat_map(|volume| [format!("pv{volume}"), format!("c{volume}")]);
     let drivers = (0..DRIVERS.len()).map(|driver| format!("driver{driver}"));
-    wish.pods.keys().cloned().chain(volumes).chain(drivers).collect()
+    let twin = wish.twin.iter().flat_map(|twin| [twin.name(), CLAIM.to_owned()]);
+    wish.pods.keys().cloned().chain(volumes).chain(drivers).chain(twin).collect()
 }
 
 /// Invents a pod.
@@ -124,6 +139,7 @@ pub fn pod(world: &World) -> PodWish {
         read_only: world.below(5) == 0,
         inline: usize::try_from(world.below(6)).ok().filter(|driver| *driver < DRIVERS.len()),
         empty_dir: world.below(3) == 0,
+        twin: None,
         leaving: false,
     }
 }
@@ -140,6 +156,7 @@ fn place(pod: &str, plugin: Plugin, spec: String) -> PublicationId {
 pub fn places(pod: &str, wish: &PodWish) -> Vec<PublicationId> {
     let mut places: Vec<PublicationId> =
         wish.claims.iter().map(|volume| place(pod, Plugin::Csi, format!("pv{volume}"))).collect();
+    places.extend(wish.twin.map(|twin| place(pod, Plugin::Csi, twin.name())));
     if wish.inline.is_some() {
         places.push(place(pod, Plugin::Csi, "inline".to_owned()));
     }
@@ -151,7 +168,13 @@ pub fn places(pod: &str, wish: &PodWish) -> Vec<PublicationId> {
 
 /// Returns the volume that a place shows, if it shows a PV.
 pub fn volume_at(place: &PublicationId) -> Option<u64> {
-    place.spec.as_str().strip_prefix("pv")?.parse().ok()
+    volume_named(place.spec.as_str())
+}
+
+/// Returns the volume that a PV is, by the PV's name.
+pub fn volume_named(name: &str) -> Option<u64> {
+    let name = name.strip_prefix("a-").unwrap_or(name);
+    name.strip_suffix("-twin").unwrap_or(name).strip_prefix("pv")?.parse().ok()
 }
 
 /// Returns where a place is mounted, if it is a CSI volume's.

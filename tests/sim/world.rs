@@ -64,6 +64,8 @@ pub struct DriverMind {
     pub stages: bool,
     /// EXPAND_VOLUME.
     pub expands: bool,
+    /// max_volumes_per_node; 0 without a limit.
+    pub limit: usize,
     /// It learned or lost staging.
     pub retooled: bool,
     pub contact: Contact,
@@ -121,6 +123,11 @@ pub struct State {
     pub left: BTreeMap<PathBuf, Left>,
     /// Where others left something, whatever became of it.
     pub old_places: BTreeSet<PathBuf>,
+    /// Volumes that others left: they are here, whatever their driver's limit.
+    pub old_handles: BTreeSet<String>,
+    /// Volumes that were gone, and whose record came back after a power cut: nobody can know that there was room for them.
+    pub revived: BTreeSet<String>,
+    pub twin: Option<super::twins::Twin>,
     /// The pods in manifests, leaving or not.
     pub manifested: BTreeSet<PodUid>,
     /// When a pod was last in a manifest, leaving or not.
@@ -278,37 +285,6 @@ impl World {
             line.connection += 1;
         });
     }
-
-    /// A power cut and a new boot: mounts are gone, so is what was not synced (some of it, as luck has it).
-    pub fn reboot(&self) {
-        for driver in 0..DRIVERS.len() {
-            self.restart_driver(driver);
-        }
-        let mut state = self.lock();
-        state.boot += 1;
-        state.mounts.clear();
-        state.strangers.clear();
-        state.held.clear();
-        for driver in 0..DRIVERS.len() {
-            if state.drivers[driver].forgets {
-                state.forget(driver);
-            }
-        }
-        let keys: Vec<VolumeKey> = state.records.keys().cloned().collect();
-        for key in keys {
-            let survives = state.below(2) == 0;
-            if let Some(disk) = state.records.get_mut(&key) {
-                if survives {
-                    disk.synced = disk.written.clone();
-                } else {
-                    disk.written = disk.synced.clone();
-                }
-            }
-        }
-        state.records.retain(|_, disk| disk.written.is_some());
-        drop(state);
-        self.mounts_version.send_modify(|version| *version += 1);
-    }
 }
 
 impl State {
@@ -375,6 +351,7 @@ impl State {
         let places: BTreeSet<PublicationId> =
             staying().flat_map(|(name, pod)| wish::places(name, pod)).collect();
         let pods: BTreeSet<PodUid> = staying().map(|(name, _)| wish::uid(name)).collect();
+        self.twin = wish.twin;
         let gone = self.wanted.keys().filter(|place| !places.contains(*place));
         self.listed.extend(self.manifested.iter().map(|pod| (pod.clone(), now)));
         self.manifested = wish.pods.keys().map(|name| wish::uid(name)).collect();
