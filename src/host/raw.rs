@@ -292,15 +292,33 @@ pub(super) fn tie(command: &mut tokio::process::Command, kept: BorrowedFd<'_>) {
         if rustix::process::getppid() != Some(parent) {
             return Err(io::Error::from(rustix::io::Errno::SRCH));
         }
-        // SAFETY: dup takes a number, which may be that of no open descriptor, and touches no memory. The duplicate is not
-        // close-on-exec and belongs to the new program.
-        if unsafe { libc::dup(kept) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+        keep_open(kept)
     };
     // SAFETY: between fork and exec the closure makes three system calls; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(child) };
+}
+
+/// Keeps a descriptor open in the command's process, which no signal ends that is meant for all of a service: those are ignored.
+pub(super) fn outlive(command: &mut tokio::process::Command, kept: BorrowedFd<'_>) {
+    let kept = kept.as_raw_fd();
+    let child = move || {
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+            // SAFETY: SIG_IGN is a disposition that needs no handler, and exec keeps it.
+            if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        keep_open(kept)
+    };
+    // SAFETY: between fork and exec the closure makes system calls only; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(child) };
+}
+
+/// Duplicates a descriptor for the program that is executed next.
+fn keep_open(kept: RawFd) -> io::Result<()> {
+    // SAFETY: dup takes a number, which may be that of no open descriptor, and touches no memory. The duplicate is not
+    // close-on-exec and belongs to the new program.
+    if unsafe { libc::dup(kept) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Starts a child process that lets go of what a loop device holds, if that is still what `expected` says. Letting go of the

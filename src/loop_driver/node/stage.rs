@@ -114,9 +114,10 @@ impl Driver {
             let node = device.node();
             return Err(Failure::Precondition(format!("somebody else has the image, by {}", node.display())));
         }
-        // Offline it needs no capability.
-        if fs_type == FsType::Ext4 && volume.grown < volume.bytes {
-            self.images().grow_unmounted_ext4(&image).await?;
+        // Offline it needs no capability, but has no journal either.
+        if fs_type == FsType::Ext4 && volume.grown < volume.bytes && !self.images().grows_mounted_ext4() {
+            self.images().grow_unmounted_ext4_with_data(&image).await?;
+            fault::reached("stage:grown");
             volume.grown = volume.bytes;
             self.store().volumes.put(volume.clone()).await?;
         }
