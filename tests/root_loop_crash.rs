@@ -256,6 +256,28 @@ fn a_volume_is_staged_and_published_once_whatever_dies() {
 }
 
 #[test]
+fn what_a_mounted_volume_still_needs_is_done_by_the_repeated_call() {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut driver = Loop::new();
+    let used = As::file_system("btrfs");
+    driver.create("v", &used, 128 * MIB, From::Nothing);
+    driver.snapshot("v", "s").unwrap();
+    // A copy of btrfs is grown when it is mounted.
+    driver.create("larger", &used, 512 * MIB, From::Snapshot("s"));
+    let staged = driver.staging("larger");
+    let mine = used.clone().group(4711);
+    dies_at(&mut driver, "stage:mount", |driver| driver.stage("larger", &staged, &mine));
+    assert!(looped::capacity(&staged) > 384 * MIB, "it stays as small as its source");
+    assert_eq!(fs::metadata(&staged).unwrap().gid(), 4711, "it is not its group's");
+    driver.unstage("larger", &staged).unwrap();
+    for id in ["v", "larger"] {
+        driver.delete(id).unwrap();
+    }
+    driver.delete_snapshot("s").unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
 fn a_pod_s_own_volume_is_made_once_whatever_dies() {
     let mut driver = Loop::new();
     let target = driver.target("inline");

@@ -32,7 +32,7 @@ impl Driver {
                     "the volume {id} is staged there with another capability"
                 )));
             }
-            return Ok(());
+            return self.settle(volume, &place, &path, &capability.access).await;
         }
         if let Some(at) = place.elsewhere(&path) {
             let was_here = usage.staging.as_ref().is_some_and(|(at, before)| *at == path && *before == asked);
@@ -40,7 +40,7 @@ impl Driver {
                 // Somebody unmounted it under its publications, which still have it.
                 self.images().bind(&mount.point, &path, Shown::Writable).await?;
                 info!(volume = %id, path = %path.display(), "staged again");
-                return Ok(());
+                return self.settle(volume, &place, &path, &capability.access).await;
             }
             return Err(Failure::Precondition(format!("the volume {id} is mounted at {}", at.display())));
         }
@@ -125,19 +125,54 @@ impl Driver {
         let device = self.images().attach(&image, volume.id.as_str(), Going::WithItsMount).await?;
         self.has_device(&volume.id, device.number());
         fault::reached("stage:attach");
-        let (options, group) = match access {
-            Access::Mount { flags, group, .. } => (options(flags, volume.allocation), *group),
-            Access::Block => (Vec::new(), None),
+        let options = match access {
+            Access::Mount { flags, .. } => options(flags, volume.allocation),
+            Access::Block => Vec::new(),
         };
         self.images().mount(&device, fs_type, &options, at).await?;
         fault::reached("stage:mount");
-        if volume.grown < volume.bytes
-            && self.images().grow_mounted(fs_type, &device.node(), at).await? == Grown::Whole
+        self.fill_and_give(volume, fs_type, &device.node(), at, access).await
+    }
+
+    /// Does what an earlier call may have left undone after it mounted a volume's file system.
+    pub(super) async fn settle(
+        &self,
+        volume: Volume,
+        place: &Place,
+        at: &Path,
+        access: &Access,
+    ) -> Result<(), Failure> {
+        match (volume.content, place.devices.first()) {
+            (Content::FileSystem(fs_type), Some(device)) => {
+                if volume.grown < volume.bytes {
+                    self.take_size(&volume.id).await?;
+                }
+                self.fill_and_give(volume, fs_type, &device.node(), at, access).await
+            }
+            (Content::Block, _) | (Content::FileSystem(_), None) => Ok(()),
+        }
+    }
+
+    /// Lets a mounted file system fill its device and gives what is in it to its group, unless both was done. One that is
+    /// mounted read-only stays as it is.
+    async fn fill_and_give(
+        &self,
+        mut volume: Volume,
+        fs_type: FsType,
+        node: &Path,
+        at: &Path,
+        access: &Access,
+    ) -> Result<(), Failure> {
+        let Access::Mount { flags, group, .. } = access else { return Ok(()) };
+        if flags.iter().flat_map(|flag| flag.split(',')).any(|option| option.trim() == "ro") {
+            return Ok(());
+        }
+        if volume.grown < volume.bytes && self.images().grow_mounted(fs_type, node, at).await? == Grown::Whole
         {
             volume.grown = volume.bytes;
             self.store().volumes.put(volume.clone()).await?;
         }
-        if let Some(group) = group {
+        if let Some(group) = *group {
             self.images().give_to_group(at, group, &self.progress(volume.id)).await?;
         }
         Ok(())
