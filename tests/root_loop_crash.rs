@@ -362,6 +362,49 @@ fn an_image_that_somebody_has_attached_is_not_deleted() {
 }
 
 #[test]
+fn a_loop_device_of_somebody_else_is_neither_used_nor_let_go() {
+    let driver = Loop::new();
+    let used = As::block();
+    driver.create("v", &used, SIZE, From::Nothing);
+    let (staged, target) = (driver.staging("v"), driver.target("v"));
+    let image = driver.dir.join("volumes/v/image");
+    let device = run("losetup", &["--find", "--show", path(&image)]);
+    let why = refused(driver.stage("v", &staged, &used), Code::FailedPrecondition);
+    assert!(why.contains(device.trim()), "{why}");
+    driver.unstage("v", &staged).unwrap();
+    assert_eq!(loop_devices(&driver.dir).len(), 1, "a stranger's device was let go");
+    run("losetup", &["--detach", device.trim()]);
+    until("it is staged", || driver.stage("v", &staged, &used).is_ok());
+    // Beside ours, it is neither published nor taken away with it.
+    let device = run("losetup", &["--find", "--show", path(&image)]);
+    driver.publish("v", &staged, &target, &used, false).unwrap();
+    driver.unpublish("v", &target).unwrap();
+    driver.unstage("v", &staged).unwrap();
+    let left: Vec<_> = loop_devices(&driver.dir);
+    assert!(left.len() == 1 && left.iter().all(|one| path(one) == device.trim()), "{left:?}");
+    run("losetup", &["--detach", device.trim()]);
+    until("the image is free", || driver.delete("v").is_ok());
+    driver.assert_nothing_left();
+}
+
+#[test]
+fn a_volume_whose_image_is_gone_can_be_taken_down_and_is_not_deleted_before() {
+    let driver = Loop::new();
+    for used in [As::file_system("ext4"), As::block()] {
+        driver.create("v", &used, SIZE, From::Nothing);
+        let (staged, target) = (driver.staging("v"), driver.target("v"));
+        driver.stage("v", &staged, &used).unwrap();
+        driver.publish("v", &staged, &target, &used, false).unwrap();
+        fs::remove_file(driver.dir.join("volumes/v/image")).unwrap();
+        refused(driver.delete("v"), Code::FailedPrecondition);
+        driver.unpublish("v", &target).unwrap();
+        driver.unstage("v", &staged).unwrap();
+        driver.delete("v").unwrap();
+        driver.assert_nothing_left();
+    }
+}
+
+#[test]
 fn two_drivers_share_no_directory_and_one_waits_for_the_other_s_tools() {
     let driver = Loop::new();
     let other = |arguments: &[&str]| {

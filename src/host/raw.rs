@@ -122,6 +122,8 @@ pub(super) struct LoopStatus {
     pub(super) device: u64,
     /// `lo_device` and `lo_inode`: `st_dev` and `st_ino` of the backing file.
     pub(super) file: (u64, u64),
+    /// It is over all of that: neither `lo_offset` nor `lo_sizelimit` is set.
+    pub(super) whole: bool,
 }
 
 /// `struct loop_info64` of linux/loop.h.
@@ -224,7 +226,12 @@ pub(super) fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopStatus> {
     if done != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(LoopStatus { name: info.file_name, device: info.rdevice, file: (info.device, info.inode) })
+    Ok(LoopStatus {
+        name: info.file_name,
+        device: info.rdevice,
+        file: (info.device, info.inode),
+        whole: info.offset == 0 && info.size_limit == 0,
+    })
 }
 
 /// `ioctl(device, LOOP_SET_CAPACITY)`: takes the size that the backing file has now.

@@ -1,12 +1,13 @@
 //! Staging: the image attached, and its file system mounted. Unstaging: the reverse, never lazily.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::place::Place;
 use crate::execute::fault;
-use crate::host::images::{Allocation, FsType, Going, Grown, Shown};
+use crate::host::images::{Allocation, Attached, FsType, Going, Grown, Shown};
 use crate::loop_driver::Driver;
 use crate::loop_driver::ask::{Access, Capability};
 use crate::loop_driver::errors::Failure;
@@ -18,7 +19,7 @@ impl Driver {
         let volume = self.volume(Some(id), id.as_str())?;
         check_access(&volume, &capability.access)?;
         let path = self.directory(given).await?;
-        let place = self.place(id).await?;
+        let place = self.place_at_rest(id).await?;
         let asked = capability.asked(false);
         let mut usage = self.store().usage(id).await;
         if let Some((at, before)) = &usage.staging
@@ -58,10 +59,27 @@ impl Driver {
         Ok(())
     }
 
+    /// Finds a volume. A device of ours that is about to go after its mount is waited for a moment: somebody, udev for one,
+    /// looks at it.
+    async fn place_at_rest(&self, id: &Id) -> Result<Place, Failure> {
+        const TRIES: u32 = 100;
+        let mut place = self.place(id).await?;
+        for _ in 0..TRIES {
+            let goes =
+                |device: &Attached| device.going() == Going::WithItsMount && device.is_for(id.as_str());
+            if !place.mounts.is_empty() || !place.binds.is_empty() || !place.devices.iter().any(goes) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            place = self.place(id).await?;
+        }
+        Ok(place)
+    }
+
     /// Returns whether a volume is staged where it was written down.
     async fn is_staged(&self, volume: &Volume, at: &Path, place: &Place) -> Result<bool, Failure> {
         match volume.content {
-            Content::Block => Ok(place.devices.iter().any(|device| device.going() == Going::WhenTold)),
+            Content::Block => Ok(place.device()?.is_some()),
             Content::FileSystem(_) => {
                 let there = self.images().mount_at(at).await?;
                 Ok(there.is_some_and(|mount| place.at(at).is_some_and(|ours| ours.id == mount.id)))
@@ -71,11 +89,7 @@ impl Driver {
 
     /// Attaches a block volume's image, if it is not yet.
     async fn attach_block(&self, volume: &Volume, place: &Place) -> Result<(), Failure> {
-        if let Some(device) = place.devices.iter().find(|device| device.going() == Going::WithItsMount) {
-            let node = device.node();
-            return Err(Failure::Precondition(format!("somebody else has the image, by {}", node.display())));
-        }
-        if place.devices.is_empty() {
+        if place.device()?.is_none() {
             let image = self.store().volume_image(&volume.id);
             self.allocate(volume).await?;
             let device = self.images().attach(&image, volume.id.as_str(), Going::WhenTold).await?;
@@ -110,9 +124,9 @@ impl Driver {
             let problem = format!("the image of the volume {} is gone or too short", volume.id);
             return Err(Failure::Lost(problem));
         }
-        if let Some(device) = place.devices.first() {
+        if let Some(device) = place.device()? {
             let node = device.node();
-            return Err(Failure::Precondition(format!("somebody else has the image, by {}", node.display())));
+            return Err(Failure::Precondition(format!("somebody has {} open", node.display())));
         }
         // Offline it needs no capability, but has no journal either.
         if fs_type == FsType::Ext4 && volume.grown < volume.bytes && !self.images().grows_mounted_ext4() {
@@ -142,7 +156,7 @@ impl Driver {
         at: &Path,
         access: &Access,
     ) -> Result<(), Failure> {
-        match (volume.content, place.devices.first()) {
+        match (volume.content, place.ours().first()) {
             (Content::FileSystem(fs_type), Some(device)) => {
                 if volume.grown < volume.bytes {
                     self.take_size(&volume.id).await?;
@@ -218,7 +232,7 @@ impl Driver {
             if let Some(at) = place.elsewhere(Path::new("")) {
                 return Err(Failure::Precondition(format!("it is still published at {}", at.display())));
             }
-            for device in place.devices.iter().filter(|device| device.going() == Going::WhenTold) {
+            for device in place.ours() {
                 self.images().detach(device).await?;
                 info!(volume = %id, device = %device.node().display(), "unstaged");
             }
