@@ -256,6 +256,28 @@ fn a_volume_is_staged_and_published_once_whatever_dies() {
 }
 
 #[test]
+fn what_a_mounted_volume_still_needs_is_done_by_the_repeated_call() {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut driver = Loop::new();
+    let used = As::file_system("btrfs");
+    driver.create("v", &used, 128 * MIB, From::Nothing);
+    driver.snapshot("v", "s").unwrap();
+    // A copy of btrfs is grown when it is mounted.
+    driver.create("larger", &used, 512 * MIB, From::Snapshot("s"));
+    let staged = driver.staging("larger");
+    let mine = used.clone().group(4711);
+    dies_at(&mut driver, "stage:mount", |driver| driver.stage("larger", &staged, &mine));
+    assert!(looped::capacity(&staged) > 384 * MIB, "it stays as small as its source");
+    assert_eq!(fs::metadata(&staged).unwrap().gid(), 4711, "it is not its group's");
+    driver.unstage("larger", &staged).unwrap();
+    for id in ["v", "larger"] {
+        driver.delete(id).unwrap();
+    }
+    driver.delete_snapshot("s").unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
 fn a_pod_s_own_volume_is_made_once_whatever_dies() {
     let mut driver = Loop::new();
     let target = driver.target("inline");
@@ -337,6 +359,49 @@ fn an_image_that_somebody_has_attached_is_not_deleted() {
     run("umount", &[path(&elsewhere)]);
     until("the image is free", || driver.delete("v").is_ok());
     driver.assert_nothing_left();
+}
+
+#[test]
+fn a_loop_device_of_somebody_else_is_neither_used_nor_let_go() {
+    let driver = Loop::new();
+    let used = As::block();
+    driver.create("v", &used, SIZE, From::Nothing);
+    let (staged, target) = (driver.staging("v"), driver.target("v"));
+    let image = driver.dir.join("volumes/v/image");
+    let device = run("losetup", &["--find", "--show", path(&image)]);
+    let why = refused(driver.stage("v", &staged, &used), Code::FailedPrecondition);
+    assert!(why.contains(device.trim()), "{why}");
+    driver.unstage("v", &staged).unwrap();
+    assert_eq!(loop_devices(&driver.dir).len(), 1, "a stranger's device was let go");
+    run("losetup", &["--detach", device.trim()]);
+    until("it is staged", || driver.stage("v", &staged, &used).is_ok());
+    // Beside ours, it is neither published nor taken away with it.
+    let device = run("losetup", &["--find", "--show", path(&image)]);
+    driver.publish("v", &staged, &target, &used, false).unwrap();
+    driver.unpublish("v", &target).unwrap();
+    driver.unstage("v", &staged).unwrap();
+    let left: Vec<_> = loop_devices(&driver.dir);
+    assert!(left.len() == 1 && left.iter().all(|one| path(one) == device.trim()), "{left:?}");
+    run("losetup", &["--detach", device.trim()]);
+    until("the image is free", || driver.delete("v").is_ok());
+    driver.assert_nothing_left();
+}
+
+#[test]
+fn a_volume_whose_image_is_gone_can_be_taken_down_and_is_not_deleted_before() {
+    let driver = Loop::new();
+    for used in [As::file_system("ext4"), As::block()] {
+        driver.create("v", &used, SIZE, From::Nothing);
+        let (staged, target) = (driver.staging("v"), driver.target("v"));
+        driver.stage("v", &staged, &used).unwrap();
+        driver.publish("v", &staged, &target, &used, false).unwrap();
+        fs::remove_file(driver.dir.join("volumes/v/image")).unwrap();
+        refused(driver.delete("v"), Code::FailedPrecondition);
+        driver.unpublish("v", &target).unwrap();
+        driver.unstage("v", &staged).unwrap();
+        driver.delete("v").unwrap();
+        driver.assert_nothing_left();
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! Tools of the system (mkfs, resize2fs, ...): each with a deadline, none of them longer than we live.
+//! Tools of the system (mkfs, resize2fs, ...): each with a deadline and no longer than we live, but for those that must not stop
+//! halfway.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -74,18 +75,8 @@ impl Tools {
         };
         // Never closed; and if it were, only the limit would be gone.
         let _slot = self.slots.acquire().await.ok();
-        #[expect(clippy::disallowed_methods, reason = "the one place for tools: killed at its deadline")]
-        let mut command = Command::new(tool);
-        command
-            .args(arguments)
-            .env_clear()
-            .env("LC_ALL", "C")
-            .env("PATH", PATH.join(":"))
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+        let mut command = command(tool, arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         raw::tie(&mut command, self.held.as_fd());
         let child = command.spawn().map_err(failed(tool))?;
         match tokio::time::timeout(limit, child.wait_with_output()).await {
@@ -99,6 +90,38 @@ impl Tools {
                 Err(HostError::Deadline { doing, path: about.to_owned(), seconds: limit.as_secs() })
             }
         }
+    }
+
+    /// Runs a tool that must not be stopped halfway to its end, however long that takes: neither a deadline, nor a caller who
+    /// gives up, nor our own death, nor a signal for the whole service ends it. The lock that it holds keeps others away.
+    ///
+    /// # Errors
+    /// `Io` when it cannot be started. How it ended is for the caller to judge.
+    pub(super) async fn finish<A: AsRef<OsStr>>(
+        &self,
+        about: &Path,
+        tool: &Path,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<Ended, HostError> {
+        let failed = |doing: &'static str, path: &Path| {
+            let path = path.to_owned();
+            move |source: io::Error| HostError::Io { doing, path, source }
+        };
+        let _slot = self.slots.acquire().await.ok();
+        // No pipe: who writes to one that nobody reads any more fails.
+        let name = "what a tool said";
+        let said = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).map(std::fs::File::from);
+        let mut said = said.map_err(|e| failed("make a file for", Path::new(name))(e.into()))?;
+        let for_tool = || said.try_clone().map_err(failed("make a file for", Path::new(name)));
+        let mut command = command(tool, arguments);
+        command.stdout(for_tool()?).stderr(for_tool()?).process_group(0);
+        raw::outlive(&mut command, self.held.as_fd());
+        let mut child = command.spawn().map_err(failed("run", tool))?;
+        let status = child.wait().await.map_err(failed("wait for", about))?;
+        let mut text = Vec::new();
+        let read = said.seek(SeekFrom::Start(0)).and_then(|_start| said.read_to_end(&mut text));
+        read.map_err(failed("read", Path::new(name)))?;
+        Ok(Ended { status, said: end_of(&text) })
     }
 
     /// As `run`, but any end other than success is an error with what the tool said.
@@ -127,9 +150,66 @@ impl Ended {
     }
 }
 
+fn command<A: AsRef<OsStr>>(tool: &Path, arguments: impl IntoIterator<Item = A>) -> Command {
+    #[expect(clippy::disallowed_methods, reason = "the one place for tools; the callers say what ends them")]
+    let mut command = Command::new(tool);
+    command
+        .args(arguments)
+        .env_clear()
+        .env("LC_ALL", "C")
+        .env("PATH", PATH.join(":"))
+        .current_dir("/")
+        .stdin(Stdio::null());
+    command
+}
+
 /// The end of a tool's words in one line.
 fn end_of(said: &[u8]) -> String {
     let text = String::from_utf8_lossy(said.get(said.len().saturating_sub(KEPT)..).unwrap_or_default());
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join("; ").replace(|c: char| c.is_control(), " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The thread that starts it ends, its caller gives up, and it is told to end: it goes on.
+    #[test]
+    fn what_must_not_stop_halfway_outlives_who_started_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (begun, done) = (directory.path().join("begun"), directory.path().join("done"));
+        let lock = Arc::new(OwnedFd::from(std::fs::File::create(directory.path().join("lock")).unwrap()));
+        let script = format!(
+            "kill -TERM $$; echo word; touch {}; sleep 0.3; touch {}",
+            begun.display(),
+            done.display()
+        );
+        let ended = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let tools = Tools::new(lock);
+                let arguments = ["-c", script.as_str()];
+                let run = tools.finish(Path::new("x"), Path::new("/bin/sh"), arguments);
+                let begun = async {
+                    while !begun.exists() {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                };
+                // Cancel-safe: given up on purpose.
+                tokio::select! {
+                    _ended = run => panic!("it ended too soon"),
+                    () = begun => {}
+                }
+                let said = tools.finish(Path::new("x"), Path::new("/bin/echo"), ["a", "word"]).await.unwrap();
+                assert!(said.status.success() && said.said == "a word", "{said:?}");
+            });
+        });
+        ended.join().unwrap();
+        let until = std::time::Instant::now() + Duration::from_secs(10);
+        while !done.exists() {
+            assert!(std::time::Instant::now() < until, "it did not get to its end");
+            std::thread::yield_now();
+        }
+    }
 }

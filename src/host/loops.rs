@@ -115,6 +115,11 @@ impl Loop {
         self.status.name == tag.bytes()
     }
 
+    /// Returns whether it is over all of its backing file, under exactly this name.
+    pub(super) fn is_whole_and_named(&self, name: &[u8; 64]) -> bool {
+        self.status.whole && self.status.name == *name
+    }
+
     /// Returns its name, as far as it is text.
     pub(super) fn name(&self) -> &str {
         let end = self.status.name.iter().position(|b| *b == 0).unwrap_or(self.status.name.len());

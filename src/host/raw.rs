@@ -122,6 +122,8 @@ pub(super) struct LoopStatus {
     pub(super) device: u64,
     /// `lo_device` and `lo_inode`: `st_dev` and `st_ino` of the backing file.
     pub(super) file: (u64, u64),
+    /// It is over all of that: neither `lo_offset` nor `lo_sizelimit` is set.
+    pub(super) whole: bool,
 }
 
 /// `struct loop_info64` of linux/loop.h.
@@ -224,7 +226,12 @@ pub(super) fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopStatus> {
     if done != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(LoopStatus { name: info.file_name, device: info.rdevice, file: (info.device, info.inode) })
+    Ok(LoopStatus {
+        name: info.file_name,
+        device: info.rdevice,
+        file: (info.device, info.inode),
+        whole: info.offset == 0 && info.size_limit == 0,
+    })
 }
 
 /// `ioctl(device, LOOP_SET_CAPACITY)`: takes the size that the backing file has now.
@@ -292,15 +299,33 @@ pub(super) fn tie(command: &mut tokio::process::Command, kept: BorrowedFd<'_>) {
         if rustix::process::getppid() != Some(parent) {
             return Err(io::Error::from(rustix::io::Errno::SRCH));
         }
-        // SAFETY: dup takes a number, which may be that of no open descriptor, and touches no memory. The duplicate is not
-        // close-on-exec and belongs to the new program.
-        if unsafe { libc::dup(kept) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+        keep_open(kept)
     };
     // SAFETY: between fork and exec the closure makes three system calls; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(child) };
+}
+
+/// Keeps a descriptor open in the command's process, which no signal ends that is meant for all of a service: those are ignored.
+pub(super) fn outlive(command: &mut tokio::process::Command, kept: BorrowedFd<'_>) {
+    let kept = kept.as_raw_fd();
+    let child = move || {
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+            // SAFETY: SIG_IGN is a disposition that needs no handler, and exec keeps it.
+            if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        keep_open(kept)
+    };
+    // SAFETY: between fork and exec the closure makes system calls only; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(child) };
+}
+
+/// Duplicates a descriptor for the program that is executed next.
+fn keep_open(kept: RawFd) -> io::Result<()> {
+    // SAFETY: dup takes a number, which may be that of no open descriptor, and touches no memory. The duplicate is not
+    // close-on-exec and belongs to the new program.
+    if unsafe { libc::dup(kept) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Starts a child process that lets go of what a loop device holds, if that is still what `expected` says. Letting go of the

@@ -58,6 +58,12 @@ impl Attached {
         FileId { device, inode }
     }
 
+    /// Returns whether a driver like this one attached all of a volume's image with it. Whoever else attaches an image gives
+    /// the device another name.
+    pub fn is_for(&self, volume: &str) -> bool {
+        self.one.is_whole_and_named(&name_for(volume))
+    }
+
     /// Returns the path of its image as the kernel shows it.
     pub fn shown(&self) -> &Path {
         &self.one.shown
@@ -99,10 +105,7 @@ impl Images {
                 }
                 Going::WhenTold => (raw::LO_FLAGS_DIRECT_IO, BLOCK_SECTOR),
             };
-            let mut name = [0; 64];
-            let text = NAME.bytes().chain(volume.bytes());
-            name.iter_mut().take(63).zip(text).for_each(|(to, from)| *to = from);
-            let (node, number) = loops::configure(&file, name, flags, block_size)?;
+            let (node, number) = loops::configure(&file, name_for(&volume), flags, block_size)?;
             Ok(Held { _node: node, number })
         })
         .await
@@ -137,6 +140,28 @@ impl Images {
             let tail = tail(&path);
             let found = loops::list_if(|shown, _going| self::tail(shown) == tail)?;
             Ok(found.into_iter().map(|one| Attached { one }).filter(|one| one.file() == id).collect())
+        })
+        .await
+    }
+
+    /// As `attached`, with those that were attached for a volume at this very path to a file that is there no more.
+    ///
+    /// # Errors
+    /// As `attached`.
+    pub async fn attached_for(
+        &self,
+        volume: &str,
+        image: &Path,
+        id: Option<FileId>,
+    ) -> Result<Vec<Attached>, HostError> {
+        let (path, volume) = (image.to_owned(), volume.to_owned());
+        self.local("find the loop devices of", image, move || {
+            let tail = tail(&path);
+            let found = loops::list_if(|shown, _going| self::tail(shown) == tail)?;
+            let meant = |device: &Attached| {
+                Some(device.file()) == id || device.is_for(&volume) && device.shown() == path
+            };
+            Ok(found.into_iter().map(|one| Attached { one }).filter(meant).collect())
         })
         .await
     }
@@ -204,6 +229,14 @@ impl Images {
         let work = move || loops::let_go(&one, &inner.given_up, loops::LIMIT);
         self.inner.slow.run("let go of", &device.node(), limit, work).await
     }
+}
+
+/// What a volume's loop device is called, as far as there is room.
+fn name_for(volume: &str) -> [u8; 64] {
+    let mut name = [0; 64];
+    // The last byte is the kernel's.
+    name.iter_mut().take(63).zip(NAME.bytes().chain(volume.bytes())).for_each(|(to, from)| *to = from);
+    name
 }
 
 /// The volume's directory and the image's name: where the image is shown from another root they stay.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::super::HostError;
-use super::super::exec::Tools;
+use super::super::exec::{Ended, Tools};
 use super::attach::FILE_SYSTEM_SECTOR;
 use super::{Going, Images};
 
@@ -17,6 +17,10 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a check may take, which reads every inode.
 const CHECK: Duration = Duration::from_secs(3600);
+
+const GROW: &str = "grow the file system in";
+
+const CHECKING: &str = "check the file system in";
 
 /// A file system that a volume can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -158,14 +162,40 @@ impl Images {
         Ok(())
     }
 
-    /// Grows an ext4 that is mounted nowhere to the size of its image. (The others grow only while they are mounted.)
+    /// Grows an ext4 that is mounted nowhere to the size of its image. (The others grow only while they are mounted.) Only for a
+    /// copy that is thrown away if this does not get to its end.
     ///
     /// # Errors
-    /// With what the tool said; it can be done again.
+    /// With what the tool said; the file system may be damaged.
     pub async fn grow_unmounted_ext4(&self, image: &Path) -> Result<(), HostError> {
         self.check(image).await?;
         let tool = Tools::find("resize2fs", FsType::Ext4.package())?;
-        self.inner.tools.must("grow the file system in", image, &tool, [image], LIMIT).await.map(drop)
+        self.inner.tools.must(GROW, image, &tool, [image], LIMIT).await.map(drop)
+    }
+
+    /// As `grow_unmounted_ext4`, of a file system whose data somebody needs. resize2fs moves metadata without a journal, so
+    /// nothing stops it halfway: neither a deadline nor our death.
+    ///
+    /// # Errors
+    /// With what the tool said.
+    pub async fn grow_unmounted_ext4_with_data(&self, image: &Path) -> Result<(), HostError> {
+        let tools = &self.inner.tools;
+        let package = FsType::Ext4.package();
+        let (check, grow) = (Tools::find("e2fsck", package)?, Tools::find("resize2fs", package)?);
+        let arguments = ["-f".as_ref(), "-p".as_ref(), image.as_os_str()];
+        checked(&tools.finish(image, &check, arguments).await?, image, &check)?;
+        let ended = tools.finish(image, &grow, [image]).await?;
+        if ended.status.success() { Ok(()) } else { Err(ended.failure(GROW, image, &grow)) }
+    }
+
+    /// Returns whether `grow_mounted` can grow an ext4.
+    pub fn grows_mounted_ext4(&self) -> bool {
+        /// linux/capability.h
+        const CAP_SYS_RESOURCE: u32 = 24;
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+        let held = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let held = held.and_then(|held| u64::from_str_radix(held.trim(), 16).ok());
+        held.is_some_and(|held| held & (1 << CAP_SYS_RESOURCE) != 0)
     }
 
     /// Grows a mounted file system to the size of its device.
@@ -200,21 +230,24 @@ impl Images {
 
     /// Replays the journal of an ext4 and mends what needs no decision.
     async fn check(&self, image: &Path) -> Result<(), HostError> {
-        const DOING: &str = "check the file system in";
-        /// e2fsck(8): errors were corrected.
-        const MENDED: i32 = 1;
         let tool = Tools::find("e2fsck", FsType::Ext4.package())?;
         let arguments = ["-f".into(), "-p".into(), image.as_os_str().to_owned()];
-        let ended = self.inner.tools.run(DOING, image, &tool, arguments, CHECK).await?;
-        match ended.status.code() {
-            Some(0 | MENDED) => Ok(()),
-            _ => Err(ended.failure(DOING, image, &tool)),
-        }
+        checked(&self.inner.tools.run(CHECKING, image, &tool, arguments, CHECK).await?, image, &tool)
     }
 
     async fn replay_image(&self, image: &Path, fs_type: FsType, options: &[String]) -> Result<(), HostError> {
         let name = image.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let device = self.attach(image, &name, Going::WithItsMount).await?;
         self.replay(&device, fs_type, options).await
+    }
+}
+
+/// Judges how e2fsck ended.
+fn checked(ended: &Ended, image: &Path, tool: &Path) -> Result<(), HostError> {
+    /// e2fsck(8): errors were corrected.
+    const MENDED: i32 = 1;
+    match ended.status.code() {
+        Some(0 | MENDED) => Ok(()),
+        _ => Err(ended.failure(CHECKING, image, tool)),
     }
 }

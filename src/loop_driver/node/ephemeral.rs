@@ -76,16 +76,6 @@ impl Driver {
         let place = self.place(&id).await?;
         let mut usage = self.store().usage(&id).await;
         let asked = capability.asked(read_only);
-        if self.is_published(&place, &usage, &target, &asked).await? {
-            return Ok(());
-        }
-        if let Some(at) = place.elsewhere(&target) {
-            return Err(Failure::Precondition(format!("it is published at {}", at.display())));
-        }
-        usage.targets.insert(target.clone(), asked.clone());
-        self.store().set_usage(&id, &usage).await?;
-        fault::reached("ephemeral:intent");
-        self.images().make_target(&target).await?;
         let access = match &capability.access {
             // Nobody can write to it, so nobody's group matters.
             Access::Mount { fs_type, flags, group: _ } if asked.read_only => {
@@ -94,6 +84,16 @@ impl Driver {
             }
             access => access.clone(),
         };
+        if self.is_published(&place, &usage, &target, &asked).await? {
+            return self.settle(volume, &place, &target, &access).await;
+        }
+        if let Some(at) = place.elsewhere(&target) {
+            return Err(Failure::Precondition(format!("it is published at {}", at.display())));
+        }
+        usage.targets.insert(target.clone(), asked.clone());
+        self.store().set_usage(&id, &usage).await?;
+        fault::reached("ephemeral:intent");
+        self.images().make_target(&target).await?;
         self.mount_volume(volume, fs_type, &place, &target, &access).await?;
         fault::reached("ephemeral:outcome");
         info!(volume = %id, target = %target.display(), "published a pod's own volume");

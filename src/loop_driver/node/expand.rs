@@ -35,7 +35,7 @@ impl Driver {
         let place = self.place_as_before(id).await?;
         let path = self.shown_at(id, &place, path).await?;
         self.take_size(id).await?;
-        if let (Content::FileSystem(fs_type), Some(device)) = (volume.content, place.devices.first())
+        if let (Content::FileSystem(fs_type), Some(device)) = (volume.content, place.device()?)
             && volume.grown < volume.bytes
         {
             match self.images().grow_mounted(fs_type, &device.node(), &path).await? {

@@ -4,20 +4,22 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 
-use crate::host::images::Attached;
+use crate::host::images::{Attached, Going};
 use crate::loop_driver::Driver;
 use crate::loop_driver::errors::Failure;
-use crate::loop_driver::store::Id;
+use crate::loop_driver::store::{Content, Id};
 use crate::model::{Mount, MountTable};
 
 /// Where a volume is.
 #[derive(Debug, Default)]
 pub(in crate::loop_driver) struct Place {
-    /// The loop devices over its image: one, unless somebody else attached it too.
+    /// The loop devices over its image, ours first: one, unless somebody else attached it too.
     pub(in crate::loop_driver) devices: Vec<Attached>,
-    /// The mounts of its file system: staged and published.
+    /// How many of them are ours: attached by this driver for this volume, and to go as its content asks for.
+    ours: usize,
+    /// The mounts of its file system by a device of ours: staged and published.
     pub(in crate::loop_driver) mounts: Vec<Mount>,
-    /// The files on which its device is bound.
+    /// The files on which a device of ours is bound.
     pub(in crate::loop_driver) binds: Vec<Mount>,
 }
 
@@ -33,9 +35,39 @@ impl Place {
         all.find(|mount| mount.point != than).map(|mount| mount.point.clone())
     }
 
-    fn of(devices: Vec<Attached>, table: &MountTable) -> Self {
-        let nodes: Vec<String> = devices.iter().map(|device| device.node().display().to_string()).collect();
-        let names: Vec<String> = devices.iter().map(|device| format!("loop{}", device.number())).collect();
+    /// Returns our devices.
+    pub(in crate::loop_driver) fn ours(&self) -> &[Attached] {
+        self.devices.get(..self.ours).unwrap_or_default()
+    }
+
+    /// Returns our one device, to be used.
+    ///
+    /// # Errors
+    /// `Precondition`: somebody else has the image too, or there are two of ours, of which nobody knows which is meant.
+    pub(in crate::loop_driver) fn device(&self) -> Result<Option<&Attached>, Failure> {
+        let (ours, others) = self.devices.split_at(self.ours.min(self.devices.len()));
+        match (ours, others) {
+            ([], []) => Ok(None),
+            ([one], _) => Ok(Some(one)),
+            ([], [other, ..]) => {
+                let node = other.node();
+                Err(Failure::Precondition(format!("somebody else has the image, by {}", node.display())))
+            }
+            ([one, other, ..], _) => Err(Failure::Precondition(format!(
+                "both {} and {} have the image; detach the one that nobody uses",
+                one.node().display(),
+                other.node().display()
+            ))),
+        }
+    }
+
+    fn of(mut devices: Vec<Attached>, volume: &str, going: Going, table: &MountTable) -> Self {
+        let is_ours = |device: &Attached| device.is_for(volume) && device.going() == going;
+        devices.sort_by_key(|device| !is_ours(device));
+        let ours: Vec<&Attached> = devices.iter().filter(|device| is_ours(device)).collect();
+        let nodes: Vec<String> = ours.iter().map(|device| device.node().display().to_string()).collect();
+        let names: Vec<String> = ours.iter().map(|device| format!("loop{}", device.number())).collect();
+        let ours = ours.len();
         let (mut mounts, mut binds) = (Vec::new(), Vec::new());
         for mount in table.iter() {
             // A file system of the kernel's own has our node's name for its source only if somebody gave it on purpose.
@@ -50,29 +82,40 @@ impl Place {
                 binds.push(mount.clone());
             }
         }
-        Self { devices, mounts, binds }
+        Self { devices, ours, mounts, binds }
     }
 }
 
 impl Driver {
-    /// Finds a volume on this node, with all loop devices over its image. One without an image is nowhere.
+    /// Finds a volume on this node, with all loop devices over its image; where the image is gone, with those that we attached
+    /// to it before, so that what is still mounted can be taken down.
     pub(in crate::loop_driver) async fn place(&self, id: &Id) -> Result<Place, Failure> {
         let image = self.store().volume_image(id);
-        let Some(file) = self.images().look(&image).await? else { return Ok(Place::default()) };
-        let devices = self.images().attached(&image, file.id).await?;
+        let file = self.images().look(&image).await?.map(|file| file.id);
+        let devices = self.images().attached_for(id.as_str(), &image, file).await?;
         self.placed(id, devices).await
     }
 
-    /// As `place`, but where the device that it had last is still over its image, only that one counts. To ask all loop
+    /// As `place`, but where our device that it had last is still over its image, only that one counts. To ask all loop
     /// devices of a host takes longer than the rest of a publication.
     pub(in crate::loop_driver) async fn place_as_before(&self, id: &Id) -> Result<Place, Failure> {
         let last = self.devices().get(id).copied();
         let Some(last) = last else { return self.place(id).await };
         let image = self.store().volume_image(id);
-        let Some(file) = self.images().look(&image).await? else { return Ok(Place::default()) };
+        let Some(file) = self.images().look(&image).await? else { return self.place(id).await };
         match self.images().attached_by(last, &image, file.id).await? {
-            Some(device) => self.placed(id, vec![device]).await,
-            None => self.place(id).await,
+            Some(device) if device.is_for(id.as_str()) && device.going() == self.going(id) => {
+                self.placed(id, vec![device]).await
+            }
+            Some(_) | None => self.place(id).await,
+        }
+    }
+
+    /// When a volume's device goes.
+    fn going(&self, id: &Id) -> Going {
+        match self.store().volumes.get(id).map(|volume| volume.content) {
+            Some(Content::Block) => Going::WhenTold,
+            Some(Content::FileSystem(_)) | None => Going::WithItsMount,
         }
     }
 
@@ -87,12 +130,16 @@ impl Driver {
     }
 
     async fn placed(&self, id: &Id, devices: Vec<Attached>) -> Result<Place, Failure> {
-        let Some(first) = devices.first() else {
+        if devices.is_empty() {
             self.devices().remove(id);
             return Ok(Place::default());
-        };
-        self.has_device(id, first.number());
-        Ok(Place::of(devices, &*self.images().mounts().await?))
+        }
+        let place = Place::of(devices, id.as_str(), self.going(id), &*self.images().mounts().await?);
+        match place.ours() {
+            [] => drop(self.devices().remove(id)),
+            [first, ..] => self.has_device(id, first.number()),
+        }
+        Ok(place)
     }
 
     fn devices(&self) -> MutexGuard<'_, BTreeMap<Id, u32>> {

@@ -7,7 +7,7 @@ use tracing::info;
 use super::place::Place;
 use super::stage::{check_access, unknown};
 use crate::execute::fault;
-use crate::host::images::Shown;
+use crate::host::images::{Going, Shown};
 use crate::loop_driver::Driver;
 use crate::loop_driver::ask::Capability;
 use crate::loop_driver::errors::Failure;
@@ -30,7 +30,7 @@ impl Driver {
         let staging = self.directory(staging).await?;
         let mut usage = self.store().usage(id).await;
         let staged = match volume.content {
-            Content::Block => !place.devices.is_empty() && usage.staging.is_some(),
+            Content::Block => place.device()?.is_some() && usage.staging.is_some(),
             Content::FileSystem(_) => place.at(&staging).is_some(),
         };
         if !staged {
@@ -49,8 +49,9 @@ impl Driver {
         let shown = if asked.read_only { Shown::ReadOnly } else { Shown::Writable };
         match volume.content {
             Content::Block => {
-                let device = place.devices.first().ok_or_else(|| Failure::no_volume(id.as_str()))?;
+                let device = place.device()?.ok_or_else(|| Failure::no_volume(id.as_str()))?;
                 self.images().bind_device(device.number(), &target, shown).await?;
+                self.keep_if_ours(id, device.number(), &target).await?;
             }
             Content::FileSystem(_) => {
                 self.images().make_target(&target).await?;
@@ -61,6 +62,27 @@ impl Driver {
         fault::reached("publish:outcome");
         info!(volume = %id, target = %target.display(), ?shown, "published");
         Ok(())
+    }
+
+    /// Looks again at a device that was just shown to a pod: nothing holds it before, and its number may have become that of
+    /// another's.
+    async fn keep_if_ours(&self, id: &Id, number: u32, target: &Path) -> Result<(), Failure> {
+        let image = self.store().volume_image(id);
+        let file = self.images().look(&image).await?;
+        let found = match file {
+            Some(file) => self.images().attached_by(number, &image, file.id).await?,
+            None => None,
+        };
+        if found.is_some_and(|device| device.is_for(id.as_str()) && device.going() == Going::WhenTold) {
+            return Ok(());
+        }
+        if let Some(shown) = self.images().mount_at(target).await? {
+            self.images().unmount(&shown).await?;
+        }
+        self.images().remove_target(target).await?;
+        Err(Failure::Precondition(format!(
+            "/dev/loop{number} is not over the image of the volume {id} any more"
+        )))
     }
 
     /// Returns whether a volume is shown at a target as it is asked for.

@@ -1,12 +1,13 @@
 //! Staging: the image attached, and its file system mounted. Unstaging: the reverse, never lazily.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::place::Place;
 use crate::execute::fault;
-use crate::host::images::{Allocation, FsType, Going, Grown, Shown};
+use crate::host::images::{Allocation, Attached, FsType, Going, Grown, Shown};
 use crate::loop_driver::Driver;
 use crate::loop_driver::ask::{Access, Capability};
 use crate::loop_driver::errors::Failure;
@@ -18,7 +19,7 @@ impl Driver {
         let volume = self.volume(Some(id), id.as_str())?;
         check_access(&volume, &capability.access)?;
         let path = self.directory(given).await?;
-        let place = self.place(id).await?;
+        let place = self.place_at_rest(id).await?;
         let asked = capability.asked(false);
         let mut usage = self.store().usage(id).await;
         if let Some((at, before)) = &usage.staging
@@ -32,7 +33,7 @@ impl Driver {
                     "the volume {id} is staged there with another capability"
                 )));
             }
-            return Ok(());
+            return self.settle(volume, &place, &path, &capability.access).await;
         }
         if let Some(at) = place.elsewhere(&path) {
             let was_here = usage.staging.as_ref().is_some_and(|(at, before)| *at == path && *before == asked);
@@ -40,7 +41,7 @@ impl Driver {
                 // Somebody unmounted it under its publications, which still have it.
                 self.images().bind(&mount.point, &path, Shown::Writable).await?;
                 info!(volume = %id, path = %path.display(), "staged again");
-                return Ok(());
+                return self.settle(volume, &place, &path, &capability.access).await;
             }
             return Err(Failure::Precondition(format!("the volume {id} is mounted at {}", at.display())));
         }
@@ -58,10 +59,27 @@ impl Driver {
         Ok(())
     }
 
+    /// Finds a volume. A device of ours that is about to go after its mount is waited for a moment: somebody, udev for one,
+    /// looks at it.
+    async fn place_at_rest(&self, id: &Id) -> Result<Place, Failure> {
+        const TRIES: u32 = 100;
+        let mut place = self.place(id).await?;
+        for _ in 0..TRIES {
+            let goes =
+                |device: &Attached| device.going() == Going::WithItsMount && device.is_for(id.as_str());
+            if !place.mounts.is_empty() || !place.binds.is_empty() || !place.devices.iter().any(goes) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            place = self.place(id).await?;
+        }
+        Ok(place)
+    }
+
     /// Returns whether a volume is staged where it was written down.
     async fn is_staged(&self, volume: &Volume, at: &Path, place: &Place) -> Result<bool, Failure> {
         match volume.content {
-            Content::Block => Ok(place.devices.iter().any(|device| device.going() == Going::WhenTold)),
+            Content::Block => Ok(place.device()?.is_some()),
             Content::FileSystem(_) => {
                 let there = self.images().mount_at(at).await?;
                 Ok(there.is_some_and(|mount| place.at(at).is_some_and(|ours| ours.id == mount.id)))
@@ -71,11 +89,7 @@ impl Driver {
 
     /// Attaches a block volume's image, if it is not yet.
     async fn attach_block(&self, volume: &Volume, place: &Place) -> Result<(), Failure> {
-        if let Some(device) = place.devices.iter().find(|device| device.going() == Going::WithItsMount) {
-            let node = device.node();
-            return Err(Failure::Precondition(format!("somebody else has the image, by {}", node.display())));
-        }
-        if place.devices.is_empty() {
+        if place.device()?.is_none() {
             let image = self.store().volume_image(&volume.id);
             self.allocate(volume).await?;
             let device = self.images().attach(&image, volume.id.as_str(), Going::WhenTold).await?;
@@ -110,13 +124,14 @@ impl Driver {
             let problem = format!("the image of the volume {} is gone or too short", volume.id);
             return Err(Failure::Lost(problem));
         }
-        if let Some(device) = place.devices.first() {
+        if let Some(device) = place.device()? {
             let node = device.node();
-            return Err(Failure::Precondition(format!("somebody else has the image, by {}", node.display())));
+            return Err(Failure::Precondition(format!("somebody has {} open", node.display())));
         }
-        // Offline it needs no capability.
-        if fs_type == FsType::Ext4 && volume.grown < volume.bytes {
-            self.images().grow_unmounted_ext4(&image).await?;
+        // Offline it needs no capability, but has no journal either.
+        if fs_type == FsType::Ext4 && volume.grown < volume.bytes && !self.images().grows_mounted_ext4() {
+            self.images().grow_unmounted_ext4_with_data(&image).await?;
+            fault::reached("stage:grown");
             volume.grown = volume.bytes;
             self.store().volumes.put(volume.clone()).await?;
         }
@@ -124,19 +139,54 @@ impl Driver {
         let device = self.images().attach(&image, volume.id.as_str(), Going::WithItsMount).await?;
         self.has_device(&volume.id, device.number());
         fault::reached("stage:attach");
-        let (options, group) = match access {
-            Access::Mount { flags, group, .. } => (options(flags, volume.allocation), *group),
-            Access::Block => (Vec::new(), None),
+        let options = match access {
+            Access::Mount { flags, .. } => options(flags, volume.allocation),
+            Access::Block => Vec::new(),
         };
         self.images().mount(&device, fs_type, &options, at).await?;
         fault::reached("stage:mount");
-        if volume.grown < volume.bytes
-            && self.images().grow_mounted(fs_type, &device.node(), at).await? == Grown::Whole
+        self.fill_and_give(volume, fs_type, &device.node(), at, access).await
+    }
+
+    /// Does what an earlier call may have left undone after it mounted a volume's file system.
+    pub(super) async fn settle(
+        &self,
+        volume: Volume,
+        place: &Place,
+        at: &Path,
+        access: &Access,
+    ) -> Result<(), Failure> {
+        match (volume.content, place.ours().first()) {
+            (Content::FileSystem(fs_type), Some(device)) => {
+                if volume.grown < volume.bytes {
+                    self.take_size(&volume.id).await?;
+                }
+                self.fill_and_give(volume, fs_type, &device.node(), at, access).await
+            }
+            (Content::Block, _) | (Content::FileSystem(_), None) => Ok(()),
+        }
+    }
+
+    /// Lets a mounted file system fill its device and gives what is in it to its group, unless both was done. One that is
+    /// mounted read-only stays as it is.
+    async fn fill_and_give(
+        &self,
+        mut volume: Volume,
+        fs_type: FsType,
+        node: &Path,
+        at: &Path,
+        access: &Access,
+    ) -> Result<(), Failure> {
+        let Access::Mount { flags, group, .. } = access else { return Ok(()) };
+        if flags.iter().flat_map(|flag| flag.split(',')).any(|option| option.trim() == "ro") {
+            return Ok(());
+        }
+        if volume.grown < volume.bytes && self.images().grow_mounted(fs_type, node, at).await? == Grown::Whole
         {
             volume.grown = volume.bytes;
             self.store().volumes.put(volume.clone()).await?;
         }
-        if let Some(group) = group {
+        if let Some(group) = *group {
             self.images().give_to_group(at, group, &self.progress(volume.id)).await?;
         }
         Ok(())
@@ -182,7 +232,7 @@ impl Driver {
             if let Some(at) = place.elsewhere(Path::new("")) {
                 return Err(Failure::Precondition(format!("it is still published at {}", at.display())));
             }
-            for device in place.devices.iter().filter(|device| device.going() == Going::WhenTold) {
+            for device in place.ours() {
                 self.images().detach(device).await?;
                 info!(volume = %id, device = %device.node().display(), "unstaged");
             }

@@ -66,7 +66,7 @@ impl Driver {
             return Ok(real);
         }
         let staged = self.store().usage(id).await.staging.map(|(at, _)| at);
-        staged.filter(|at| *at == path && !place.devices.is_empty()).ok_or_else(missing)
+        staged.filter(|at| *at == path && !place.ours().is_empty()).ok_or_else(missing)
     }
 
     /// Answers NodeGetStorageHealth: whether the host has what thin volumes were promised.
