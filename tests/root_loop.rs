@@ -415,7 +415,10 @@ fn a_group_of_snapshots_comes_and_goes_as_one() {
         driver.stage(id, &driver.staging(id), &used).unwrap();
         write(&driver.staging(id).join("file"), id.as_bytes());
     }
+    // A name that reads like a member's place is somebody's own snapshot.
+    let own = driver.snapshot("a", "g:a").unwrap();
     let group = driver.group_snapshot("g", &["a", "b"]).unwrap();
+    assert_eq!(driver.snapshot("a", "g:a").unwrap(), own);
     assert_eq!(driver.group_snapshot("g", &["b", "a"]).unwrap(), group);
     assert_eq!(group.snapshots.len(), 2);
     refused(driver.group_snapshot("g", &["a"]), Code::AlreadyExists);
@@ -426,6 +429,8 @@ fn a_group_of_snapshots_comes_and_goes_as_one() {
     refused(driver.delete_group(&wrong), Code::InvalidArgument);
     driver.delete_group(&group).unwrap();
     driver.delete_group(&group).unwrap();
+    assert_eq!(driver.snapshot("a", "g:a").unwrap(), own);
+    driver.delete_snapshot(&own.snapshot_id).unwrap();
     for id in &ids {
         driver.unstage(id, &driver.staging(id)).unwrap();
         driver.delete(id).unwrap();

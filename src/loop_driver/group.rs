@@ -8,7 +8,6 @@ use super::controller::answers::timestamp;
 use super::controller::volume::check_parameters;
 use super::errors::Failure;
 use super::locks::Key;
-use super::snapshots::member_name;
 use super::store::{Group, Id, State};
 use super::{Driver, ask};
 use crate::proto::csi;
@@ -40,7 +39,7 @@ impl GroupController for Driver {
         for text in &request.source_volume_ids {
             volumes.insert(ask::id("source_volume_ids", text)?.ok_or_else(|| Failure::no_volume(text))?);
         }
-        let member = |volume: &Id| Key::Snapshot(Id::of_name(&member_name(&id, volume)));
+        let member = |volume: &Id| Key::Snapshot(Id::of_member(&id, volume));
         let mut keys: Vec<Key> = volumes.iter().map(member).collect();
         keys.extend(volumes.iter().cloned().map(Key::Volume));
         keys.push(Key::Group(id.clone()));

@@ -78,11 +78,19 @@ impl Driver {
         Ok((done.into_iter().zip(allocated).collect(), moment))
     }
 
-    /// Takes snapshots of volumes at one moment. All locks are held, and no such snapshot is there.
+    fn refuse_taken(&self, wanted: &[Snapshot]) -> Result<(), Failure> {
+        match wanted.iter().find(|one| self.store().snapshots.get(&one.id).is_some()) {
+            None => Ok(()),
+            Some(taken) => Err(Failure::Exists(format!("the snapshot {} is there", taken.id))),
+        }
+    }
+
+    /// Takes snapshots of volumes at one moment. All locks are held.
     ///
     /// # Errors
-    /// None of them was taken.
+    /// None of them was taken. `Exists`: one of the ids is taken, by a snapshot that stays as it is.
     pub(super) async fn take_snapshots(&self, wanted: Vec<Snapshot>) -> Result<Vec<Snapshot>, Failure> {
+        self.refuse_taken(&wanted)?;
         for snapshot in &wanted {
             self.store().snapshots.put(snapshot.clone()).await?;
         }
@@ -171,11 +179,13 @@ impl Driver {
         let mut wanted = Vec::new();
         let mut members = BTreeMap::new();
         for volume in volumes {
-            let name = member_name(&id, &volume.id);
-            let snapshot = new_snapshot(Id::of_name(&name), name, volume, Some(id.clone()));
+            let member = Id::of_member(&id, &volume.id);
+            let snapshot = new_snapshot(member.clone(), member.to_string(), volume, Some(id.clone()));
             members.insert(volume.id.clone(), snapshot.id.clone());
             wanted.push(snapshot);
         }
+        // Before anything is written: what a failure discards has to be of this group alone.
+        self.refuse_taken(&wanted)?;
         let mut group =
             Group { version: VERSION, id: id.clone(), name, state: State::Creating, members, created: now() };
         // Before its members: a member without its group could not be removed by anybody.
@@ -194,11 +204,6 @@ impl Driver {
         fault::reached("group:outcome");
         Ok(group)
     }
-}
-
-/// The name of a group's snapshot of a volume. `:` is in no id, so nobody can give a snapshot of his own its id.
-pub(super) fn member_name(group: &Id, volume: &Id) -> String {
-    format!("{group}:{volume}")
 }
 
 /// Begins a snapshot of a volume.
