@@ -238,6 +238,20 @@ fn what_was_promised_is_not_promised_again() {
     driver.create("a", &used, 300 * MIB, From::Nothing);
     let why = refused(driver.create_as("b", &used, 300 * MIB, From::Nothing, &[]), Code::ResourceExhausted);
     assert!(why.contains("promised"), "{why}");
+    // Nor to two that grow at the same moment.
+    let small = ["e", "f"].map(|name| driver.create(name, &As::block(), MIB, From::Nothing));
+    let grown: Vec<bool> = std::thread::scope(|scope| {
+        let driver = &driver;
+        let all: Vec<_> = small
+            .iter()
+            .map(|id| scope.spawn(move || driver.controller_expand(id, 120 * MIB).is_ok()))
+            .collect();
+        all.into_iter().map(|one| one.join().expect("no panic")).collect()
+    });
+    assert!(grown != [true, true], "more was promised than there is");
+    for id in &small {
+        driver.delete(id).unwrap();
+    }
     driver.create_as("c", &used, 64 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
     let image = fs::metadata(driver.dir.join("volumes/c/image")).unwrap();
     assert!(image.blocks() * 512 >= 64 * MIB, "a thick volume is not all there");
@@ -289,6 +303,8 @@ fn a_pod_s_own_volume_comes_and_goes_with_its_publication() {
     }
     driver.assert_nothing_left();
     refused(driver.publish_inline(&id, &target, &[("sise", "32Mi")], false), Code::InvalidArgument);
+    // An id that CreateVolume can give: the volume would be adopted by whoever asks for that name.
+    refused(driver.publish_inline("pvc-1", &target, &[("size", "32Mi")], false), Code::InvalidArgument);
     driver.publish_inline(&id, &target, &[("size", "32Mi")], true).unwrap();
     let read_only = fs::write(target.join("file"), b"x").unwrap_err();
     assert_eq!(read_only.kind(), std::io::ErrorKind::ReadOnlyFilesystem);

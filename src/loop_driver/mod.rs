@@ -46,6 +46,7 @@
 
 pub mod admin;
 mod ask;
+mod capacity;
 mod config;
 mod controller;
 mod errors;

@@ -63,6 +63,11 @@ impl Id {
         Self::hashed(MEMBER, &format!("{group}:{volume}"))
     }
 
+    /// Returns whether it can be the id of an inline volume: one that `of_name` gives to no name.
+    pub fn is_inline(&self) -> bool {
+        self.0.starts_with(INLINE)
+    }
+
     fn hashed(prefix: &str, text: &str) -> Self {
         let hash = Sha256::digest(text.as_bytes());
         let hex: String = hash.iter().take(20).map(|byte| format!("{byte:02x}")).collect();
@@ -153,8 +158,6 @@ pub(crate) struct Volume {
     pub allocation: Allocation,
     /// What it was made from.
     pub source: Option<Source>,
-    /// The UUID that we gave its file system.
-    pub uuid: Option<String>,
     /// An inline volume of a pod: it goes with its publication.
     pub ephemeral: bool,
     /// Bytes that it shared with its source when it was made: each may need a block of its own one day.

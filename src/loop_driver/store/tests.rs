@@ -14,7 +14,6 @@ fn volume(id: &str) -> Volume {
         content: Content::FileSystem(FsType::Xfs),
         allocation: Allocation::Thin,
         source: Some(Source::Snapshot(Id::new("s").unwrap())),
-        uuid: None,
         ephemeral: false,
         shared: 0,
         created: 7,
