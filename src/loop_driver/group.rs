@@ -74,9 +74,15 @@ impl GroupController for Driver {
         };
         let Some(found) = self.store().groups.get(&id) else { return Ok(Response::new(done)) };
         check_members(&found, &request.snapshot_ids)?;
-        let mut keys: Vec<Key> = found.members.into_values().map(Key::Snapshot).collect();
+        let mut keys: Vec<Key> = found.members.values().cloned().map(Key::Snapshot).collect();
         keys.push(Key::Group(id.clone()));
         self.operate(keys, |driver| async move {
+            // Until the locks were ours somebody may have deleted it, and made another.
+            match driver.store().groups.get(&id) {
+                None => return Ok(done),
+                Some(now) if now.members != found.members => return Err(Failure::Pending(id)),
+                Some(_) => {}
+            }
             driver.discard_group(&id).await?;
             Ok(done)
         })

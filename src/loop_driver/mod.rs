@@ -71,7 +71,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Response, Status};
+use tracing::warn;
 
+use crate::error::Chain;
 use crate::host::images::Images;
 use crate::host::{self, HostError};
 use crate::model::Millis;
@@ -126,6 +128,10 @@ impl Driver {
     async fn open(config: Config) -> Result<Self, OpenError> {
         Store::prepare(&config.dir, config.name.as_str())?;
         let images = Images::open(&config.dir).await?;
+        // Before all else, that may last or fail: somebody waits for this with every write.
+        if let Err(error) = images.thaw_all(store::IMAGE, &config.dir).await {
+            warn!("a volume may still be frozen: {}", Chain(&error));
+        }
         let store = Store::load(&config.dir, boot()?)?;
         let inner = Inner {
             config,

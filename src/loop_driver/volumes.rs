@@ -7,10 +7,11 @@ use tracing::{info, warn};
 
 use super::ask;
 use super::errors::Failure;
+use super::node::place::Place;
 use super::store::{Content, FILES, Id, Snapshot, Source, State, VERSION, Volume, VolumeState};
 use super::{Driver, now, uuid};
 use crate::execute::fault;
-use crate::host::images::{Allocation, Copied, FsType, Going};
+use crate::host::images::{Allocation, Copied, FsType, Going, Leave};
 use crate::proto::csi;
 
 /// The least bytes of a volume without a file system.
@@ -167,7 +168,8 @@ impl Driver {
                 let from = self.store().snapshot_image(id);
                 let progress = self.progress(volume.id.clone());
                 // The room for it was looked at with the volume's own.
-                let copied = self.images().copy(&from, &image, u64::MAX, &progress).await?;
+                let leave = Leave { room: u64::MAX, until: None, whole: true };
+                let copied = self.images().copy(&from, &image, leave, &progress).await?;
                 (copied, self.images().allocated(vec![from]).await?.iter().sum())
             }
             None => return Err(Failure::Lost("a copy of nothing".to_owned())),
@@ -229,23 +231,34 @@ impl Driver {
         Ok(())
     }
 
-    /// Refuses when a loop device has a volume's image. One that goes with a mount that is gone is waited for a moment:
-    /// somebody, udev for one, looks at it.
+    /// Refuses when a loop device has a volume's image.
     async fn refuse_use(&self, id: &Id) -> Result<(), Failure> {
+        let place = self.settled(id).await?;
+        let Some(device) = place.devices.first() else { return Ok(()) };
+        let node = device.node();
+        let at = place.elsewhere(Path::new(""));
+        if at.is_none() && device.going() != Going::WhenTold {
+            let problem = format!("somebody has the loop device {} of the volume {id} open", node.display());
+            return Err(Failure::Precondition(problem));
+        }
+        let at = at.map(|at| format!(", shown at {}", at.display())).unwrap_or_default();
+        Err(Failure::Precondition(format!("the volume {id} is in use by {}{at}", node.display())))
+    }
+
+    /// Finds a volume on this node. A loop device that goes with a mount that is gone is waited for a moment: somebody, udev
+    /// for one, looks at it.
+    pub(super) async fn settled(&self, id: &Id) -> Result<Place, Failure> {
         const TRIES: u32 = 100;
-        for _ in 0..TRIES {
-            let place = self.place(id).await?;
-            let Some(device) = place.devices.first() else { return Ok(()) };
-            let at = place.elsewhere(Path::new(""));
-            if at.is_some() || device.going() == Going::WhenTold {
-                let at = at.map(|at| format!(", shown at {}", at.display())).unwrap_or_default();
-                let node = device.node();
-                let problem = format!("the volume {id} is in use by {}{at}", node.display());
-                return Err(Failure::Precondition(problem));
+        let mut place = self.place(id).await?;
+        for _ in 1..TRIES {
+            let going = place.devices.first().is_some_and(|device| device.going() != Going::WhenTold);
+            if !going || place.elsewhere(Path::new("")).is_some() {
+                break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
+            place = self.place(id).await?;
         }
-        Err(Failure::Precondition(format!("somebody has the loop device of the volume {id} open")))
+        Ok(place)
     }
 }
 
