@@ -183,7 +183,7 @@ impl Driver {
 
     /// Removes a snapshot; one that is not there is fine. Its lock is held.
     pub(super) async fn discard_snapshot(&self, id: &Id) -> Result<(), Failure> {
-        let Some(mut snapshot) = self.store().snapshots.get(id) else { return Ok(()) };
+        let Some(snapshot) = self.store().snapshots.get(id) else { return Ok(()) };
         let image = self.store().snapshot_image(id);
         if let Some(file) = self.images().look(&image).await?
             && let Some(device) = self.images().attached(&image, file.id).await?.first()
@@ -192,8 +192,7 @@ impl Driver {
             return Err(Failure::Precondition(format!("the snapshot {id} is in use by {}", node.display())));
         }
         if snapshot.state == State::Ready {
-            snapshot.state = State::Deleting;
-            self.store().snapshots.put(snapshot).await?;
+            self.store().snapshots.condemn(snapshot).await?;
             fault::reached("delete-snapshot:intent");
         }
         self.store().snapshots.remove(id, FILES).await?;
@@ -203,10 +202,18 @@ impl Driver {
 
     /// Removes a group and its snapshots; one that is not there is fine. Its lock and theirs are held.
     pub(super) async fn discard_group(&self, id: &Id) -> Result<(), Failure> {
-        let Some(mut group) = self.store().groups.get(id) else { return Ok(()) };
+        let Some(group) = self.store().groups.get(id) else { return Ok(()) };
         if group.state == State::Ready {
-            group.state = State::Deleting;
-            self.store().groups.put(group.clone()).await?;
+            match self.store().groups.condemn(group.clone()).await {
+                // On a full disk its members go first, and make room.
+                Err(error) if error.is_no_room() => {
+                    for snapshot in group.members.values() {
+                        self.discard_snapshot(snapshot).await?;
+                    }
+                    self.store().groups.condemn(group.clone()).await?;
+                }
+                done => done?,
+            }
             fault::reached("delete-group:intent");
         }
         for snapshot in group.members.values() {

@@ -217,12 +217,11 @@ impl Driver {
     /// # Errors
     /// `Precondition`: a loop device has its image.
     pub(super) async fn discard_volume(&self, id: &Id) -> Result<(), Failure> {
-        let Some(mut volume) = self.store().volumes.get(id) else { return Ok(()) };
+        let Some(volume) = self.store().volumes.get(id) else { return Ok(()) };
         self.refuse_use(id).await?;
         // Of one that nobody heard of it is clear already that it has to go.
         if volume.state != VolumeState::Creating && volume.state != VolumeState::Deleting {
-            volume.state = VolumeState::Deleting;
-            self.store().volumes.put(volume).await?;
+            self.store().volumes.condemn(volume).await?;
             fault::reached("delete:intent");
         }
         self.store().volumes.remove(id, FILES).await?;

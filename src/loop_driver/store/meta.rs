@@ -254,6 +254,10 @@ impl Entry for Volume {
     fn id(&self) -> &Id {
         &self.id
     }
+
+    fn has_to_go(&mut self) {
+        self.state = VolumeState::Deleting;
+    }
 }
 
 impl Entry for Snapshot {
@@ -262,6 +266,10 @@ impl Entry for Snapshot {
     fn id(&self) -> &Id {
         &self.id
     }
+
+    fn has_to_go(&mut self) {
+        self.state = State::Deleting;
+    }
 }
 
 impl Entry for Group {
@@ -269,6 +277,10 @@ impl Entry for Group {
 
     fn id(&self) -> &Id {
         &self.id
+    }
+
+    fn has_to_go(&mut self) {
+        self.state = State::Deleting;
     }
 }
 
