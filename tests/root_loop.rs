@@ -169,7 +169,15 @@ fn a_block_volume_lives_and_leaves_nothing() {
     assert_eq!(loop_devices(&driver.dir).len(), 1);
     assert_eq!(driver.stats(&volume, &target).unwrap().usage[0].total, i64::try_from(size).unwrap());
     put(&target, 5 * MIB, b"deep");
+    // Whoever has it writes while it is copied.
+    let why = refused(driver.snapshot(&volume, "snap"), Code::FailedPrecondition);
+    assert!(why.contains("published"), "{why}");
+    for at in [&target, &other] {
+        driver.unpublish(&volume, at).unwrap();
+    }
     let snapshot = driver.snapshot(&volume, "snap").unwrap().snapshot_id;
+    driver.publish(&volume, &staged, &target, &used, false).unwrap();
+    driver.publish(&volume, &staged, &other, &used, true).unwrap();
     put(&target, 5 * MIB, b"over");
     let copy = driver.create("copy", &used, size * 2, From::Snapshot(&snapshot));
     let (copy_staged, copy_target) = (driver.staging("copy"), driver.target("copy"));
@@ -419,6 +427,79 @@ fn a_snapshot_takes_no_room_that_volumes_were_promised() {
     driver.delete_snapshot("s").unwrap();
     driver.delete("v").unwrap();
     driver.delete("w").unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
+fn a_published_block_volume_is_copied_where_blocks_can_be_shared() {
+    let driver = Loop::on("xfs", "512M");
+    let used = As::block();
+    driver.create("v", &used, 8 * MIB, From::Nothing);
+    driver.stage("v", &driver.staging("v"), &used).unwrap();
+    driver.publish("v", &driver.staging("v"), &driver.target("v"), &used, false).unwrap();
+    put(&driver.target("v"), MIB, b"here");
+    driver.snapshot("v", "s").unwrap();
+    let image = driver.dir.join("snapshots/s/image");
+    assert_eq!(get(&image, MIB), *b"here");
+}
+
+#[test]
+fn a_file_system_that_is_mounted_where_the_driver_does_not_see_it_is_not_copied() {
+    let driver = Loop::new();
+    let used = As::file_system("ext4");
+    driver.create("v", &used, 16 * MIB, From::Nothing);
+    let staged = driver.staging("v");
+    driver.stage("v", &staged, &used).unwrap();
+    let mut elsewhere = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "--", "sh", "-c", "echo here; read line"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut word = [0; 5];
+    elsewhere.stdout.as_mut().unwrap().read_exact(&mut word).unwrap();
+    run("umount", &[looped::path(&staged)]);
+    let why = refused(driver.snapshot("v", "s"), Code::FailedPrecondition);
+    assert!(why.contains("cannot be frozen"), "{why}");
+    drop(elsewhere.stdin.take());
+    elsewhere.wait().unwrap();
+    driver.snapshot("v", "s").unwrap();
+}
+
+#[test]
+fn a_shared_snapshot_for_whose_writes_there_is_no_room_is_not_taken() {
+    let driver = Loop::on("xfs", "512M");
+    let used = As::block();
+    driver.create_as("v", &used, 300 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
+    let why = refused(driver.snapshot("v", "s"), Code::ResourceExhausted);
+    assert!(why.contains("promised"), "{why}");
+    driver.delete("v").unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
+fn a_clone_needs_its_own_room_and_no_more() {
+    let driver = Loop::on("ext4", "512M");
+    let used = As::block();
+    driver.create_as("v", &used, 200 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
+    driver.create("w", &used, 200 * MIB, From::Volume("v"));
+}
+
+#[test]
+fn on_a_full_host_a_volume_can_be_deleted() {
+    let driver = Loop::on("ext4", "64M");
+    driver.create("v", &As::block(), 16 * MIB, From::Nothing);
+    driver.create_as("w", &As::block(), 8 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
+    let filler = driver.dir.parent().expect("a parent").join("filler");
+    for size in ["1M", "4k", "1k"] {
+        let mut fill = std::process::Command::new("dd");
+        fill.args(["if=/dev/zero", "conv=notrunc", "oflag=append"]).arg(format!("bs={size}"));
+        fill.arg(format!("of={}", looped::path(&filler))).stderr(std::process::Stdio::null());
+        assert!(!fill.status().unwrap().success(), "the disk is not full");
+    }
+    refused(driver.create_as("x", &As::block(), MIB, From::Nothing, &[]), Code::ResourceExhausted);
+    driver.delete("w").unwrap();
+    driver.delete("v").unwrap();
     driver.assert_nothing_left();
 }
 
