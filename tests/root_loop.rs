@@ -169,7 +169,15 @@ fn a_block_volume_lives_and_leaves_nothing() {
     assert_eq!(loop_devices(&driver.dir).len(), 1);
     assert_eq!(driver.stats(&volume, &target).unwrap().usage[0].total, i64::try_from(size).unwrap());
     put(&target, 5 * MIB, b"deep");
+    // Whoever has it writes while it is copied.
+    let why = refused(driver.snapshot(&volume, "snap"), Code::FailedPrecondition);
+    assert!(why.contains("published"), "{why}");
+    for at in [&target, &other] {
+        driver.unpublish(&volume, at).unwrap();
+    }
     let snapshot = driver.snapshot(&volume, "snap").unwrap().snapshot_id;
+    driver.publish(&volume, &staged, &target, &used, false).unwrap();
+    driver.publish(&volume, &staged, &other, &used, true).unwrap();
     put(&target, 5 * MIB, b"over");
     let copy = driver.create("copy", &used, size * 2, From::Snapshot(&snapshot));
     let (copy_staged, copy_target) = (driver.staging("copy"), driver.target("copy"));
@@ -238,6 +246,20 @@ fn what_was_promised_is_not_promised_again() {
     driver.create("a", &used, 300 * MIB, From::Nothing);
     let why = refused(driver.create_as("b", &used, 300 * MIB, From::Nothing, &[]), Code::ResourceExhausted);
     assert!(why.contains("promised"), "{why}");
+    // Nor to two that grow at the same moment.
+    let small = ["e", "f"].map(|name| driver.create(name, &As::block(), MIB, From::Nothing));
+    let grown: Vec<bool> = std::thread::scope(|scope| {
+        let driver = &driver;
+        let all: Vec<_> = small
+            .iter()
+            .map(|id| scope.spawn(move || driver.controller_expand(id, 120 * MIB).is_ok()))
+            .collect();
+        all.into_iter().map(|one| one.join().expect("no panic")).collect()
+    });
+    assert!(grown != [true, true], "more was promised than there is");
+    for id in &small {
+        driver.delete(id).unwrap();
+    }
     driver.create_as("c", &used, 64 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
     let image = fs::metadata(driver.dir.join("volumes/c/image")).unwrap();
     assert!(image.blocks() * 512 >= 64 * MIB, "a thick volume is not all there");
@@ -289,6 +311,8 @@ fn a_pod_s_own_volume_comes_and_goes_with_its_publication() {
     }
     driver.assert_nothing_left();
     refused(driver.publish_inline(&id, &target, &[("sise", "32Mi")], false), Code::InvalidArgument);
+    // An id that CreateVolume can give: the volume would be adopted by whoever asks for that name.
+    refused(driver.publish_inline("pvc-1", &target, &[("size", "32Mi")], false), Code::InvalidArgument);
     driver.publish_inline(&id, &target, &[("size", "32Mi")], true).unwrap();
     let read_only = fs::write(target.join("file"), b"x").unwrap_err();
     assert_eq!(read_only.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
@@ -407,6 +431,79 @@ fn a_snapshot_takes_no_room_that_volumes_were_promised() {
 }
 
 #[test]
+fn a_published_block_volume_is_copied_where_blocks_can_be_shared() {
+    let driver = Loop::on("xfs", "512M");
+    let used = As::block();
+    driver.create("v", &used, 8 * MIB, From::Nothing);
+    driver.stage("v", &driver.staging("v"), &used).unwrap();
+    driver.publish("v", &driver.staging("v"), &driver.target("v"), &used, false).unwrap();
+    put(&driver.target("v"), MIB, b"here");
+    driver.snapshot("v", "s").unwrap();
+    let image = driver.dir.join("snapshots/s/image");
+    assert_eq!(get(&image, MIB), *b"here");
+}
+
+#[test]
+fn a_file_system_that_is_mounted_where_the_driver_does_not_see_it_is_not_copied() {
+    let driver = Loop::new();
+    let used = As::file_system("ext4");
+    driver.create("v", &used, 16 * MIB, From::Nothing);
+    let staged = driver.staging("v");
+    driver.stage("v", &staged, &used).unwrap();
+    let mut elsewhere = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "--", "sh", "-c", "echo here; read line"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut word = [0; 5];
+    elsewhere.stdout.as_mut().unwrap().read_exact(&mut word).unwrap();
+    run("umount", &[looped::path(&staged)]);
+    let why = refused(driver.snapshot("v", "s"), Code::FailedPrecondition);
+    assert!(why.contains("cannot be frozen"), "{why}");
+    drop(elsewhere.stdin.take());
+    elsewhere.wait().unwrap();
+    driver.snapshot("v", "s").unwrap();
+}
+
+#[test]
+fn a_shared_snapshot_for_whose_writes_there_is_no_room_is_not_taken() {
+    let driver = Loop::on("xfs", "512M");
+    let used = As::block();
+    driver.create_as("v", &used, 300 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
+    let why = refused(driver.snapshot("v", "s"), Code::ResourceExhausted);
+    assert!(why.contains("promised"), "{why}");
+    driver.delete("v").unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
+fn a_clone_needs_its_own_room_and_no_more() {
+    let driver = Loop::on("ext4", "512M");
+    let used = As::block();
+    driver.create_as("v", &used, 200 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
+    driver.create("w", &used, 200 * MIB, From::Volume("v"));
+}
+
+#[test]
+fn on_a_full_host_a_volume_can_be_deleted() {
+    let driver = Loop::on("ext4", "64M");
+    driver.create("v", &As::block(), 16 * MIB, From::Nothing);
+    driver.create_as("w", &As::block(), 8 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
+    let filler = driver.dir.parent().expect("a parent").join("filler");
+    for size in ["1M", "4k", "1k"] {
+        let mut fill = std::process::Command::new("dd");
+        fill.args(["if=/dev/zero", "conv=notrunc", "oflag=append"]).arg(format!("bs={size}"));
+        fill.arg(format!("of={}", looped::path(&filler))).stderr(std::process::Stdio::null());
+        assert!(!fill.status().unwrap().success(), "the disk is not full");
+    }
+    refused(driver.create_as("x", &As::block(), MIB, From::Nothing, &[]), Code::ResourceExhausted);
+    driver.delete("w").unwrap();
+    driver.delete("v").unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
 fn a_group_of_snapshots_comes_and_goes_as_one() {
     let driver = Loop::new();
     let used = As::file_system("ext4");
@@ -415,7 +512,10 @@ fn a_group_of_snapshots_comes_and_goes_as_one() {
         driver.stage(id, &driver.staging(id), &used).unwrap();
         write(&driver.staging(id).join("file"), id.as_bytes());
     }
+    // A name that reads like a member's place is somebody's own snapshot.
+    let own = driver.snapshot("a", "g:a").unwrap();
     let group = driver.group_snapshot("g", &["a", "b"]).unwrap();
+    assert_eq!(driver.snapshot("a", "g:a").unwrap(), own);
     assert_eq!(driver.group_snapshot("g", &["b", "a"]).unwrap(), group);
     assert_eq!(group.snapshots.len(), 2);
     refused(driver.group_snapshot("g", &["a"]), Code::AlreadyExists);
@@ -426,6 +526,8 @@ fn a_group_of_snapshots_comes_and_goes_as_one() {
     refused(driver.delete_group(&wrong), Code::InvalidArgument);
     driver.delete_group(&group).unwrap();
     driver.delete_group(&group).unwrap();
+    assert_eq!(driver.snapshot("a", "g:a").unwrap(), own);
+    driver.delete_snapshot(&own.snapshot_id).unwrap();
     for id in &ids {
         driver.unstage(id, &driver.staging(id)).unwrap();
         driver.delete(id).unwrap();

@@ -169,6 +169,70 @@ fn a_signal_for_all_does_not_end_the_keeper() {
     writes(&staged, "thawed");
 }
 
+#[test]
+fn a_keeper_that_is_killed_while_the_driver_lives_leaves_nothing_frozen() {
+    let mut driver = staged_ext4();
+    let why = frozen(&mut driver, |_driver, keeper| {
+        run("kill", &["-KILL", &keeper.to_string()]);
+    });
+    assert!(why.expect_err("it was not frozen").message().contains("killed"));
+    writes(&driver.staging("v"), "thawed by the driver");
+    driver.snapshot("v", "s").unwrap();
+}
+
+#[test]
+fn a_whole_copy_ends_with_the_time_that_writers_may_be_frozen() {
+    let mut driver = staged_ext4();
+    fs::write(driver.host.path("csi-loop.toml"), "reserve = '0'\nfreeze_limit_seconds = 1\n").unwrap();
+    let why = frozen(&mut driver, |driver, keeper| {
+        writes(&driver.staging("v"), "its time is over");
+        until("the keeper has ended", || {
+            let stat = fs::read_to_string(format!("/proc/{keeper}/stat")).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z ")
+        });
+    });
+    let why = refused(why, Code::FailedPrecondition);
+    assert!(why.contains("freeze_limit_seconds"), "{why}");
+}
+
+#[test]
+fn a_snapshot_whose_group_is_gone_stays_until_it_is_deleted() {
+    let mut driver = Loop::new();
+    driver.create("v", &As::block(), SIZE, From::Nothing);
+    let group = driver.group_snapshot("g", &["v"]).unwrap();
+    fs::remove_file(driver.dir.join("groups/g/meta.json")).unwrap();
+    driver.restart(&[]);
+    let member = &group.snapshots[0].snapshot_id;
+    assert!(driver.dir.join("snapshots").join(member).join("image").exists());
+    assert!(driver.log().contains("its group is gone"), "{}", driver.log());
+    refused(driver.group_snapshot("g", &["v"]), Code::AlreadyExists);
+    driver.delete_snapshot(member).unwrap();
+    driver.delete("v").unwrap();
+    driver.assert_nothing_left();
+}
+
+fn staged_ext4() -> Loop {
+    let driver = Loop::new();
+    let used = As::file_system("ext4");
+    driver.create("v", &used, SIZE, From::Nothing);
+    driver.stage("v", &driver.staging("v"), &used).unwrap();
+    driver
+}
+
+/// Does something while the volume is frozen for a snapshot and the driver stands still; returns how the snapshot ended.
+fn frozen(driver: &mut Loop, meanwhile: impl FnOnce(&Loop, u32)) -> Result<(), Status> {
+    driver.restart(&[("VOLUMED_TEST_FAULT", "stop:snapshot:frozen")]);
+    let driver = &*driver;
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| driver.snapshot("v", "s").map(drop));
+        let process = driver.process.as_ref().expect("it runs");
+        until("the driver stands still", || state_of(process) == 'T');
+        meanwhile(driver, keeper_of(process));
+        process.signal("-CONT");
+        call.join().expect("no panic")
+    })
+}
+
 fn state_of(process: &Process) -> char {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap_or_default();
     stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap_or(' ')
@@ -417,4 +481,6 @@ fn two_drivers_share_no_directory_and_one_waits_for_the_other_s_tools() {
     };
     assert!(other(&["--name", "other.example.com"]).contains("belongs to the driver"));
     assert!(other(&[]).contains("in use by another driver"), "the lock");
+    fs::remove_file(driver.dir.join("lock")).unwrap();
+    assert!(other(&[]).contains("in use by another driver"), "the lock of the directory");
 }

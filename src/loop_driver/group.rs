@@ -8,7 +8,6 @@ use super::controller::answers::timestamp;
 use super::controller::volume::check_parameters;
 use super::errors::Failure;
 use super::locks::Key;
-use super::snapshots::member_name;
 use super::store::{Group, Id, State};
 use super::{Driver, ask};
 use crate::proto::csi;
@@ -40,7 +39,7 @@ impl GroupController for Driver {
         for text in &request.source_volume_ids {
             volumes.insert(ask::id("source_volume_ids", text)?.ok_or_else(|| Failure::no_volume(text))?);
         }
-        let member = |volume: &Id| Key::Snapshot(Id::of_name(&member_name(&id, volume)));
+        let member = |volume: &Id| Key::Snapshot(Id::of_member(&id, volume));
         let mut keys: Vec<Key> = volumes.iter().map(member).collect();
         keys.extend(volumes.iter().cloned().map(Key::Volume));
         keys.push(Key::Group(id.clone()));
@@ -75,9 +74,15 @@ impl GroupController for Driver {
         };
         let Some(found) = self.store().groups.get(&id) else { return Ok(Response::new(done)) };
         check_members(&found, &request.snapshot_ids)?;
-        let mut keys: Vec<Key> = found.members.into_values().map(Key::Snapshot).collect();
+        let mut keys: Vec<Key> = found.members.values().cloned().map(Key::Snapshot).collect();
         keys.push(Key::Group(id.clone()));
         self.operate(keys, |driver| async move {
+            // Until the locks were ours somebody may have deleted it, and made another.
+            match driver.store().groups.get(&id) {
+                None => return Ok(done),
+                Some(now) if now.members != found.members => return Err(Failure::Pending(id)),
+                Some(_) => {}
+            }
             driver.discard_group(&id).await?;
             Ok(done)
         })

@@ -3,9 +3,9 @@
 use tracing::debug;
 
 use super::Driver;
+use super::capacity::Promised;
 use super::errors::Failure;
 use super::store::{Content, Volume};
-use super::volumes::Promised;
 use crate::error::Chain;
 use crate::host::images::FsType;
 use crate::proto::csi;

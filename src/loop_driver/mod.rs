@@ -46,6 +46,7 @@
 
 pub mod admin;
 mod ask;
+mod capacity;
 mod config;
 mod controller;
 mod errors;
@@ -65,11 +66,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Response, Status};
+use tracing::warn;
 
+use crate::error::Chain;
 use crate::host::images::Images;
 use crate::host::{self, HostError};
 use crate::model::Millis;
@@ -84,6 +88,9 @@ pub use serve::{Ending, RunError, run};
 pub fn as_child() -> Option<ExitCode> {
     host::as_child().or_else(host::images::as_keeper)
 }
+
+/// How long a caller waits for the end of its call; the call goes on, and holds its locks.
+const ANSWER: Duration = Duration::from_secs(900);
 
 /// What all services share.
 #[derive(Debug, Clone)]
@@ -121,6 +128,10 @@ impl Driver {
     async fn open(config: Config) -> Result<Self, OpenError> {
         Store::prepare(&config.dir, config.name.as_str())?;
         let images = Images::open(&config.dir).await?;
+        // Before all else, that may last or fail: somebody waits for this with every write.
+        if let Err(error) = images.thaw_all(store::IMAGE, &config.dir).await {
+            warn!("a volume may still be frozen: {}", Chain(&error));
+        }
         let store = Store::load(&config.dir, boot()?)?;
         let inner = Inner {
             config,
@@ -156,17 +167,34 @@ impl Driver {
     {
         let lock = self.inner.locks.take(keys).await?;
         let work = work(self.clone());
+        let breaks = Breaks(Some(self.inner.broken.clone()));
         let task = self.inner.calls.spawn(async move {
             let done = work.await;
             drop(lock);
+            breaks.passed();
             done
         });
-        match task.await {
-            Ok(done) => Ok(Response::new(done?)),
-            Err(join) => {
-                self.inner.broken.cancel();
-                Err(Status::internal(format!("the call broke: {join}")))
-            }
+        match tokio::time::timeout(ANSWER, task).await {
+            Ok(Ok(done)) => Ok(Response::new(done?)),
+            Ok(Err(join)) => Err(Status::internal(format!("the call broke: {join}"))),
+            Err(_elapsed) => Err(Status::deadline_exceeded("the call goes on; repeat it")),
+        }
+    }
+}
+
+/// Ends the driver with a task that does not come to its end, whether or not its caller is still there to see it.
+struct Breaks(Option<CancellationToken>);
+
+impl Breaks {
+    fn passed(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Breaks {
+    fn drop(&mut self) {
+        if let Some(broken) = self.0.take() {
+            broken.cancel();
         }
     }
 }

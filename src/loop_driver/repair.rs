@@ -1,5 +1,5 @@
-//! What a crash left behind is put in order before anybody is served: steps that were begun are finished or undone, frozen file
-//! systems thaw, loop devices of nobody go. Nothing is unmounted.
+//! What a crash left behind is put in order before anybody is served: steps that were begun are finished or undone, loop devices
+//! of nobody go. Nothing is unmounted. (Frozen file systems thaw before that: `Driver::open`.)
 
 use std::collections::BTreeMap;
 
@@ -20,10 +20,10 @@ impl Driver {
             }
         }
         for snapshot in self.store().snapshots.all() {
-            let of_nobody =
-                snapshot.group.as_ref().is_some_and(|group| self.store().groups.get(group).is_none());
-            if snapshot.state != State::Ready || of_nobody {
+            if snapshot.state != State::Ready {
                 tell("snapshot", &snapshot.id, self.discard_snapshot(&snapshot.id).await);
+            } else if self.is_orphan(&snapshot) {
+                warn!(snapshot = %snapshot.id, "its group is gone; it stays until it is deleted by itself");
             }
         }
         for volume in self.store().volumes.all() {
@@ -54,12 +54,6 @@ impl Driver {
             }
             VolumeState::Ready => {}
         }
-        let place = self.place(id).await?;
-        for mount in &place.mounts {
-            if self.images().thaw(&mount.point).await? {
-                warn!(volume = %id, "its file system was still frozen");
-            }
-        }
         self.take_size(id).await
     }
 
@@ -79,8 +73,13 @@ impl Driver {
                 continue;
             }
             if device.going() == Going::WhenTold && !self.is_used(volume, &device).await? {
-                info!(device = %device.node().display(), "a loop device that nobody uses goes");
-                self.images().detach(&device).await?;
+                let device_node = device.node();
+                match self.images().detach(&device).await {
+                    Ok(()) => info!(device = %device_node.display(), "a loop device that nobody uses went"),
+                    Err(error) => {
+                        warn!(device = %device_node.display(), "a loop device stays: {}", Chain(&error));
+                    }
+                }
             }
         }
         Ok(())

@@ -1,16 +1,18 @@
 //! Copies of volumes at one moment, and the snapshots that are made of them.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::errors::Failure;
-use super::store::{FILES, Group, Id, Snapshot, State, VERSION, Volume};
+use super::store::{Content, FILES, Group, Id, Snapshot, State, VERSION, Volume};
 use super::{Driver, now};
 use crate::execute::fault;
-use crate::host::Progress;
-use crate::host::images::{Allocation, Copied};
+use crate::host::images::{Allocation, Copied, Leave};
+use crate::host::{HostError, Progress};
 use crate::model::Millis;
 
 /// What a copy became: shared or whole, and how many bytes were there of the volume.
@@ -22,40 +24,45 @@ impl Driver {
         Progress::new(move |how_far| info!(%id, "{how_far}"))
     }
 
-    /// Copies a volume's image as it is at one moment.
+    /// Copies a volume's image as it is at one moment. The room for it was looked at.
     pub(super) async fn copy_of_one(&self, volume: &Id, to: &Path) -> Result<Copy, Failure> {
-        let (copies, _moment) = self.copy_at_once(vec![(volume.clone(), to.to_owned())]).await?;
+        let copies = vec![(volume.clone(), to.to_owned())];
+        let (copies, _moment) = self.copy_at_once(copies, u64::MAX).await?;
         copies.into_iter().next().ok_or_else(|| Failure::Lost("nothing was copied".to_owned()))
     }
 
-    /// Copies the images of volumes as they all are at one moment, which is returned too. Their locks are held.
+    /// Copies the images of volumes as they all are at one moment, which is returned too, and syncs them. Their locks are
+    /// held. Copies that share no blocks may take so much room, in bytes.
     ///
-    /// File systems that are mounted are frozen meanwhile; what was written to block devices through the page cache is
-    /// written out before.
-    async fn copy_at_once(&self, copies: Vec<(Id, PathBuf)>) -> Result<(Vec<Copy>, Millis), Failure> {
+    /// File systems that are mounted are frozen meanwhile. Of block devices what was written through the page cache is written
+    /// out before; those that are published are copied only where blocks can be shared, so that each is of one moment.
+    ///
+    /// # Errors
+    /// `Precondition`: it cannot be of one moment as things are.
+    async fn copy_at_once(
+        &self,
+        copies: Vec<(Id, PathBuf)>,
+        mut room: u64,
+    ) -> Result<(Vec<Copy>, Millis), Failure> {
         let (mut mounted, mut images) = (Vec::new(), Vec::new());
         for (volume, to) in copies {
-            let place = self.place(&volume).await?;
-            mounted
-                .extend(place.mounts.iter().find(|mount| !mount.read_only).map(|mount| mount.point.clone()));
-            if place.mounts.is_empty() {
-                for device in &place.devices {
-                    self.images().flush(device).await?;
-                }
-            }
-            images.push((volume.clone(), self.store().volume_image(&volume), to));
+            let (at, whole) = self.prepare_copy(&volume).await?;
+            mounted.extend(at);
+            images.push((volume.clone(), self.store().volume_image(&volume), to, whole));
         }
-        let mut room = self.room(Allocation::Thick).await?;
+        let limit = self.config().freeze_limit;
         let frozen = match mounted.as_slice() {
             [] => None,
-            mounted => Some(self.images().freeze(mounted, self.config().freeze_limit).await?),
+            mounted => Some(self.images().freeze(mounted, limit).await.map_err(not_at_once)?),
         };
+        let until = frozen.as_ref().map(|_| Instant::now() + limit);
         let moment = now();
         fault::reached("snapshot:frozen");
         let mut done = Vec::new();
-        for (volume, from, to) in &images {
+        for (volume, from, to, whole) in &images {
             let progress = self.progress(volume.clone());
-            match self.images().copy(from, to, room, &progress).await {
+            let leave = Leave { room, until, whole: *whole };
+            match self.images().copy(from, to, leave, &progress).await {
                 Ok(copied) => {
                     done.push(copied);
                     let taken = self.images().allocated(vec![to.clone()]).await?;
@@ -66,29 +73,73 @@ impl Driver {
                         // What it was frozen for failed already: that is what is told.
                         let _thawed = frozen.thaw().await;
                     }
-                    return Err(error.into());
+                    return Err(not_at_once(error));
                 }
             }
         }
         if let Some(frozen) = frozen {
-            frozen.thaw().await?;
+            frozen.thaw().await.map_err(not_at_once)?;
+        }
+        for (_, _, to, _) in &images {
+            self.images().sync(to).await?;
         }
         let allocated =
-            self.images().allocated(images.into_iter().map(|(_, from, _)| from).collect()).await?;
+            self.images().allocated(images.into_iter().map(|(_, from, ..)| from).collect()).await?;
         Ok((done.into_iter().zip(allocated).collect(), moment))
     }
 
-    /// Takes snapshots of volumes at one moment. All locks are held, and no such snapshot is there.
+    /// Returns where a volume has to be frozen for a copy, and whether the copy may take its time.
+    async fn prepare_copy(&self, id: &Id) -> Result<(Option<PathBuf>, bool), Failure> {
+        let volume = self.volume(Some(id), id.as_str())?;
+        let place = self.settled(id).await?;
+        match volume.content {
+            Content::FileSystem(_) => {
+                let writable = place.mounts.iter().find(|mount| !mount.read_only);
+                let at = writable.or(place.mounts.first()).map(|mount| mount.point.clone());
+                match place.devices.first() {
+                    Some(device) if at.is_none() => Err(Failure::Precondition(format!(
+                        "the volume {id} has the device {} and is mounted nowhere that this driver sees: it cannot be frozen; \
+                         unmount it, or let the driver see the mount (mount propagation)",
+                        device.node().display()
+                    ))),
+                    _ => Ok((at, true)),
+                }
+            }
+            Content::Block => {
+                for device in &place.devices {
+                    self.images().flush(device).await?;
+                }
+                let usage = self.store().usage(id).await;
+                Ok((None, place.binds.is_empty() && usage.targets.is_empty()))
+            }
+        }
+    }
+
+    /// Returns whether a snapshot's group is not there. Nobody can delete it with the group.
+    pub(super) fn is_orphan(&self, snapshot: &Snapshot) -> bool {
+        snapshot.group.as_ref().is_some_and(|group| self.store().groups.get(group).is_none())
+    }
+
+    fn refuse_taken(&self, wanted: &[Snapshot]) -> Result<(), Failure> {
+        match wanted.iter().find(|one| self.store().snapshots.get(&one.id).is_some()) {
+            None => Ok(()),
+            Some(taken) => Err(Failure::Exists(format!("the snapshot {} is there", taken.id))),
+        }
+    }
+
+    /// Takes snapshots of volumes at one moment. All locks are held.
     ///
     /// # Errors
-    /// None of them was taken.
+    /// None of them was taken. `Exists`: one of the ids is taken, by a snapshot that stays as it is.
     pub(super) async fn take_snapshots(&self, wanted: Vec<Snapshot>) -> Result<Vec<Snapshot>, Failure> {
+        self.refuse_taken(&wanted)?;
         for snapshot in &wanted {
             self.store().snapshots.put(snapshot.clone()).await?;
         }
         fault::reached("snapshot:intent");
         let copies = wanted.iter().map(|one| (one.volume.clone(), self.store().snapshot_image(&one.id)));
-        let taken = match self.copy_at_once(copies.collect()).await {
+        let room = self.room(Allocation::Thick).await?;
+        let taken = match self.copy_at_once(copies.collect(), room).await {
             Ok((copies, moment)) => {
                 fault::reached("snapshot:image");
                 self.keep(&wanted, &copies, moment).await
@@ -114,9 +165,14 @@ impl Driver {
         let mut taken = Vec::new();
         for (snapshot, (copied, allocated)) in wanted.iter().zip(copies) {
             let mut snapshot = snapshot.clone();
-            snapshot.state = State::Ready;
             snapshot.created = moment;
-            snapshot.shared = if *copied == Copied::Shared { *allocated } else { 0 };
+            if *copied == Copied::Shared {
+                // Counted from now on: what is written to the volume needs room that it did not need before.
+                snapshot.shared = *allocated;
+                self.store().snapshots.put(snapshot.clone()).await?;
+                self.check_room().await?;
+            }
+            snapshot.state = State::Ready;
             self.store().snapshots.put(snapshot.clone()).await?;
             info!(snapshot = %snapshot.id, volume = %snapshot.volume, ?copied, "snapshot taken");
             taken.push(snapshot);
@@ -127,7 +183,7 @@ impl Driver {
 
     /// Removes a snapshot; one that is not there is fine. Its lock is held.
     pub(super) async fn discard_snapshot(&self, id: &Id) -> Result<(), Failure> {
-        let Some(mut snapshot) = self.store().snapshots.get(id) else { return Ok(()) };
+        let Some(snapshot) = self.store().snapshots.get(id) else { return Ok(()) };
         let image = self.store().snapshot_image(id);
         if let Some(file) = self.images().look(&image).await?
             && let Some(device) = self.images().attached(&image, file.id).await?.first()
@@ -136,8 +192,7 @@ impl Driver {
             return Err(Failure::Precondition(format!("the snapshot {id} is in use by {}", node.display())));
         }
         if snapshot.state == State::Ready {
-            snapshot.state = State::Deleting;
-            self.store().snapshots.put(snapshot).await?;
+            self.store().snapshots.condemn(snapshot).await?;
             fault::reached("delete-snapshot:intent");
         }
         self.store().snapshots.remove(id, FILES).await?;
@@ -147,10 +202,18 @@ impl Driver {
 
     /// Removes a group and its snapshots; one that is not there is fine. Its lock and theirs are held.
     pub(super) async fn discard_group(&self, id: &Id) -> Result<(), Failure> {
-        let Some(mut group) = self.store().groups.get(id) else { return Ok(()) };
+        let Some(group) = self.store().groups.get(id) else { return Ok(()) };
         if group.state == State::Ready {
-            group.state = State::Deleting;
-            self.store().groups.put(group.clone()).await?;
+            match self.store().groups.condemn(group.clone()).await {
+                // On a full disk its members go first, and make room.
+                Err(error) if error.is_no_room() => {
+                    for snapshot in group.members.values() {
+                        self.discard_snapshot(snapshot).await?;
+                    }
+                    self.store().groups.condemn(group.clone()).await?;
+                }
+                done => done?,
+            }
             fault::reached("delete-group:intent");
         }
         for snapshot in group.members.values() {
@@ -171,11 +234,13 @@ impl Driver {
         let mut wanted = Vec::new();
         let mut members = BTreeMap::new();
         for volume in volumes {
-            let name = member_name(&id, &volume.id);
-            let snapshot = new_snapshot(Id::of_name(&name), name, volume, Some(id.clone()));
+            let member = Id::of_member(&id, &volume.id);
+            let snapshot = new_snapshot(member.clone(), member.to_string(), volume, Some(id.clone()));
             members.insert(volume.id.clone(), snapshot.id.clone());
             wanted.push(snapshot);
         }
+        // Before anything is written: what a failure discards has to be of this group alone.
+        self.refuse_taken(&wanted)?;
         let mut group =
             Group { version: VERSION, id: id.clone(), name, state: State::Creating, members, created: now() };
         // Before its members: a member without its group could not be removed by anybody.
@@ -196,9 +261,25 @@ impl Driver {
     }
 }
 
-/// The name of a group's snapshot of a volume. `:` is in no id, so nobody can give a snapshot of his own its id.
-pub(super) fn member_name(group: &Id, volume: &Id) -> String {
-    format!("{group}:{volume}")
+/// Says what can be done where a copy was not of one moment.
+fn not_at_once(error: HostError) -> Failure {
+    let kind = match &error {
+        HostError::Io { source, .. } => source.kind(),
+        _ => io::ErrorKind::Other,
+    };
+    match kind {
+        io::ErrorKind::Unsupported => Failure::Precondition(
+            "a block volume that is published can be copied only where the host's file system shares blocks (XFS, btrfs): \
+             unpublish it first"
+                .to_owned(),
+        ),
+        io::ErrorKind::TimedOut => Failure::Precondition(
+            "the copy took longer than the volumes may be frozen (freeze_limit_seconds): unstage them first, or keep the \
+             images on a file system that shares blocks (XFS, btrfs)"
+                .to_owned(),
+        ),
+        _ => error.into(),
+    }
 }
 
 /// Begins a snapshot of a volume.

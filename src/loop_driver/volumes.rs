@@ -1,6 +1,5 @@
-//! Volumes: made, removed, and whether the host has room for them.
+//! Volumes: made and removed.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,10 +7,11 @@ use tracing::{info, warn};
 
 use super::ask;
 use super::errors::Failure;
+use super::node::place::Place;
 use super::store::{Content, FILES, Id, Snapshot, Source, State, VERSION, Volume, VolumeState};
 use super::{Driver, now, uuid};
 use crate::execute::fault;
-use crate::host::images::{Allocation, Copied, FsType, Going};
+use crate::host::images::{Allocation, Copied, FsType, Going, Leave};
 use crate::proto::csi;
 
 /// The least bytes of a volume without a file system.
@@ -107,6 +107,10 @@ impl Driver {
                 VolumeState::Creating | VolumeState::Deleting => self.discard_volume(&wish.id).await?,
             }
         }
+        if wish.ephemeral && !wish.id.is_inline() {
+            let problem = format!("the id {} of an inline volume does not begin with csi-", wish.id);
+            return Err(Failure::Invalid(problem));
+        }
         let origin = self.origin(wish.source.as_ref())?;
         let content = wish.content.content(origin.as_ref().map(|origin| origin.content))?;
         let least = match content {
@@ -124,7 +128,6 @@ impl Driver {
             content,
             allocation: wish.allocation.unwrap_or(Allocation::Thin),
             source: wish.source,
-            uuid: None,
             ephemeral: wish.ephemeral,
             shared: 0,
             created: now(),
@@ -148,7 +151,6 @@ impl Driver {
     /// Makes the image and what is in it, and syncs it.
     async fn fill(&self, volume: &mut Volume, origin: Option<Origin>) -> Result<(), Failure> {
         let image = self.store().volume_image(&volume.id);
-        // With this volume counted: of two that are made at once, both know of the other.
         self.check_room().await?;
         let Some(origin) = origin else {
             self.images().make(&image, volume.bytes, volume.allocation).await?;
@@ -156,7 +158,6 @@ impl Driver {
             if let Content::FileSystem(fs_type) = volume.content {
                 let uuid = uuid()?;
                 self.images().make_file_system(&image, fs_type, &uuid, volume.bytes).await?;
-                volume.uuid = Some(uuid);
                 fault::reached("create:format");
             }
             return Ok(self.images().sync(&image).await?);
@@ -167,19 +168,24 @@ impl Driver {
                 let from = self.store().snapshot_image(id);
                 let progress = self.progress(volume.id.clone());
                 // The room for it was looked at with the volume's own.
-                let copied = self.images().copy(&from, &image, u64::MAX, &progress).await?;
+                let leave = Leave { room: u64::MAX, until: None, whole: true };
+                let copied = self.images().copy(&from, &image, leave, &progress).await?;
                 (copied, self.images().allocated(vec![from]).await?.iter().sum())
             }
             None => return Err(Failure::Lost("a copy of nothing".to_owned())),
         };
         fault::reached("create:image");
-        volume.shared = if copied == Copied::Shared { allocated } else { 0 };
+        if copied == Copied::Shared {
+            // Counted from now on, the source's part of it too.
+            volume.shared = allocated;
+            self.store().volumes.put(volume.clone()).await?;
+            self.check_room().await?;
+        }
         self.images().grow(&image, volume.bytes, volume.allocation).await?;
         volume.grown = origin.grown;
         if let Content::FileSystem(fs_type) = volume.content {
             let uuid = uuid()?;
             self.images().renew_uuid(&image, fs_type, &uuid).await?;
-            volume.uuid = Some(uuid);
             // The others grow when they are mounted.
             if fs_type == FsType::Ext4 && volume.grown < volume.bytes {
                 self.images().grow_unmounted_ext4(&image).await?;
@@ -211,12 +217,11 @@ impl Driver {
     /// # Errors
     /// `Precondition`: a loop device has its image.
     pub(super) async fn discard_volume(&self, id: &Id) -> Result<(), Failure> {
-        let Some(mut volume) = self.store().volumes.get(id) else { return Ok(()) };
+        let Some(volume) = self.store().volumes.get(id) else { return Ok(()) };
         self.refuse_use(id).await?;
         // Of one that nobody heard of it is clear already that it has to go.
         if volume.state != VolumeState::Creating && volume.state != VolumeState::Deleting {
-            volume.state = VolumeState::Deleting;
-            self.store().volumes.put(volume).await?;
+            self.store().volumes.condemn(volume).await?;
             fault::reached("delete:intent");
         }
         self.store().volumes.remove(id, FILES).await?;
@@ -225,142 +230,34 @@ impl Driver {
         Ok(())
     }
 
-    /// Refuses when a loop device has a volume's image. One that goes with a mount that is gone is waited for a moment:
-    /// somebody, udev for one, looks at it.
+    /// Refuses when a loop device has a volume's image.
     async fn refuse_use(&self, id: &Id) -> Result<(), Failure> {
+        let place = self.settled(id).await?;
+        let Some(device) = place.devices.first() else { return Ok(()) };
+        let node = device.node();
+        let at = place.elsewhere(Path::new(""));
+        if at.is_none() && device.going() != Going::WhenTold {
+            let problem = format!("somebody has the loop device {} of the volume {id} open", node.display());
+            return Err(Failure::Precondition(problem));
+        }
+        let at = at.map(|at| format!(", shown at {}", at.display())).unwrap_or_default();
+        Err(Failure::Precondition(format!("the volume {id} is in use by {}{at}", node.display())))
+    }
+
+    /// Finds a volume on this node. A loop device that goes with a mount that is gone is waited for a moment: somebody, udev
+    /// for one, looks at it.
+    pub(super) async fn settled(&self, id: &Id) -> Result<Place, Failure> {
         const TRIES: u32 = 100;
-        for _ in 0..TRIES {
-            let place = self.place(id).await?;
-            let Some(device) = place.devices.first() else { return Ok(()) };
-            let at = place.elsewhere(Path::new(""));
-            if at.is_some() || device.going() == Going::WhenTold {
-                let at = at.map(|at| format!(", shown at {}", at.display())).unwrap_or_default();
-                let node = device.node();
-                let problem = format!("the volume {id} is in use by {}{at}", node.display());
-                return Err(Failure::Precondition(problem));
+        let mut place = self.place(id).await?;
+        for _ in 1..TRIES {
+            let going = place.devices.first().is_some_and(|device| device.going() != Going::WhenTold);
+            if !going || place.elsewhere(Path::new("")).is_some() {
+                break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
+            place = self.place(id).await?;
         }
-        Err(Failure::Precondition(format!("somebody has the loop device of the volume {id} open")))
-    }
-
-    /// Returns how large a new volume could be.
-    pub(super) async fn room(&self, allocation: Allocation) -> Result<u64, Failure> {
-        let promised = self.promised().await?;
-        let thick = promised.left();
-        Ok(match allocation {
-            Allocation::Thick => thick,
-            Allocation::Thin => promised.times(thick),
-        })
-    }
-
-    /// Refuses to promise more than there is.
-    async fn check_room(&self) -> Result<(), Failure> {
-        let promised = self.promised().await?;
-        match promised.needed().checked_sub(promised.free) {
-            None | Some(0) => Ok(()),
-            Some(missing) => Err(Failure::NoRoom(format!(
-                "the host's directory lacks {missing} bytes for this: {} are free beyond its reserve, and {} are promised",
-                promised.free,
-                promised.needed()
-            ))),
-        }
-    }
-
-    /// Returns how many bytes each volume shared with something when it was copied last. However often it was copied, it has
-    /// to be written anew once at most.
-    fn shared(&self, volumes: &[Volume]) -> BTreeMap<Id, u64> {
-        let mut shared: BTreeMap<Id, u64> = BTreeMap::new();
-        let mut share = |id: &Id, bytes: u64| {
-            let known = shared.entry(id.clone()).or_default();
-            *known = bytes.max(*known);
-        };
-        for volume in volumes {
-            share(&volume.id, volume.shared);
-            if let Some(Source::Volume(source)) = &volume.source {
-                share(source, volume.shared);
-            }
-        }
-        for snapshot in self.store().snapshots.all() {
-            share(&snapshot.volume, snapshot.shared);
-        }
-        shared
-    }
-
-    /// Counts what volumes may still need.
-    pub(super) async fn promised(&self) -> Result<Promised, Failure> {
-        let space = self.images().space(self.store().directory()).await?;
-        let volumes = self.store().volumes.all();
-        let images = volumes.iter().map(|volume| self.store().volume_image(&volume.id)).collect();
-        let allocated = self.images().allocated(images).await?;
-        let reserve = self.config().reserve.unwrap_or((space.total / 20).min(1 << 30));
-        let mut promised = Promised {
-            available: space.available,
-            free: space.available.saturating_sub(reserve),
-            reserve,
-            thin: 0,
-            thick: 0,
-            overcommit: self.config().overcommit,
-        };
-        let shared = self.shared(&volumes);
-        for (volume, allocated) in volumes.iter().zip(allocated) {
-            let shared = shared.get(&volume.id).map_or(0, |shared| allocated.min(*shared));
-            let to_come = volume.bytes.saturating_sub(allocated).saturating_add(shared);
-            match volume.allocation {
-                Allocation::Thin => promised.thin = promised.thin.saturating_add(to_come),
-                Allocation::Thick => promised.thick = promised.thick.saturating_add(to_come),
-            }
-        }
-        Ok(promised)
-    }
-}
-
-/// What volumes were promised beyond what they have, and what there is for it, in bytes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Promised {
-    /// Free on the host's file system.
-    pub(super) available: u64,
-    /// The same without the reserve.
-    pub(super) free: u64,
-    /// What is not given away.
-    pub(super) reserve: u64,
-    /// To thin volumes, and to what shares blocks with a snapshot.
-    pub(super) thin: u64,
-    /// To thick volumes.
-    pub(super) thick: u64,
-    overcommit: f64,
-}
-
-impl Promised {
-    /// Returns what has to be free for it.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a factor of a size: the last bytes do not matter, and `as` saturates"
-    )]
-    pub(super) fn needed(&self) -> u64 {
-        self.thick.saturating_add((self.thin as f64 / self.overcommit) as u64)
-    }
-
-    /// Returns whether volumes may meet a full host: what they were promised is not there, or the reserve is begun.
-    pub(super) fn is_short(&self) -> bool {
-        let needed = self.needed();
-        needed > 0 && (self.available < needed || self.available < self.reserve)
-    }
-
-    fn left(&self) -> u64 {
-        self.free.saturating_sub(self.needed())
-    }
-
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "as above"
-    )]
-    fn times(&self, bytes: u64) -> u64 {
-        (bytes as f64 * self.overcommit) as u64
+        Ok(place)
     }
 }
 
@@ -370,6 +267,9 @@ fn same(wish: &Wish, found: Volume) -> Result<Volume, Failure> {
         |what: &str| Err(Failure::Exists(format!("the volume {} is there with another {what}", found.id)));
     if found.name != wish.name {
         return differs("name");
+    }
+    if found.ephemeral != wish.ephemeral {
+        return differs("owner: it is, or it is not, a pod's own");
     }
     if found.source != wish.source {
         return differs("source");

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
+use tokio::time::Instant;
 
 use super::super::{HostError, Progress};
 use super::file::open;
@@ -32,6 +33,17 @@ pub enum Copied {
     Whole,
 }
 
+/// What a copy may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Leave {
+    /// So many bytes, where no blocks can be shared.
+    pub room: u64,
+    /// Until then, where no blocks can be shared; `None`: as long as it goes on.
+    pub until: Option<Instant>,
+    /// Whether it may be anything but shared.
+    pub whole: bool,
+}
+
 /// Tells a copy in its thread to stop when nobody waits for it any more.
 struct Wanted(Arc<AtomicBool>);
 
@@ -42,16 +54,17 @@ impl Drop for Wanted {
 }
 
 impl Images {
-    /// Copies an image to a file that must not be there yet, holes staying holes, and syncs it. A copy that shares no blocks may
-    /// take so much room, in bytes. Dropped, it ends soon, and leaves what it has.
+    /// Copies an image to a file that must not be there yet, holes staying holes. It is not synced. Dropped, it ends soon, and
+    /// leaves what it has.
     ///
     /// # Errors
-    /// `Io`, `Deadline`: what there is of the copy stays, for the caller to remove.
+    /// `Io`, `Deadline`: what there is of the copy stays, for the caller to remove. `Io` of the kind `Unsupported`: it was to
+    /// be shared only; `TimedOut`: it was not done in its time.
     pub async fn copy(
         &self,
         from: &Path,
         to: &Path,
-        room: u64,
+        leave: Leave,
         progress: &Progress,
     ) -> Result<Copied, HostError> {
         let wanted = Arc::new(AtomicBool::new(true));
@@ -59,7 +72,7 @@ impl Images {
         let _guard = Wanted(Arc::clone(&wanted));
         let (source, target, counted) = (from.to_owned(), to.to_owned(), Arc::clone(&done));
         // Not in the bounded share: copies are long, and there is one per volume at most.
-        let copy = tokio::task::spawn_blocking(move || copy(&source, &target, room, &counted, &wanted));
+        let copy = tokio::task::spawn_blocking(move || copy(&source, &target, leave, &counted, &wanted));
         tokio::pin!(copy);
         let mut before = 0;
         let mut still = Duration::ZERO;
@@ -92,7 +105,7 @@ impl Images {
 fn copy(
     from: &Path,
     to: &Path,
-    room: u64,
+    leave: Leave,
     done: &AtomicU64,
     wanted: &AtomicBool,
 ) -> Result<Copied, HostError> {
@@ -101,16 +114,16 @@ fn copy(
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let target = rustix::fs::open(to, flags, Mode::from_raw_mode(0o600)).map_err(&fail)?;
     match rustix::fs::ioctl_ficlone(&target, &source) {
-        Ok(()) => {
-            rustix::fs::fsync(&target).map_err(&fail)?;
-            return Ok(Copied::Shared);
-        }
+        Ok(()) => return Ok(Copied::Shared),
         // The host's file system cannot share blocks.
         Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::NOSYS | Errno::XDEV) => {}
         Err(e) => return Err(fail(e)),
     }
+    if !leave.whole {
+        return Err(fail(Errno::NOSYS));
+    }
     let found = rustix::fs::fstat(&source).map_err(&fail)?;
-    if u64::try_from(found.st_blocks).unwrap_or(0).saturating_mul(512) > room {
+    if u64::try_from(found.st_blocks).unwrap_or(0).saturating_mul(512) > leave.room {
         return Err(fail(Errno::NOSPC));
     }
     let length = u64::try_from(found.st_size).unwrap_or(0);
@@ -123,6 +136,9 @@ fn copy(
         while at < end {
             if !wanted.load(Ordering::Relaxed) {
                 return Err(fail(Errno::CANCELED));
+            }
+            if leave.until.is_some_and(|until| Instant::now() > until) {
+                return Err(fail(Errno::TIMEDOUT));
             }
             let piece = usize::try_from((end - at).min(PIECE)).unwrap_or(0);
             let (mut read, mut write) = (at, at);
@@ -138,7 +154,6 @@ fn copy(
             }
         }
     }
-    rustix::fs::fsync(&target).map_err(&fail)?;
     Ok(Copied::Whole)
 }
 

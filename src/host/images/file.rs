@@ -13,8 +13,12 @@ use serde::{Deserialize, Serialize};
 use super::super::HostError;
 use super::{Images, failed};
 
-/// How long a file system may take to allocate a whole image: quick where it knows unwritten extents, else it writes zeros.
-const ALLOCATE: Duration = Duration::from_secs(600);
+/// How long a file system may take to write an image out.
+const SYNC: Duration = Duration::from_secs(600);
+
+/// What changes an image is waited for to its end, in practice without a limit: the caller holds the volume's lock, and a
+/// thread that was given up would work on without it. Who asked is answered by the caller's own limit.
+const TO_ITS_END: Duration = Duration::from_secs(1 << 30);
 
 /// Whether an image's blocks are there before they are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,18 +68,18 @@ impl Images {
         let image = path.to_owned();
         self.inner
             .slow
-            .run("make the image", path, ALLOCATE, move || {
+            .run("make the image", path, TO_ITS_END, move || {
                 let fail = failed("make the image", &image);
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = rustix::fs::open(&image, flags, Mode::from_raw_mode(0o600)).map_err(&fail)?;
                 resize(&file, 0, bytes, allocation)
-                    .inspect_err(|_| drop(std::fs::remove_file(&image)))
+                    .inspect_err(|_| remove_if_same(&image, &file))
                     .map_err(&fail)
             })
             .await
     }
 
-    /// Grows an image file to a size and syncs it; one that is as large already stays.
+    /// Grows an image file to a size and syncs it; one that is as large already stays. Waited for to its end.
     ///
     /// # Errors
     /// `Io`: it is as it was.
@@ -83,18 +87,14 @@ impl Images {
         let image = path.to_owned();
         self.inner
             .slow
-            .run("grow the image", path, ALLOCATE, move || {
+            .run("grow the image", path, TO_ITS_END, move || {
                 let fail = failed("grow the image", &image);
                 let file = open(&image, OFlags::RDWR).map_err(&fail)?;
                 let length = u64::try_from(rustix::fs::fstat(&file).map_err(&fail)?.st_size).unwrap_or(0);
                 if length >= bytes {
                     return Ok(());
                 }
-                if let Err(e) = resize(&file, length, bytes, allocation) {
-                    // Nobody was told of the new size yet.
-                    rustix::fs::ftruncate(&file, length).map_err(&fail)?;
-                    return Err(fail(e));
-                }
+                resize(&file, length, bytes, allocation).map_err(&fail)?;
                 rustix::fs::fsync(&file).map_err(&fail)
             })
             .await
@@ -108,11 +108,11 @@ impl Images {
         let image = path.to_owned();
         self.inner
             .slow
-            .run("allocate the image", path, ALLOCATE, move || {
+            .run("allocate the image", path, TO_ITS_END, move || {
                 let fail = failed("allocate the image", &image);
                 let file = open(&image, OFlags::RDWR).map_err(&fail)?;
                 let length = u64::try_from(rustix::fs::fstat(&file).map_err(&fail)?.st_size).unwrap_or(0);
-                resize(&file, 0, length, Allocation::Thick).map_err(fail)
+                allocate(&file, 0, length).map_err(fail)
             })
             .await
     }
@@ -125,7 +125,7 @@ impl Images {
         let image = path.to_owned();
         self.inner
             .slow
-            .run("sync", path, ALLOCATE, move || {
+            .run("sync", path, SYNC, move || {
                 let fail = failed("sync", &image);
                 rustix::fs::fsync(open(&image, OFlags::RDONLY).map_err(&fail)?).map_err(&fail)
             })
@@ -186,14 +186,74 @@ pub(super) fn open(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
+/// Makes a file longer, never shorter: until everything is allocated its length stays.
 fn resize(file: &OwnedFd, from: u64, to: u64, allocation: Allocation) -> Result<(), Errno> {
-    match allocation {
-        Allocation::Thin => rustix::fs::ftruncate(file, to),
-        Allocation::Thick => loop {
-            match rustix::fs::fallocate(file, FallocateFlags::empty(), from, to.saturating_sub(from)) {
-                Err(Errno::INTR) => {}
-                done => break done,
-            }
-        },
+    if allocation == Allocation::Thick
+        && let Err(e) = allocate(file, from, to)
+    {
+        // To its own length: what was allocated beyond it goes.
+        if rustix::fs::fstat(file).is_ok_and(|found| u64::try_from(found.st_size) == Ok(from)) {
+            let _freed = rustix::fs::ftruncate(file, from);
+        }
+        return Err(e);
+    }
+    rustix::fs::ftruncate(file, to)
+}
+
+fn allocate(file: &OwnedFd, from: u64, to: u64) -> Result<(), Errno> {
+    loop {
+        match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, from, to.saturating_sub(from)) {
+            Err(Errno::INTR) => {}
+            done => return done,
+        }
+    }
+}
+
+/// Unlinks a file that was made, not what has its name since.
+fn remove_if_same(path: &Path, file: &OwnedFd) {
+    let (Ok(made), Ok(found)) = (rustix::fs::fstat(file), std::fs::symlink_metadata(path)) else { return };
+    if (made.st_dev, made.st_ino) == (found.dev(), found.ino()) {
+        let _gone = std::fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More than any file system has.
+    const TOO_MUCH: u64 = 1 << 55;
+
+    fn file(path: &Path) -> OwnedFd {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::from_raw_mode(0o600)).unwrap()
+    }
+
+    #[test]
+    fn a_growth_that_failed_leaves_the_length_and_a_later_one_makes_nothing_shorter() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let image = file(&path);
+        let length = || std::fs::metadata(&path).unwrap().len();
+        resize(&image, 0, 8192, Allocation::Thick).unwrap();
+        assert!(resize(&image, 8192, TOO_MUCH, Allocation::Thick).is_err());
+        assert_eq!(length(), 8192);
+        resize(&image, 8192, 16384, Allocation::Thin).unwrap();
+        // One that began before that.
+        assert!(resize(&image, 8192, TOO_MUCH, Allocation::Thick).is_err());
+        assert_eq!(length(), 16384);
+    }
+
+    #[test]
+    fn only_the_file_that_was_made_is_unlinked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let first = file(&path);
+        std::fs::rename(&path, directory.path().join("moved")).unwrap();
+        let second = file(&path);
+        remove_if_same(&path, &first);
+        assert!(path.try_exists().unwrap());
+        remove_if_same(&path, &second);
+        assert!(!path.try_exists().unwrap());
     }
 }

@@ -1,13 +1,16 @@
 //! Frozen file systems, and the small process that thaws them whatever becomes of us.
 //!
 //! The keeper is this program, started again. It freezes, says so, and thaws when its stdin ends (we said so, or died) or when
-//! its time is over. Signals cannot end it but SIGKILL; who starts again after that thaws what it finds (`Images::thaw`).
+//! its time is over. Signals cannot end it but SIGKILL: then we thaw in its place, and if we were killed too, who starts again
+//! thaws what it finds (`Images::thaw_all`).
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, BufRead as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use nix::sys::signal::SigSet;
@@ -16,9 +19,12 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::time::Instant;
+use tracing::warn;
 
 use super::super::{HostError, raw};
 use super::Images;
+use crate::error::Chain;
 
 /// The hidden first argument; then the limit in ms and the mount points.
 const ARGUMENT: &str = "--internal-freeze";
@@ -31,6 +37,11 @@ const FREEZE: Duration = Duration::from_secs(120);
 /// How long thawing may take.
 const THAW: Duration = Duration::from_secs(20);
 
+/// What the keeper says; anything else is why it could not.
+const FROZEN: &str = "frozen";
+const THAWED: &str = "thawed";
+const TOO_LONG: &str = "it took too long";
+
 /// Its name in process lists.
 const NAME: &str = "volumed-freeze";
 
@@ -38,6 +49,8 @@ const NAME: &str = "volumed-freeze";
 #[derive(Debug)]
 #[must_use = "they are frozen only as long as this value"]
 pub struct Frozen {
+    images: Images,
+    mounted: Vec<PathBuf>,
     about: PathBuf,
     stdin: Option<ChildStdin>,
     words: Lines<BufReader<ChildStdout>>,
@@ -68,21 +81,52 @@ impl Images {
         let mut child = command.spawn().map_err(fail)?;
         let stdout = child.stdout.take().ok_or_else(|| fail(io::Error::other("it has no stdout")))?;
         let mut frozen = Frozen {
+            images: self.clone(),
+            mounted: mounted.to_vec(),
             about: about.clone(),
             stdin: child.stdin.take(),
             words: BufReader::new(stdout).lines(),
             child,
         };
         match tokio::time::timeout(FREEZE, frozen.words.next_line()).await {
-            Ok(Ok(Some(word))) if word == "frozen" => Ok(frozen),
-            Ok(Ok(word)) => {
-                Err(fail(io::Error::other(word.unwrap_or_else(|| "its keeper ended".to_owned()))))
+            Ok(Ok(Some(word))) if word == FROZEN => Ok(frozen),
+            // It says this once what it froze has thawed; what is frozen now may be somebody else's.
+            Ok(Ok(Some(word))) => Err(fail(failure(word))),
+            Ok(Ok(None)) => {
+                frozen.thaw_in_its_place().await;
+                Err(fail(io::Error::other("its keeper was killed")))
             }
-            Ok(Err(e)) => Err(fail(e)),
+            Ok(Err(e)) => {
+                frozen.thaw_in_its_place().await;
+                Err(fail(e))
+            }
             Err(_elapsed) => {
+                // The end of its stdin tells it to thaw what it freezes after this.
+                frozen.thaw_in_its_place().await;
                 Err(HostError::Deadline { doing: DOING, path: about.clone(), seconds: FREEZE.as_secs() })
             }
         }
+    }
+}
+
+impl Images {
+    /// Thaws what is mounted from the loop devices over images of this name below a directory: what is frozen there when
+    /// nobody works with them yet is what a killed process left.
+    ///
+    /// # Errors
+    /// When devices or mounts cannot be listed. One that cannot be thawed is told in the log.
+    pub async fn thaw_all(&self, image_name: &'static str, below: &Path) -> Result<(), HostError> {
+        let devices = self.all_attached(image_name).await?;
+        let ours = devices.iter().filter(|device| device.shown().starts_with(below));
+        let nodes: BTreeSet<String> = ours.map(|device| device.node().display().to_string()).collect();
+        for mount in self.mounts().await?.iter().filter(|mount| nodes.contains(&mount.source)) {
+            match self.thaw(&mount.point).await {
+                Ok(true) => warn!(at = %mount.point.display(), "a file system was still frozen"),
+                Ok(false) => {}
+                Err(error) => warn!(at = %mount.point.display(), "it may be frozen: {}", Chain(&error)),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -95,13 +139,37 @@ impl Frozen {
         const DOING: &str = "keep frozen the file system at";
         drop(self.stdin.take());
         let fail = |source: io::Error| HostError::Io { doing: DOING, path: self.about.clone(), source };
-        let word = tokio::time::timeout(THAW, self.words.next_line()).await.map_err(|_elapsed| {
-            HostError::Deadline { doing: "thaw", path: self.about.clone(), seconds: THAW.as_secs() }
-        })?;
-        let word = word.map_err(fail)?.unwrap_or_else(|| "its keeper was killed".to_owned());
+        let done = match tokio::time::timeout(THAW, self.words.next_line()).await {
+            Ok(Ok(Some(word))) if word == THAWED => Ok(()),
+            Ok(Ok(Some(word))) => Err(fail(failure(word))),
+            Ok(Ok(None)) => Err(fail(io::Error::other("its keeper was killed"))),
+            Ok(Err(e)) => Err(fail(e)),
+            Err(_elapsed) => {
+                let seconds = THAW.as_secs();
+                Err(HostError::Deadline { doing: "thaw", path: self.about.clone(), seconds })
+            }
+        };
+        if done.is_err() {
+            self.thaw_in_its_place().await;
+        }
         let _reaped = tokio::time::timeout(THAW, self.child.wait()).await;
-        if word == "thawed" { Ok(()) } else { Err(fail(io::Error::other(word))) }
+        done
     }
+
+    async fn thaw_in_its_place(&self) {
+        for point in &self.mounted {
+            match self.images.thaw(point).await {
+                Ok(true) => warn!(at = %point.display(), "thawed: the process that was to do it did not"),
+                Ok(false) => {}
+                Err(error) => warn!(at = %point.display(), "it may still be frozen: {}", Chain(&error)),
+            }
+        }
+    }
+}
+
+/// Takes what the keeper said as an error.
+fn failure(word: String) -> io::Error {
+    if word == TOO_LONG { io::ErrorKind::TimedOut.into() } else { io::Error::other(word) }
 }
 
 /// Does the keeper's work if this process was started as one. To be called before anything is opened or any thread started.
@@ -129,18 +197,46 @@ fn keep(mut arguments: impl Iterator<Item = OsString>) -> io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         open.push(rustix::fs::open(path, flags, Mode::empty()).map_err(|e| at(path, &e.into()))?);
     }
-    let mut frozen: Vec<&OwnedFd> = Vec::new();
+    // The freeze does it too, but then those before it wait for it, frozen.
     for (one, path) in open.iter().zip(&mounted) {
-        if let Err(e) = raw::freeze(one.as_fd()) {
-            thaw(&frozen)?;
-            return Err(at(path, &e));
-        }
-        frozen.push(one);
+        rustix::fs::syncfs(one).map_err(|e| at(path, &e.into()))?;
     }
+    let until = Instant::now() + limit;
+    freeze(&open, &mounted, limit)?;
     // Where nobody listens any more there is nothing to wait for.
-    let in_time = say("frozen").is_ok() && until_told(limit);
-    thaw(&frozen)?;
-    say(if in_time { "thawed" } else { "it took too long" })
+    let in_time = say(FROZEN).is_ok() && until_told(until.saturating_duration_since(Instant::now()));
+    thaw(&open)?;
+    say(if in_time { THAWED } else { TOO_LONG })
+}
+
+/// Freezes all of them, or none. One that cannot be frozen does not keep the others frozen for longer than the limit.
+fn freeze(open: &[OwnedFd], mounted: &[PathBuf], limit: Duration) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        let (done, over) = std::sync::mpsc::channel::<()>();
+        let watchdog = scope.spawn(move || match over.recv_timeout(limit) {
+            Err(RecvTimeoutError::Timeout) => thaw(open).map(|()| true),
+            _ => Ok(false),
+        });
+        let mut frozen = Ok(());
+        let mut count = 0;
+        for (one, path) in open.iter().zip(mounted) {
+            frozen = raw::freeze(one.as_fd()).map_err(|e| at(path, &e));
+            if frozen.is_err() {
+                break;
+            }
+            count += 1;
+        }
+        drop(done);
+        let late = watchdog.join().unwrap_or(Ok(true))?;
+        if late {
+            frozen = Err(io::Error::other(TOO_LONG));
+        }
+        if frozen.is_err() {
+            // Not what somebody else had frozen.
+            thaw(open.get(..count).unwrap_or_default())?;
+        }
+        frozen
+    })
 }
 
 fn say(word: &str) -> io::Result<()> {
@@ -165,7 +261,7 @@ fn until_told(limit: Duration) -> bool {
 }
 
 /// All of them, whatever becomes of one.
-fn thaw(frozen: &[&OwnedFd]) -> io::Result<()> {
+fn thaw(frozen: &[OwnedFd]) -> io::Result<()> {
     let mut first = Ok(());
     for one in frozen {
         match raw::thaw(one.as_fd()) {

@@ -29,7 +29,7 @@ use super::unmount::GivenUp;
 use crate::model::MountTable;
 
 pub use attach::{Attached, Going, Held};
-pub use copy::Copied;
+pub use copy::{Copied, Leave};
 pub use file::{Allocation, FileId, ImageFile, Space};
 pub use file_system::{FsType, Grown};
 pub use freeze::{Frozen, as_keeper};
@@ -58,6 +58,8 @@ struct Inner {
     given_up: GivenUp,
     /// Holds the directory's lock as long as one of us lives; tools hold it too.
     _lock: Arc<OwnedFd>,
+    /// The same for the directory itself.
+    _directory: OwnedFd,
 }
 
 impl Images {
@@ -73,20 +75,11 @@ impl Images {
         let lock =
             rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(|e| failed(e.into()))?;
         let until = tokio::time::Instant::now() + LEFTOVERS;
-        loop {
-            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(Errno::WOULDBLOCK) if tokio::time::Instant::now() < until => {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                Err(Errno::WOULDBLOCK) => {
-                    let holder =
-                        "another driver, or a program that one started and that has not ended".to_owned();
-                    return Err(HostError::Busy { path: directory.to_owned(), holder });
-                }
-                Err(e) => return Err(failed(e.into())),
-            }
-        }
+        take(&lock, directory, until).await?;
+        // The directory's own too: the file may be removed, and made again by another driver.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let itself = rustix::fs::open(directory, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+        take(&itself, directory, until).await?;
         let lock = Arc::new(lock);
         let table = Reader::open().map_err(failed)?;
         Ok(Self {
@@ -98,6 +91,7 @@ impl Images {
                 slow: Pool::new(),
                 given_up: GivenUp::default(),
                 _lock: lock,
+                _directory: itself,
             }),
         })
     }
@@ -129,6 +123,24 @@ impl Inner {
             path: "/proc/thread-self/mountinfo".into(),
             source,
         })
+    }
+}
+
+/// Takes a lock, once others let it go.
+async fn take(lock: &OwnedFd, directory: &Path, until: tokio::time::Instant) -> Result<(), HostError> {
+    loop {
+        match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if tokio::time::Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(Errno::WOULDBLOCK) => {
+                let holder =
+                    "another driver, or a program that one started and that has not ended".to_owned();
+                return Err(HostError::Busy { path: directory.to_owned(), holder });
+            }
+            Err(e) => return Err(failed("lock", directory)(e)),
+        }
     }
 }
 

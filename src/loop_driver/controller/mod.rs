@@ -179,7 +179,8 @@ impl Controller for Driver {
             return Ok(Response::new(csi::DeleteSnapshotResponse {}));
         };
         self.operate(vec![Key::Snapshot(id.clone())], |driver| async move {
-            if let Some(group) = driver.store().snapshots.get(&id).and_then(|snapshot| snapshot.group) {
+            let found = driver.store().snapshots.get(&id).filter(|found| !driver.is_orphan(found));
+            if let Some(group) = found.and_then(|snapshot| snapshot.group) {
                 let problem = format!("the snapshot {id} goes with its group {group}");
                 return Err(Failure::Invalid(problem));
             }

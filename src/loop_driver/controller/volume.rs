@@ -89,17 +89,13 @@ impl Driver {
         let bytes = ask::larger(range, volume.bytes)?;
         let image = self.store().volume_image(id);
         if bytes > volume.bytes {
-            let more = bytes - volume.bytes;
-            let room = self.room(volume.allocation).await?;
-            if more > room {
-                return Err(Failure::NoRoom(format!(
-                    "{more} more bytes are wanted, and there is room for {room}"
-                )));
-            }
             volume.state = VolumeState::Growing { to: bytes };
             self.store().volumes.put(volume.clone()).await?;
             fault::reached("grow:intent");
-            let grown = self.images().grow(&image, bytes, volume.allocation).await;
+            let grown = match self.check_room().await {
+                Ok(()) => self.images().grow(&image, bytes, volume.allocation).await.map_err(Failure::from),
+                Err(no_room) => Err(no_room),
+            };
             fault::reached("grow:image");
             volume.state = VolumeState::Ready;
             if grown.is_ok() {

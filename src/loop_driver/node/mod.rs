@@ -2,7 +2,7 @@
 
 mod ephemeral;
 mod expand;
-mod place;
+pub(super) mod place;
 mod publish;
 mod stage;
 mod stats;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::meta::VERSION;
-use super::shelf::{META, TEMPORARY, remove, replace, sync};
-use super::{Entry, FILES, Group, Id, Snapshot, StoreError, Volume};
+use super::shelf::{META, TEMPORARY, is_replaced, remove, replace, sync};
+use super::{CONDEMNED, Entry, FILES, Group, Id, Snapshot, StoreError, Volume};
 
 /// Says whose the directory is.
 const MARKER: &str = "volumed-csi-loop.json";
@@ -82,11 +82,14 @@ pub(super) fn read_shelf<T: Entry>(directory: &Path) -> Result<BTreeMap<Id, T>, 
         let id = path.file_name().and_then(|name| Id::new(name.to_str()?).ok());
         let is_directory = std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir());
         let Some(id) = id.filter(|_| is_directory) else { return Err(StoreError::Foreign { path }) };
+        let mut inside_names = Vec::new();
         for inside in list(&path)? {
             let name = inside.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if !FILES.contains(&name.strip_suffix(TEMPORARY).unwrap_or(name)) {
+            let aside = name.strip_suffix(TEMPORARY).filter(|name| is_replaced(name));
+            if !FILES.contains(&aside.unwrap_or(name)) {
                 return Err(StoreError::Foreign { path: inside });
             }
+            inside_names.push(name.to_owned());
         }
         let meta = path.join(META);
         match std::fs::read(&meta) {
@@ -96,17 +99,21 @@ pub(super) fn read_shelf<T: Entry>(directory: &Path) -> Result<BTreeMap<Id, T>, 
                     version: u32,
                 }
                 check_version(&meta, understand::<Version>(&meta, &text)?.version)?;
-                let entry: T = understand(&meta, &text)?;
+                let mut entry: T = understand(&meta, &text)?;
                 if *entry.id() != id {
                     return Err(StoreError::Damaged {
                         path: meta,
                         problem: format!("it is that of {}", entry.id()),
                     });
                 }
+                if inside_names.iter().any(|name| name == CONDEMNED) {
+                    entry.has_to_go();
+                }
                 found.insert(id, entry);
             }
-            // The meta data comes first and goes last: an image without it is none of ours, and makes this fail.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => remove(&path, &shelf, &[META])?,
+            // The meta data comes first: an image without it is none of ours, and makes this fail. Only what is condemned
+            // goes after it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => remove(&path, &shelf, &[META, CONDEMNED])?,
             Err(e) => return Err(StoreError::io("read", &meta, e)),
         }
     }

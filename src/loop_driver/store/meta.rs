@@ -21,6 +21,15 @@ pub(crate) const VERSION: u32 = 1;
 #[serde(try_from = "String", into = "String")]
 pub struct Id(String);
 
+/// How the ids of a group's snapshots begin.
+const MEMBER: &str = "member-";
+
+/// How the ids begin that a kubelet gives to inline volumes.
+const INLINE: &str = "csi-";
+
+/// How no name begins that is its own id.
+const OTHERS: [&str; 3] = [INLINE, MEMBER, "name-"];
+
 /// A text that is no id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an id that this driver gives")]
@@ -42,15 +51,27 @@ impl Id {
     /// Returns the id that belongs to a name: the name itself where it can be one, so that `ls` shows it, else a hash of it.
     /// A function of the name alone, so that a call that is repeated finds what it made, whatever happened in between.
     pub fn of_name(name: &str) -> Self {
-        // `csi-` begins the ids that a kubelet gives to inline volumes.
         match Self::new(name) {
-            Ok(id) if !name.starts_with("csi-") && !name.starts_with("name-") => id,
-            Ok(_) | Err(_) => {
-                let hash = Sha256::digest(name.as_bytes());
-                let hex: String = hash.iter().take(20).map(|byte| format!("{byte:02x}")).collect();
-                Self(format!("name-{hex}"))
-            }
+            Ok(id) if !OTHERS.iter().any(|prefix| name.starts_with(prefix)) => id,
+            Ok(_) | Err(_) => Self::hashed("name-", name),
         }
+    }
+
+    /// Returns the id of a group's snapshot of a volume. `of_name` gives it to no name.
+    pub fn of_member(group: &Self, volume: &Self) -> Self {
+        // `:` is in no id, so that no two pairs read alike.
+        Self::hashed(MEMBER, &format!("{group}:{volume}"))
+    }
+
+    /// Returns whether it can be the id of an inline volume: one that `of_name` gives to no name.
+    pub fn is_inline(&self) -> bool {
+        self.0.starts_with(INLINE)
+    }
+
+    fn hashed(prefix: &str, text: &str) -> Self {
+        let hash = Sha256::digest(text.as_bytes());
+        let hex: String = hash.iter().take(20).map(|byte| format!("{byte:02x}")).collect();
+        Self(format!("{prefix}{hex}"))
     }
 
     /// Returns it as text.
@@ -137,8 +158,6 @@ pub(crate) struct Volume {
     pub allocation: Allocation,
     /// What it was made from.
     pub source: Option<Source>,
-    /// The UUID that we gave its file system.
-    pub uuid: Option<String>,
     /// An inline volume of a pod: it goes with its publication.
     pub ephemeral: bool,
     /// Bytes that it shared with its source when it was made: each may need a block of its own one day.
@@ -235,6 +254,10 @@ impl Entry for Volume {
     fn id(&self) -> &Id {
         &self.id
     }
+
+    fn has_to_go(&mut self) {
+        self.state = VolumeState::Deleting;
+    }
 }
 
 impl Entry for Snapshot {
@@ -243,6 +266,10 @@ impl Entry for Snapshot {
     fn id(&self) -> &Id {
         &self.id
     }
+
+    fn has_to_go(&mut self) {
+        self.state = State::Deleting;
+    }
 }
 
 impl Entry for Group {
@@ -250,6 +277,10 @@ impl Entry for Group {
 
     fn id(&self) -> &Id {
         &self.id
+    }
+
+    fn has_to_go(&mut self) {
+        self.state = State::Deleting;
     }
 }
 
@@ -275,5 +306,8 @@ mod tests {
         // The name that reads like the id of another.
         assert_ne!(made, Id::of_name(made.as_str()));
         assert_ne!(Id::of_name("csi-1").as_str(), "csi-1");
+        let member = Id::of_member(&Id::of_name("g"), &Id::of_name("a"));
+        assert_ne!(Id::of_name("g:a"), member);
+        assert_ne!(Id::of_name(member.as_str()), member);
     }
 }

@@ -20,8 +20,11 @@ pub(super) const IMAGE: &str = "image";
 /// The name of the file with what a volume is used for.
 const USE: &str = "use.json";
 
-/// Everything of ours that can be in the directory of an entry, the meta data last.
-pub(super) const FILES: &[&str] = &[IMAGE, USE, META];
+/// The name of an image whose volume or snapshot has to go, where that could not be written into the meta data.
+const CONDEMNED: &str = "image.deleting";
+
+/// Everything of ours that can be in the directory of an entry, in the order in which it goes.
+pub(super) const FILES: &[&str] = &[IMAGE, USE, META, CONDEMNED];
 
 /// The directory, read.
 #[derive(Debug)]
@@ -77,6 +80,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Returns whether the disk is full.
+    pub(super) fn is_no_room(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+
     pub(super) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { doing, path: path.to_owned(), source }
     }

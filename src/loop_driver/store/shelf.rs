@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Id, StoreError};
+use super::{CONDEMNED, IMAGE, Id, StoreError, USE};
 
 /// The file with what is known of an entry.
 pub(super) const META: &str = "meta.json";
@@ -24,6 +24,9 @@ pub(crate) trait Entry: Serialize + DeserializeOwned + Clone + Send + Sync + 'st
 
     /// The name of its own directory.
     fn id(&self) -> &Id;
+
+    /// Says of it that it has to go.
+    fn has_to_go(&mut self);
 }
 
 /// All entries of a kind.
@@ -80,6 +83,30 @@ impl<T: Entry> Shelf<T> {
         Ok(())
     }
 
+    /// Writes down that an entry has to go. On a full disk, where nothing can be written, its image is renamed for that: it is
+    /// what takes the room.
+    ///
+    /// # Errors
+    /// What was written down before still holds.
+    pub(crate) async fn condemn(&self, mut entry: T) -> Result<(), StoreError> {
+        entry.has_to_go();
+        let full = match self.put(entry.clone()).await {
+            Err(full) if full.is_no_room() => full,
+            done => return done,
+        };
+        let directory = self.directory(entry.id());
+        let path = directory.clone();
+        let renamed = blocking("rename", &path, move || {
+            let (from, to) = (directory.join(IMAGE), directory.join(CONDEMNED));
+            std::fs::rename(&from, &to).map_err(|e| StoreError::io("rename", &from, e))?;
+            sync(&directory)
+        });
+        // Where there is no image to make room with, the disk stays full.
+        renamed.await.map_err(|_no_image| full)?;
+        self.entries().insert(entry.id().clone(), entry);
+        Ok(())
+    }
+
     /// Removes an entry's directory with these files of ours in it; what is gone already is fine.
     ///
     /// # Errors
@@ -92,16 +119,23 @@ impl<T: Entry> Shelf<T> {
     }
 }
 
-/// Unlinks the files in this order, then the directory. `meta.json` is to be the last of them: as long as there is one, it says
-/// what the others are.
+/// Returns whether a file is written aside first.
+pub(super) fn is_replaced(name: &str) -> bool {
+    name == META || name == USE
+}
+
+/// Unlinks the files in this order, then the directory. `meta.json` is to come after all that it alone says something of, and
+/// what condemns an entry after `meta.json`.
 pub(super) fn remove(directory: &Path, shelf: &Path, files: &[&str]) -> Result<(), StoreError> {
     let gone = |path: &Path, done: io::Result<()>| match done {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done.map_err(|e| StoreError::io("remove", path, e)),
     };
     for name in files {
-        for name in [(*name).to_owned(), format!("{name}{TEMPORARY}")] {
-            let path = directory.join(name);
+        let path = directory.join(name);
+        gone(&path, std::fs::remove_file(&path))?;
+        if is_replaced(name) {
+            let path = directory.join(format!("{name}{TEMPORARY}"));
             gone(&path, std::fs::remove_file(&path))?;
         }
     }

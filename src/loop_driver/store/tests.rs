@@ -14,7 +14,6 @@ fn volume(id: &str) -> Volume {
         content: Content::FileSystem(FsType::Xfs),
         allocation: Allocation::Thin,
         source: Some(Source::Snapshot(Id::new("s").unwrap())),
-        uuid: None,
         ephemeral: false,
         shared: 0,
         created: 7,
@@ -114,4 +113,28 @@ async fn what_another_boot_used_is_over() {
     assert_eq!(store.usage(&id).await, used);
     let later = Store::load(directory.path(), "later".to_owned()).unwrap();
     assert_eq!(later.usage(&id).await.staging, None);
+}
+
+#[tokio::test]
+async fn what_was_condemned_on_a_full_disk_goes_at_the_next_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    store.volumes.put(volume("v")).await.unwrap();
+    let of = store.volumes.directory(&volume("v").id);
+    std::fs::write(of.join(CONDEMNED), "data").unwrap();
+    let again = open(directory.path()).unwrap();
+    assert_eq!(again.volumes.all().pop().unwrap().state, VolumeState::Deleting);
+    // A crash in the middle of it.
+    std::fs::remove_file(of.join(META)).unwrap();
+    assert!(open(directory.path()).unwrap().volumes.all().is_empty());
+    assert!(!of.try_exists().unwrap());
+}
+
+#[tokio::test]
+async fn what_the_driver_never_makes_is_not_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    store.volumes.put(volume("v")).await.unwrap();
+    std::fs::write(store.volumes.directory(&volume("v").id).join("image.tmp"), "data").unwrap();
+    assert!(matches!(open(directory.path()), Err(StoreError::Foreign { .. })));
 }
