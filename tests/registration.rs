@@ -16,6 +16,8 @@ mod plugin;
 mod probes;
 #[path = "registration/refused.rs"]
 mod refused;
+#[path = "registration/starting.rs"]
+mod starting;
 #[path = "registration/world.rs"]
 mod world;
 
@@ -124,10 +126,10 @@ async fn a_driver_that_answers_late_is_picked_up() {
     let world = World::new();
     let driver = Driver::serve(world.path("csi.sock"), NAME);
     let plugin = Plugin::serve(world.registration("a-reg.sock"), &driver);
-    driver.fail("NodeGetInfo", tonic::Status::unavailable("starting"));
+    driver.fail("NodeGetInfo", tonic::Status::internal("starting"));
     let mut world = world.start();
     let EventKind::RegistrationRefused { reason, .. } = world.refusal().await else { unreachable!() };
-    assert!(reason.contains("NodeGetInfo: UNAVAILABLE: starting"), "{reason}");
+    assert!(reason.contains("NodeGetInfo: INTERNAL: starting"), "{reason}");
     assert_eq!(plugin.told(), [(false, reason)]);
     driver.heal();
     world.driver(NAME, is_ready).await;

@@ -72,6 +72,19 @@ impl DialError {
         }
     }
 
+    /// Returns whether nobody is there who could be asked, which may change at any moment.
+    pub(super) fn is_absence(&self) -> bool {
+        match self {
+            Self::Look { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Connect { .. } | Self::Handshake { .. } => true,
+            Self::TooLong { .. }
+            | Self::NotASocket { .. }
+            | Self::Owner { .. }
+            | Self::Directory { .. }
+            | Self::Peer { .. } => false,
+        }
+    }
+
     /// Returns whether nobody accepts at the moment: between bind and listen, or with a full queue.
     fn is_early(&self) -> bool {
         matches!(self, Self::Connect { source, .. }

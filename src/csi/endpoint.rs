@@ -5,18 +5,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Client;
-use super::connection::{Connection, DialError, SocketId, dial, dial_once};
+use super::connection::{Connection, DialError, SocketId, dial_once};
 use super::info::{self, InfoError};
 use super::liveness::{self, Life, Probing};
 use super::watch::PathWatch;
+use super::{Client, Code};
 use crate::error::Chain;
 use crate::model::{DriverInfo, DriverName};
 
-/// How long a driver may take to accept a connection when it registers (kubelet.md 7).
+/// How long a plugin may take to accept a connection (kubelet.md 7).
 pub(super) const DIAL: Duration = Duration::from_secs(10);
+/// How long a driver that registers may take to say what it is: what a kubelet gives NodeGetInfo (kubelet.md 7).
+const START: Duration = Duration::from_secs(120);
+/// After this time somebody should know that a driver is waited for.
+const LATE: Duration = Duration::from_secs(10);
+/// The pauses before a socket where nobody answers is tried again.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where a driver is called, and how.
 #[derive(Debug, Clone)]
@@ -54,6 +62,17 @@ pub(super) enum OpenError {
     Info(#[from] InfoError),
 }
 
+impl OpenError {
+    /// Returns whether the driver may only be starting, or starting again: nobody is there, or who was there has gone.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Dial(error) => error.is_absence(),
+            Self::Info(InfoError::Call(error)) => error.code == Code::UNAVAILABLE,
+            Self::Info(InfoError::Absurd { .. } | InfoError::OtherName { .. }) => false,
+        }
+    }
+}
+
 /// What the task of one driver or registration socket tells the registry.
 #[derive(Debug)]
 pub(super) enum Report {
@@ -83,9 +102,32 @@ impl Reporter {
 
 impl Endpoint {
     /// Connects and asks the driver what it is, for its registration.
-    pub(super) async fn open(&self) -> Result<Session, OpenError> {
-        let connection = dial(&self.path, self.uid, DIAL).await?;
-        self.ask(connection).await
+    ///
+    /// One that is not there yet, says UNAVAILABLE or is replaced meanwhile is waited for, as by the kubelets that try NodeGetInfo
+    /// again. Those of today refuse it at once, and a pod's restart policy starts the registrar again that ends by that; where
+    /// nobody does, the driver would never be registered.
+    pub(super) async fn open(&self, report: &Reporter) -> Result<Session, OpenError> {
+        let began = Instant::now();
+        let mut watch = PathWatch::new(&self.path);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let asked = async { self.ask(dial_once(&self.path, self.uid).await?).await };
+            match self.unless_replaced(asked, &mut watch).await {
+                Some(Err(error)) if error.may_pass() && began.elapsed() < START => {
+                    if began.elapsed() >= LATE {
+                        let cause = Chain(&error).to_string();
+                        let reason = format!(
+                            "the driver {} does not answer yet, and is waited for: {cause}",
+                            self.name
+                        );
+                        report.tell(Report::Refused { reason }).await;
+                    }
+                    pause = changed_or(pause, &mut watch).await;
+                }
+                Some(result) => return result,
+                None => pause = FIRST_PAUSE,
+            }
+        }
     }
 
     /// As `open`, for a driver whose listener is not waited for; nobody registers a configured one when it is ready.
@@ -144,29 +186,34 @@ impl Endpoint {
     /// Tries until a driver answers: at once when its socket changes, else with a pause of at most a second; while there is
     /// no socket file, or none that is trusted, only when that changes.
     async fn connect_again(&self, watch: &mut PathWatch, report: &Reporter) -> Session {
-        let mut pause = Duration::from_millis(10);
+        let mut pause = FIRST_PAUSE;
         loop {
-            let socket = SocketId::at(&self.path).await;
-            let opened = tokio::select! {
-                biased;
-                opened = self.reopen(report) => Some(opened),
-                // A driver that accepted and does not answer may be replaced by one that does.
-                () = self.replaced(socket, watch) => None,
-            };
-            match opened {
+            match self.unless_replaced(self.reopen(report), watch).await {
                 Some(Ok(session)) => return session,
                 Some(Err(error)) => {
                     let reason = Chain(&error).to_string();
                     report.tell(Report::Lost { reason }).await;
-                    let stands = matches!(&error, OpenError::Dial(error) if error.stands());
-                    tokio::select! {
-                        biased;
-                        () = watch.changed() => pause = Duration::from_millis(10),
-                        () = tokio::time::sleep(pause), if !stands => pause = (pause * 2).min(Duration::from_secs(1)),
+                    if matches!(&error, OpenError::Dial(error) if error.stands()) {
+                        watch.changed().await;
+                        pause = FIRST_PAUSE;
+                    } else {
+                        pause = changed_or(pause, watch).await;
                     }
                 }
-                None => pause = Duration::from_millis(10),
+                None => pause = FIRST_PAUSE,
             }
+        }
+    }
+
+    /// Does what asks the driver; `None` when another socket stands at its path before that ends: a driver that accepted and does
+    /// not answer may be replaced by one that does.
+    async fn unless_replaced<T>(&self, asked: impl Future<Output = T>, watch: &mut PathWatch) -> Option<T> {
+        let socket = SocketId::at(&self.path).await;
+        tokio::select! {
+            biased;
+            asked = asked => Some(asked),
+            // Whoever is asked then is another process, or soon gone.
+            () = self.replaced(socket, watch) => None,
         }
     }
 
@@ -177,6 +224,16 @@ impl Endpoint {
                 return;
             }
         }
+    }
+}
+
+/// Waits for a pause, or less when something changes at the path; returns the next pause.
+async fn changed_or(pause: Duration, watch: &mut PathWatch) -> Duration {
+    tokio::select! {
+        biased;
+        // Cancel safe enough: what is missed is seen after the pause.
+        () = watch.changed() => FIRST_PAUSE,
+        () = tokio::time::sleep(pause) => (pause * 2).min(LONGEST_PAUSE),
     }
 }
 

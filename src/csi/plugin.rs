@@ -75,7 +75,7 @@ impl Refusal {
 pub(super) async fn run(socket: PathBuf, rules: Rules, report: Reporter) {
     let mut pause = FIRST_PAUSE;
     loop {
-        match register(&socket, &rules).await {
+        match register(&socket, &rules, &report).await {
             Ok((endpoint, session)) => return endpoint.keep(Some(session), &report).await,
             Err(refusal) => {
                 report.tell(Report::Refused { reason: said(&refusal) }).await;
@@ -100,12 +100,12 @@ pub(super) fn said(refusal: &Refusal) -> String {
 }
 
 /// One attempt. Whatever its end, the plugin hears of it exactly once if it answered at all.
-async fn register(socket: &Path, rules: &Rules) -> Result<(Endpoint, Session), Refusal> {
+async fn register(socket: &Path, rules: &Rules, report: &Reporter) -> Result<(Endpoint, Session), Refusal> {
     let connection = dial(socket, rules.uid, DIAL).await?;
     let mut plugin = RegistrationClient::new(connection.channel);
     let none = Secrets::default();
     let info = call("GetInfo", GET_INFO, &none, InfoRequest {}, |request| plugin.get_info(request)).await?;
-    let outcome = accept(socket, info, rules).await;
+    let outcome = accept(socket, info, rules, report).await;
     let status = match &outcome {
         Ok(_) => RegistrationStatus { plugin_registered: true, error: String::new() },
         Err(refusal) => RegistrationStatus { plugin_registered: false, error: said(refusal) },
@@ -121,7 +121,12 @@ async fn register(socket: &Path, rules: &Rules) -> Result<(Endpoint, Session), R
 }
 
 /// Checks what the plugin said and asks its driver.
-async fn accept(socket: &Path, info: PluginInfo, rules: &Rules) -> Result<(Endpoint, Session), Refusal> {
+async fn accept(
+    socket: &Path,
+    info: PluginInfo,
+    rules: &Rules,
+    report: &Reporter,
+) -> Result<(Endpoint, Session), Refusal> {
     let (name, path) = checked(socket, info, &rules.configured)?;
     let endpoint = Endpoint {
         name,
@@ -131,7 +136,7 @@ async fn accept(socket: &Path, info: PluginInfo, rules: &Rules) -> Result<(Endpo
         configured: false,
         probing: rules.probing.clone(),
     };
-    match endpoint.open().await {
+    match endpoint.open(report).await {
         Ok(session) => Ok((endpoint, session)),
         Err(source) => Err(Refusal::Driver { name: endpoint.name, path: endpoint.path, source }),
     }
