@@ -183,7 +183,7 @@ fn a_keeper_that_is_killed_while_the_driver_lives_leaves_nothing_frozen() {
 #[test]
 fn a_whole_copy_ends_with_the_time_that_writers_may_be_frozen() {
     let mut driver = staged_ext4();
-    fs::write(driver.host.path("csi-loop.toml"), "reserve = '0'\nfreeze_limit_seconds = 1\n").unwrap();
+    fs::write(driver.host.path("csi-loop.toml"), "reserve = '0'\nfreeze-limit-seconds = 1\n").unwrap();
     let why = frozen(&mut driver, |driver, keeper| {
         writes(&driver.staging("v"), "its time is over");
         until("the keeper has ended", || {
@@ -192,7 +192,7 @@ fn a_whole_copy_ends_with_the_time_that_writers_may_be_frozen() {
         });
     });
     let why = refused(why, Code::FailedPrecondition);
-    assert!(why.contains("freeze_limit_seconds"), "{why}");
+    assert!(why.contains("freeze-limit-seconds"), "{why}");
 }
 
 #[test]

@@ -274,7 +274,7 @@ fn not_at_once(error: HostError) -> Failure {
                 .to_owned(),
         ),
         io::ErrorKind::TimedOut => Failure::Precondition(
-            "the copy took longer than the volumes may be frozen (freeze_limit_seconds): unstage them first, or keep the \
+            "the copy took longer than the volumes may be frozen (freeze-limit-seconds): unstage them first, or keep the \
              images on a file system that shares blocks (XFS, btrfs)"
                 .to_owned(),
         ),
