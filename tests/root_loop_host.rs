@@ -137,7 +137,7 @@ fn room(driver: &Loop, parameters: &[(&str, &str)]) -> u64 {
 fn space(driver: &Loop) -> (u64, u64) {
     let said = run("stat", &["--file-system", "--format=%b %a %S", path(&driver.dir)]);
     let numbers: Vec<u64> = said.split_whitespace().map(|number| number.parse().expect("a number")).collect();
-    let [all, free, block] = numbers[..] else { panic!("{said}") };
+    let [all, free, block] = numbers.try_into().expect("three numbers");
     (all * block, free * block)
 }
 

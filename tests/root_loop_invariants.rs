@@ -5,6 +5,7 @@
 #![expect(
     clippy::expect_used,
     clippy::disallowed_methods,
+    clippy::print_stdout,
     reason = "a test: its helpers may fail loudly and start processes of their own"
 )]
 
