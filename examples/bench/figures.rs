@@ -6,13 +6,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::Serialize;
 
-/// What repetitions came to, in ms.
+/// What repetitions came to: times in ms, or rates.
 #[derive(Debug, Default)]
 pub(crate) struct Samples(Vec<f64>);
 
 impl Samples {
     pub(crate) fn add(&mut self, took: Duration) {
-        self.0.push(took.as_secs_f64() * 1000.0);
+        self.add_value(took.as_secs_f64() * 1000.0);
+    }
+
+    pub(crate) fn add_value(&mut self, value: f64) {
+        self.0.push(value);
         self.0.sort_by(f64::total_cmp);
     }
 
@@ -53,6 +57,17 @@ impl Figure {
             count: samples.0.len(),
             aim: aim.to_owned(),
         }
+    }
+
+    /// A rate (the higher the better): the ratio is what is left of the floor.
+    pub(crate) fn rate(
+        name: String,
+        unit: &'static str,
+        rates: &Samples,
+        floor: &Samples,
+        aim: &str,
+    ) -> Self {
+        Self { unit, ..Self::ms(name, rates, Some(floor), aim) }
     }
 
     pub(crate) fn count(name: String, count: usize, unit: &'static str, aim: &str) -> Self {

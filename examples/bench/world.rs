@@ -21,7 +21,7 @@ use crate::objects::{DRIVER, claim_of, pod_of};
 pub(crate) const NODE: &str = "bench-node";
 
 /// How long a program may take to start or to end.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Some pods with one CSI volume each: PV, PVC and Pod in one file per pod.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Pods {
 
 /// A process that dies with its handle.
 #[derive(Debug)]
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -343,7 +343,8 @@ fn value(status: &str, key: &str) -> anyhow::Result<u32> {
     Ok(line.trim_start().split(' ').next().unwrap_or_default().trim().parse()?)
 }
 
-fn start(command: &mut Command, log: &Path) -> anyhow::Result<Process> {
+/// Starts a program with its words in a file.
+pub(crate) fn start(command: &mut Command, log: &Path) -> anyhow::Result<Process> {
     let log = File::options().create(true).append(true).open(log)?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let child = command.spawn().with_context(|| format!("start {}", command.get_program().display()))?;

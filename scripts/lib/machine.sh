@@ -30,6 +30,11 @@ root jq jq
 drivers go golang-go
 drivers go ca-certificates
 drivers jq jq
+bench fio fio
+bench losetup mount
+bench fsfreeze util-linux
+bench mkfs.ext4 e2fsprogs
+bench mkfs.xfs xfsprogs
 TABLE
   ((${#missing[@]})) || return 0
   local why="see $logs/apt.log"
