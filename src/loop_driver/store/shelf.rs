@@ -70,13 +70,18 @@ impl<T: Entry> Shelf<T> {
         let (directory, shelf) = (self.directory(entry.id()), self.directory.clone());
         let text = serde_json::to_vec_pretty(&entry)
             .map_err(|e| StoreError::io("write", &directory.join(META), e.into()))?;
+        // What could not be synced when it was made is not known.
+        let known = self.entries().contains_key(entry.id());
         blocking("write", &directory.clone(), move || {
             match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
-                Ok(()) => sync(&shelf)?,
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(StoreError::io("make", &directory, e)),
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(StoreError::io("make", &directory, e));
+                }
+                _ => {}
             }
-            replace(&directory.join(META), &text, true)
+            replace(&directory.join(META), &text, true)?;
+            // Last: a journal that has the file by then has the directory's name too, and there is nothing left to be written.
+            if known { Ok(()) } else { sync(&shelf) }
         })
         .await?;
         self.entries().insert(entry.id().clone(), entry);
