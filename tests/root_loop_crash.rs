@@ -215,7 +215,7 @@ fn staged_ext4() -> Loop {
     let driver = Loop::new();
     let used = As::file_system("ext4");
     driver.create("v", &used, SIZE, From::Nothing);
-    driver.stage("v", &driver.staging("v"), &used).unwrap();
+    driver.stage("v", &driver.staging("v"), &used).expect("it is staged");
     driver
 }
 
