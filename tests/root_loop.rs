@@ -444,29 +444,6 @@ fn a_published_block_volume_is_copied_where_blocks_can_be_shared() {
 }
 
 #[test]
-fn a_file_system_that_is_mounted_where_the_driver_does_not_see_it_is_not_copied() {
-    let driver = Loop::new();
-    let used = As::file_system("ext4");
-    driver.create("v", &used, 16 * MIB, From::Nothing);
-    let staged = driver.staging("v");
-    driver.stage("v", &staged, &used).unwrap();
-    let mut elsewhere = std::process::Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "--", "sh", "-c", "echo here; read line"])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut word = [0; 5];
-    elsewhere.stdout.as_mut().unwrap().read_exact(&mut word).unwrap();
-    run("umount", &[looped::path(&staged)]);
-    let why = refused(driver.snapshot("v", "s"), Code::FailedPrecondition);
-    assert!(why.contains("cannot be frozen"), "{why}");
-    drop(elsewhere.stdin.take());
-    elsewhere.wait().unwrap();
-    driver.snapshot("v", "s").unwrap();
-}
-
-#[test]
 fn a_shared_snapshot_for_whose_writes_there_is_no_room_is_not_taken() {
     let driver = Loop::on("xfs", "512M");
     let used = As::block();
