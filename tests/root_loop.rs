@@ -160,12 +160,15 @@ fn a_block_volume_lives_and_leaves_nothing() {
     let driver = Loop::new();
     let (used, size) = (As::block(), 8 * MIB);
     let volume = driver.create("raw", &used, size, From::Nothing);
-    let (staged, target, other) = (driver.staging("raw"), driver.target("raw"), driver.target("ro"));
+    let (staged, target, other) = (driver.staging("raw"), driver.target("raw"), driver.target("other"));
     for _ in 0..2 {
         driver.stage(&volume, &staged, &used).unwrap();
         driver.publish(&volume, &staged, &target, &used, false).unwrap();
-        driver.publish(&volume, &staged, &other, &used, true).unwrap();
+        driver.publish(&volume, &staged, &other, &used, false).unwrap();
     }
+    let why =
+        refused(driver.publish(&volume, &staged, &driver.target("ro"), &used, true), Code::InvalidArgument);
+    assert!(why.contains("cannot be shown read-only"), "{why}");
     assert_eq!(loop_devices(&driver.dir).len(), 1);
     assert_eq!(driver.stats(&volume, &target).unwrap().usage[0].total, i64::try_from(size).unwrap());
     put(&target, 5 * MIB, b"deep");
@@ -177,7 +180,7 @@ fn a_block_volume_lives_and_leaves_nothing() {
     }
     let snapshot = driver.snapshot(&volume, "snap").unwrap().snapshot_id;
     driver.publish(&volume, &staged, &target, &used, false).unwrap();
-    driver.publish(&volume, &staged, &other, &used, true).unwrap();
+    driver.publish(&volume, &staged, &other, &used, false).unwrap();
     put(&target, 5 * MIB, b"over");
     let copy = driver.create("copy", &used, size * 2, From::Snapshot(&snapshot));
     let (copy_staged, copy_target) = (driver.staging("copy"), driver.target("copy"));

@@ -62,6 +62,7 @@ impl Capability {
                     mode.as_str_name()
                 )))
             }
+            Mode::SingleNodeReaderOnly if access == Access::Block => Err(read_only_device()),
             Mode::SingleNodeWriter
             | Mode::SingleNodeReaderOnly
             | Mode::SingleNodeSingleWriter
@@ -94,6 +95,16 @@ impl Capability {
         let read_only = read_only || self.mode == Mode::SingleNodeReaderOnly;
         Asked { mode: i32::from(self.mode), block, read_only, flags, group }
     }
+}
+
+/// Refuses a device that is to be read only: the kernel lets whoever may open a device node write through it, however the node
+/// is mounted.
+pub(super) fn read_only_device() -> Failure {
+    Failure::Invalid(
+        "a block device cannot be shown read-only: a read-only mount of its node does not keep anybody from writing; make the \
+         claim's volume writable for this pod, or use volumeMode Filesystem"
+            .to_owned(),
+    )
 }
 
 /// Finds a file system by the name that a request or a parameter gives; empty is none.

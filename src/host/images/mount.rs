@@ -121,7 +121,7 @@ impl Images {
     ///
     /// # Errors
     /// `Io`; `WrongKind` where something else is there.
-    pub async fn bind_device(&self, number: u32, to: &Path, shown: Shown) -> Result<(), HostError> {
+    pub async fn bind_device(&self, number: u32, to: &Path) -> Result<(), HostError> {
         let to = to.to_owned();
         self.local("bind a device at", &to.clone(), move || {
             let fail = failed("bind a device at", &to);
@@ -137,7 +137,7 @@ impl Images {
                     expected: "an empty file",
                 });
             }
-            show(&node, &file, shown).map_err(fail)
+            show(&node, &file, Shown::Writable).map_err(fail)
         })
         .await
     }

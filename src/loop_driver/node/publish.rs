@@ -9,7 +9,7 @@ use super::stage::{check_access, unknown};
 use crate::execute::fault;
 use crate::host::images::{Going, Shown};
 use crate::loop_driver::Driver;
-use crate::loop_driver::ask::Capability;
+use crate::loop_driver::ask::{Capability, read_only_device};
 use crate::loop_driver::errors::Failure;
 use crate::loop_driver::store::{Asked, Content, Id, Use};
 use crate::proto::csi::volume_capability::access_mode::Mode;
@@ -26,6 +26,10 @@ impl Driver {
     ) -> Result<(), Failure> {
         let volume = self.volume(Some(id), id.as_str())?;
         check_access(&volume, &capability.access)?;
+        let asked = capability.asked(read_only);
+        if volume.content == Content::Block && asked.read_only {
+            return Err(read_only_device());
+        }
         let place = self.place_as_before(id).await?;
         let staging = self.directory(staging).await?;
         let mut usage = self.store().usage(id).await;
@@ -38,7 +42,6 @@ impl Driver {
             return Err(Failure::Precondition(problem));
         }
         let target = self.target(target).await?;
-        let asked = capability.asked(read_only);
         if self.is_published(&place, &usage, &target, &asked).await? {
             return Ok(());
         }
@@ -50,7 +53,7 @@ impl Driver {
         match volume.content {
             Content::Block => {
                 let device = place.device()?.ok_or_else(|| Failure::no_volume(id.as_str()))?;
-                self.images().bind_device(device.number(), &target, shown).await?;
+                self.images().bind_device(device.number(), &target).await?;
                 self.keep_if_ours(id, device.number(), &target).await?;
             }
             Content::FileSystem(_) => {
