@@ -3,7 +3,7 @@
 //! A name is called unknown, and a volume failed, only after the manifest directories were read once more: the file may have
 //! been renamed into place a moment before the question.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::future::pending;
 use std::sync::Arc;
 
@@ -102,7 +102,7 @@ pub async fn until(
     // A reading that was asked for and has not ended. What comes about meanwhile is seen at once.
     let mut rereading = None;
     let mut looked_at_all = None;
-    let mut names = Names::default();
+    let mut names = Names::new(objects);
     loop {
         let ask = {
             let now = status.borrow_and_update();
@@ -112,7 +112,7 @@ pub async fn until(
                 // look at all of them in each pass would be a million.
                 let all = looked_at_all.replace((now.turn, sure)) != Some((now.turn, sure));
                 if all {
-                    names = Names::of(&now);
+                    names.look(&now);
                 }
                 for wait in waits.iter_mut().filter(|wait| wait.ending.is_none()) {
                     wait.look(&now, &names, goal, sure);
@@ -137,7 +137,7 @@ pub async fn until(
             () = passed(deadline) => {
                 let now = status.borrow();
                 let left = waits.iter_mut().filter(|wait| wait.ending.is_none() && views::is_ready(&now));
-                let names = Names::of(&now);
+                names.look(&now);
                 left.for_each(|wait| wait.look(&now, &names, goal, false));
                 return Ok(waits.iter().map(|wait| wait.ending.unwrap_or(Ending::TimedOut)).collect());
             }
@@ -187,34 +187,52 @@ struct Waiting<'a> {
     keys: BTreeSet<VolumeKey>,
 }
 
-/// Which pods have a name or use a claim: who waits for a thousand must not look for each among all. True for one turn of the
-/// status; pods that went meanwhile are left out.
-#[derive(Debug, Default)]
-struct Names {
-    pods: BTreeMap<(String, String), BTreeSet<PodUid>>,
-    claims: BTreeMap<(String, String), BTreeSet<PodUid>>,
+/// Which pods have a name that is waited for or use such a claim: who waits for a thousand must not look for each among all.
+/// True for one turn of the status; pods that went meanwhile are left out.
+#[derive(Debug)]
+struct Names<'a> {
+    pods: Users<'a>,
+    claims: Users<'a>,
 }
 
-impl Names {
-    fn of(status: &Status) -> Self {
-        let mut names = Self::default();
-        for (uid, pod) in &status.pods {
-            let name = (pod.identity.namespace.clone(), pod.identity.name.clone());
-            names.pods.entry(name).or_default().insert(uid.clone());
-            for claim in pod.volumes.values().filter_map(|volume| volume.claim.as_ref()) {
-                let name = (claim.namespace.clone(), claim.name.clone());
-                names.claims.entry(name).or_default().insert(uid.clone());
-            }
+/// By namespace and name: the pods that have or use it.
+type Users<'a> = HashMap<&'a str, HashMap<&'a str, BTreeSet<PodUid>>>;
+
+impl<'a> Names<'a> {
+    fn new(objects: &'a [ObjectName]) -> Self {
+        let mut names = Self { pods: Users::new(), claims: Users::new() };
+        for object in objects {
+            let users = match object.kind {
+                Kind::Pod => &mut names.pods,
+                Kind::Claim => &mut names.claims,
+            };
+            users.entry(&object.namespace).or_default().insert(&object.name, BTreeSet::new());
         }
         names
     }
 
-    fn pods<'s>(&self, status: &'s Status, object: &ObjectName) -> impl Iterator<Item = &'s PodStatus> {
-        let named = match object.kind {
+    fn look(&mut self, status: &Status) {
+        let both = self.pods.values_mut().chain(self.claims.values_mut());
+        both.flat_map(HashMap::values_mut).for_each(BTreeSet::clear);
+        let note = |users: &mut Users<'a>, namespace: &str, name: &str, uid: &PodUid| {
+            if let Some(users) = users.get_mut(namespace).and_then(|users| users.get_mut(name)) {
+                users.insert(uid.clone());
+            }
+        };
+        for (uid, pod) in &status.pods {
+            note(&mut self.pods, &pod.identity.namespace, &pod.identity.name, uid);
+            for claim in pod.volumes.values().filter_map(|volume| volume.claim.as_ref()) {
+                note(&mut self.claims, &claim.namespace, &claim.name, uid);
+            }
+        }
+    }
+
+    fn pods<'s>(&'s self, status: &'s Status, object: &ObjectName) -> impl Iterator<Item = &'s PodStatus> {
+        let users = match object.kind {
             Kind::Pod => &self.pods,
             Kind::Claim => &self.claims,
         };
-        let uids = named.get(&(object.namespace.clone(), object.name.clone()));
+        let uids = users.get(&*object.namespace).and_then(|users| users.get(&*object.name));
         uids.into_iter().flatten().filter_map(|uid| status.pods.get(uid).map(Arc::as_ref))
     }
 }
@@ -238,7 +256,7 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    fn look(&mut self, status: &Status, names: &Names, goal: Goal, sure: bool) {
+    fn look(&mut self, status: &Status, names: &Names<'_>, goal: Goal, sure: bool) {
         if !self.doubtful && self.is_plainly_not_there(status, goal) {
             return;
         }
@@ -269,7 +287,7 @@ impl<'a> Waiting<'a> {
         })
     }
 
-    fn verdict(&mut self, status: &Status, names: &Names, goal: Goal) -> Verdict {
+    fn verdict(&mut self, status: &Status, names: &Names<'_>, goal: Goal) -> Verdict {
         let pods = names.pods(status, self.object);
         let rows: Vec<_> = views::rows_among(status, pods, self.object).collect();
         let known = match self.object.kind {

@@ -2,11 +2,13 @@
 //! read (design 3, "Fail-safe").
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::brake::{Brake, Confirmed};
-use super::{Recorded, Resolved, ResolvedPod, ResolvedWant, Settled, hold};
+use super::{Recorded, Resolved, ResolvedPod, ResolvedPods, ResolvedWant, Settled, hold};
 use crate::model::{
     Desired, Hold, HoldCode, Millis, Plugin, PublicationId, PublicationRecord, ReadingState, VolumeKey, Want,
+    WantVolume, Wanted, side_by_side,
 };
 use crate::mutant::{self, Mutant};
 
@@ -22,6 +24,14 @@ pub struct Absences {
     brake: Brake,
     /// Held only because a reading was incomplete.
     waiting: Vec<PublicationId>,
+    wanted: WantedByPods,
+}
+
+/// What the pods want, kept from one reading to the next: of the pods that came to the same nothing is put together again.
+#[derive(Debug, Default)]
+struct WantedByPods {
+    pods: Arc<ResolvedPods>,
+    volumes: BTreeMap<VolumeKey, Arc<WantVolume>>,
 }
 
 /// The first complete reading that lacked something.
@@ -64,7 +74,14 @@ impl Absences {
             lacking: BTreeMap::new(),
             brake: Brake::new(brake_release_after_ms),
             waiting: Vec::new(),
+            wanted: WantedByPods::default(),
         }
+    }
+
+    /// Whether nothing is lacking, held by the brake or waiting for a whole reading: then deciding again about the same comes
+    /// to the same.
+    pub fn is_at_rest(&self) -> bool {
+        self.lacking.is_empty() && self.waiting.is_empty() && self.brake.spots().is_empty()
     }
 
     /// Decides for every recorded publication and every wanted one. `now_ms` is tokio time since the daemon's start, `wall`
@@ -76,15 +93,17 @@ impl Absences {
         now_ms: u64,
         wall: Millis,
     ) -> Settled {
-        let mut desired = wanted(resolved);
-        desired.is_read = resolved.reading.generation > 0;
+        let mut desired = Desired {
+            is_read: resolved.reading.generation > 0,
+            volumes: self.wanted.follow(&resolved.pods).clone(),
+        };
         let mut candidates = Vec::new();
         let recorded: Vec<Recorded<'a>> = recorded.into_iter().collect();
         hold_successors(resolved, &recorded, &mut desired);
         for recorded in &recorded {
             match said(resolved, &desired, recorded) {
                 Said::Wanted => {}
-                Said::Decided(want) => put(&mut desired, recorded.key, recorded.id, want),
+                Said::Decided(want) => put(&mut desired.volumes, recorded.key, recorded.id, want),
                 Said::Lacking(why) => candidates.push(Candidate { recorded: *recorded, why }),
             }
         }
@@ -97,7 +116,7 @@ impl Absences {
         for candidate in &candidates {
             let Recorded { key, id, .. } = candidate.recorded;
             let want = self.verdict(&resolved.reading, candidate, &mut confirm_after_ms);
-            put(&mut desired, key, id, want);
+            put(&mut desired.volumes, key, id, want);
         }
         // While a reading is incomplete nothing is released, so there is no moment to wait for.
         let again_at_ms = resolved.reading.is_complete().then(|| self.brake.release_at_ms()).flatten();
@@ -227,24 +246,44 @@ impl Absences {
     }
 }
 
-/// Returns every wanted publication. A pod that leaves wants nothing.
-fn wanted(resolved: &Resolved) -> Desired {
-    let mut desired = Desired::default();
-    let staying = resolved.pods.values().filter(|p| !p.leaving);
-    for volume in staying.flat_map(|p| p.volumes.values()) {
-        if let ResolvedWant::Wanted { key, id, wanted } = &volume.want {
-            put(&mut desired, key, id, Want::Wanted(wanted.clone()));
+impl WantedByPods {
+    /// Returns every wanted publication.
+    fn follow(&mut self, pods: &Arc<ResolvedPods>) -> &BTreeMap<VolumeKey, Arc<WantVolume>> {
+        let before = std::mem::replace(&mut self.pods, Arc::clone(pods));
+        let is_same = |a: Option<&Arc<ResolvedPod>>, b| a.zip(b).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
+        let both = || side_by_side(&before, pods).filter(|(_, before, now)| !is_same(*before, *now));
+        // First what goes: the same place may come back with another pod of the UID.
+        for (key, id, _) in both().filter_map(|(_, before, _)| before).flat_map(|pod| wanted(pod)) {
+            if let Some(volume) = self.volumes.get_mut(key) {
+                let volume = Arc::make_mut(volume);
+                volume.publications.remove(id);
+                if volume.publications.is_empty() {
+                    self.volumes.remove(key);
+                }
+            }
         }
+        for (key, id, want) in both().filter_map(|(.., now)| now).flat_map(|pod| wanted(pod)) {
+            put(&mut self.volumes, key, id, Want::Wanted(Arc::clone(want)));
+        }
+        &self.volumes
     }
-    desired
 }
 
-fn put(desired: &mut Desired, key: &VolumeKey, id: &PublicationId, want: Want) {
-    let volume = match desired.volumes.get_mut(key) {
+/// Returns what a pod wants. One that leaves wants nothing.
+fn wanted(pod: &ResolvedPod) -> impl Iterator<Item = (&VolumeKey, &PublicationId, &Arc<Wanted>)> {
+    let volumes = pod.volumes.values().filter(|_| !pod.leaving);
+    volumes.filter_map(|volume| match &volume.want {
+        ResolvedWant::Wanted { key, id, wanted } => Some((key, id, wanted)),
+        ResolvedWant::Held(_) => None,
+    })
+}
+
+fn put(volumes: &mut BTreeMap<VolumeKey, Arc<WantVolume>>, key: &VolumeKey, id: &PublicationId, want: Want) {
+    let volume = match volumes.get_mut(key) {
         Some(volume) => volume,
-        None => desired.volumes.entry(key.clone()).or_default(),
+        None => volumes.entry(key.clone()).or_default(),
     };
-    volume.publications.insert(id.clone(), want);
+    Arc::make_mut(volume).publications.insert(id.clone(), want);
 }
 
 /// Looks a recorded publication up in what the manifests came to.
@@ -317,7 +356,7 @@ fn hold_successors(resolved: &Resolved, recorded: &[Recorded<'_>], desired: &mut
         if let Some((other, place)) = successor(pod, record)
             && !there.contains(&(other, place))
         {
-            put(desired, other, place, Want::Held(pending_edit(pod, &names, other, key)));
+            put(&mut desired.volumes, other, place, Want::Held(pending_edit(pod, &names, other, key)));
         }
     }
 }

@@ -98,7 +98,9 @@ fn happen(bench: &mut Bench, happening: Happening, release: Option<u64>) {
 }
 
 fn change(bench: &mut Bench, pod: usize, how: impl FnOnce(&mut ResolvedPod)) {
-    if let Some(pod) = bench.resolved.pods.values_mut().find(|p| p.identity.name == name(pod)) {
+    if let Some(pod) =
+        Arc::make_mut(&mut bench.resolved.pods).values_mut().find(|p| p.identity.name == name(pod))
+    {
         how(Arc::make_mut(pod));
     }
 }

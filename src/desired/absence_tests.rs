@@ -64,7 +64,7 @@ impl Bench {
             held: None,
             volumes: BTreeMap::new(),
         };
-        self.resolved.pods.insert(uid(pod), Arc::new(resolved));
+        Arc::make_mut(&mut self.resolved.pods).insert(uid(pod), Arc::new(resolved));
         self.list(pod, "data", pod);
         self.count_files();
     }
@@ -90,11 +90,11 @@ impl Bench {
     }
 
     pub(super) fn pod(&mut self, pod: &str) -> &mut ResolvedPod {
-        Arc::make_mut(self.resolved.pods.get_mut(&uid(pod)).unwrap())
+        Arc::make_mut(Arc::make_mut(&mut self.resolved.pods).get_mut(&uid(pod)).unwrap())
     }
 
     pub(super) fn remove(&mut self, pod: &str) {
-        self.resolved.pods.remove(&uid(pod));
+        Arc::make_mut(&mut self.resolved.pods).remove(&uid(pod));
         self.count_files();
     }
 

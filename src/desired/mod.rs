@@ -51,8 +51,11 @@ pub struct Resolved {
     /// The manifests' problems and those found on the way, sorted.
     pub problems: Vec<Problem>,
     /// Every pod of the manifests, the broken ones too (all their volumes held).
-    pub pods: BTreeMap<PodUid, Arc<ResolvedPod>>,
+    pub pods: Arc<ResolvedPods>,
 }
+
+/// What each pod came to.
+pub type ResolvedPods = BTreeMap<PodUid, Arc<ResolvedPod>>;
 
 /// A pod and the volumes that its containers use.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use super::changes::{Question, differing, questions};
 use super::index::Index;
 use super::node::Node;
 use super::ways::Ways;
-use super::{Resolved, ResolvedPod, hold, resolve};
+use super::{Resolved, ResolvedPod, ResolvedPods, hold, resolve};
 use crate::manifest::{Manifests, Objects, Sourced, Stale};
 use crate::model::{ManifestSource, ObjectRef, PodIdentity, PodUid, Problem};
 
@@ -19,6 +19,8 @@ pub struct Resolver {
     last: Arc<Manifests>,
     ways: Ways,
     known: BTreeMap<PodUid, Known>,
+    /// All of them, the broken ones too.
+    pods: Arc<ResolvedPods>,
     /// Those of `last` that only show when the objects are seen together.
     problems: Vec<Problem>,
 }
@@ -38,6 +40,7 @@ impl Resolver {
             last: Arc::default(),
             ways: Ways::default(),
             known: BTreeMap::new(),
+            pods: Arc::default(),
             problems: Vec::new(),
         }
     }
@@ -53,11 +56,7 @@ impl Resolver {
         problems.extend(self.problems.iter().cloned());
         problems.sort();
         problems.dedup();
-        let broken = manifests.objects.broken_pods.iter();
-        let mut pods: BTreeMap<PodUid, Arc<ResolvedPod>> =
-            broken.map(|(uid, why)| (uid.clone(), Arc::new(self::broken(uid, why)))).collect();
-        pods.extend(self.known.iter().map(|(uid, known)| (uid.clone(), Arc::clone(&known.pod))));
-        Resolved { reading: manifests.reading.clone(), problems, pods }
+        Resolved { reading: manifests.reading.clone(), problems, pods: Arc::clone(&self.pods) }
     }
 
     /// Looks up the pods that the difference between two readings concerns.
@@ -74,6 +73,11 @@ impl Resolver {
                 Known { pod, asked: index.take_asked() }
             });
         }
+        let broken = new.broken_pods.iter();
+        let mut pods: ResolvedPods =
+            broken.map(|(uid, why)| (uid.clone(), Arc::new(self::broken(uid, why)))).collect();
+        pods.extend(self.known.iter().map(|(uid, known)| (uid.clone(), Arc::clone(&known.pod))));
+        self.pods = Arc::new(pods);
     }
 }
 

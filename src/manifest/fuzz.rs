@@ -1,6 +1,6 @@
 //! What the fuzz targets (`tests/fuzz`) call: the content of files -> manifests, by the reader's own code, without a directory.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::Manifests;
@@ -13,7 +13,7 @@ pub fn readings(readings: &[&[(&Path, &[u8])]]) -> Vec<Manifests> {
     let mut set = Set::new(Duration::from_secs(1), std::collections::BTreeMap::new());
     let taken = |(began_ms, files): (u64, &&[(&Path, &[u8])])| Taken {
         began_ms,
-        files: files.iter().map(|(path, bytes)| (PathBuf::from(path), file(path, bytes))).collect(),
+        files: files.iter().map(|(path, bytes)| (Path::new(path).into(), file(path, bytes))).collect(),
         ..Taken::default()
     };
     (0..).step_by(10_000).zip(readings).map(|reading| set.settle(&taken(reading))).collect()

@@ -1,6 +1,7 @@
 //! One look at all directories: watch, list, read what changed. Blocking; runs on the blocking pool.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,22 +19,33 @@ use crate::model::{DirectoryIdentity, Problem};
 /// Reads directories; remembers files that did not change.
 #[derive(Debug)]
 pub(super) struct Gatherer {
-    directories: Vec<PathBuf>,
+    directories: BTreeSet<PathBuf>,
     owner: u32,
     watches: Watches,
-    cache: BTreeMap<PathBuf, Cached>,
+    /// What the last reading knew of each directory's files, ordered by name.
+    cache: BTreeMap<PathBuf, Vec<(OsString, Cached)>>,
 }
 
 #[derive(Debug)]
 struct Cached {
+    path: Arc<Path>,
     file: FileTaken,
     /// Set where it was written so shortly before it was read that another write may have left the same stamp: the SHA-256
     /// of what was read.
     doubtful: Option<[u8; 32]>,
 }
 
+/// What a look at a file that may have changed came to.
+#[derive(Debug)]
+struct Looked {
+    file: FileTaken,
+    doubtful: Option<[u8; 32]>,
+    /// It need not be read again while its stamp is the same.
+    keep: bool,
+}
+
 impl Gatherer {
-    pub(super) fn new(directories: Vec<PathBuf>, owner: u32, watches: Watches) -> Self {
+    pub(super) fn new(directories: BTreeSet<PathBuf>, owner: u32, watches: Watches) -> Self {
         Self { directories, owner, watches, cache: BTreeMap::new() }
     }
 
@@ -44,14 +56,14 @@ impl Gatherer {
     /// Fills a reading.
     pub(super) fn gather(&mut self, mut taken: Taken) -> Taken {
         let mut files = Vec::new();
+        let mut cache = std::mem::take(&mut self.cache);
         for directory in self.directories.clone() {
             let found = match self.list(&directory) {
-                Ok((identity, listed, watch_problems)) => {
+                Ok((identity, names, watch_problems)) => {
                     taken.notes.extend(watch_problems);
-                    for path in listed {
-                        let file = self.unchanged(&path).or_else(|| self.file(&path, &mut taken));
-                        files.extend(file.map(|file| (path, file)));
-                    }
+                    let before = cache.remove(&directory).unwrap_or_default();
+                    let now = self.files(&directory, names, before, &mut files, &mut taken);
+                    self.cache.insert(directory.clone(), now);
                     DirectoryTaken::Listed(identity)
                 }
                 Err(problem) => DirectoryTaken::Failed(*problem),
@@ -59,18 +71,47 @@ impl Gatherer {
             taken.directories.insert(directory, found);
         }
         taken.files = files.into_iter().collect();
-        if self.cache.len() > taken.files.len() {
-            self.cache.retain(|path, _| taken.files.contains_key(path));
-        }
         self.watches.settle();
         taken
     }
 
-    /// Watches a directory, then lists its manifest files.
+    /// Looks at a directory's files, whose names are ordered as those that are known from before; returns what is to be known
+    /// of them the next time.
+    fn files(
+        &mut self,
+        directory: &Path,
+        names: Vec<OsString>,
+        before: Vec<(OsString, Cached)>,
+        files: &mut Vec<(Arc<Path>, FileTaken)>,
+        taken: &mut Taken,
+    ) -> Vec<(OsString, Cached)> {
+        let mut before = before.into_iter().peekable();
+        let mut now = Vec::with_capacity(names.len());
+        for name in names {
+            while before.next_if(|(other, _)| *other < name).is_some() {}
+            let cached = match before.next_if(|(other, _)| *other == name).map(|(_, cached)| cached) {
+                Some(cached) if cached.is_unchanged() => {
+                    files.push((Arc::clone(&cached.path), cached.file.clone()));
+                    now.push((name, cached));
+                    continue;
+                }
+                changed => changed,
+            };
+            let path = cached.as_ref().map_or_else(|| directory.join(&name).into(), |c| Arc::clone(&c.path));
+            let Some(Looked { file, doubtful, keep }) = self.file(&path, cached, taken) else { continue };
+            if keep {
+                now.push((name, Cached { path: Arc::clone(&path), file: file.clone(), doubtful }));
+            }
+            files.push((path, file));
+        }
+        now
+    }
+
+    /// Watches a directory, then lists the names of its manifest files, in order.
     fn list(
         &mut self,
         directory: &Path,
-    ) -> Result<(DirectoryIdentity, Vec<PathBuf>, Vec<Problem>), Box<Problem>> {
+    ) -> Result<(DirectoryIdentity, Vec<OsString>, Vec<Problem>), Box<Problem>> {
         let mut watch_problems = Vec::new();
         let way = self.watches.way(directory);
         let watched = self.watches.directory(directory);
@@ -97,38 +138,30 @@ impl Gatherer {
             return Err(Box::new(problem));
         }
         let names = lease::names(&open).map_err(|e| failed("listed", e))?;
-        let mut files: Vec<_> = names.iter().filter(|n| is_manifest(n)).map(|n| directory.join(n)).collect();
-        files.sort();
-        Ok((identity, files, watch_problems))
-    }
-
-    /// Returns what is known of a file in the directory itself, if it is certainly as it was when it was read.
-    fn unchanged(&self, path: &Path) -> Option<FileTaken> {
-        let cached = self.cache.get(path).filter(|cached| cached.doubtful.is_none())?;
-        // A symlink has another stamp than what it leads to.
-        let stamp = Stamp::of(&std::fs::symlink_metadata(path).ok()?);
-        (cached.file.stamp.as_ref() == Some(&stamp)).then(|| cached.file.clone())
+        let mut names: Vec<_> = names.into_iter().filter(|name| is_manifest(name)).collect();
+        names.sort();
+        Ok((identity, names, watch_problems))
     }
 
     /// Looks at a file, and reads it if it may have changed. `None` for one that went away since the listing.
-    fn file(&mut self, path: &Path, taken: &mut Taken) -> Option<FileTaken> {
+    fn file(&mut self, path: &Path, cached: Option<Cached>, taken: &mut Taken) -> Option<Looked> {
         if std::fs::read_link(path).is_ok()
             && let Err(error) = self.watches.way(path)
         {
             taken.notes.push(not_watched(path, &error));
         }
-        let cached = self.cache.remove(path);
         let (untouched, stamp) = match read::look(path) {
             Ok(looked) => looked,
             // As if it had not been listed.
             Err(_) if is_gone(path) => return None,
-            Err(unread) => return Some(FileTaken { stamp: None, content: unreadable(path, unread) }),
+            Err(unread) => {
+                let file = FileTaken { stamp: None, content: unreadable(path, unread) };
+                return Some(Looked { file, doubtful: None, keep: false });
+            }
         };
         let cached = match cached.filter(|cached| cached.file.stamp.as_ref() == Some(&stamp)) {
-            Some(cached) if cached.doubtful.is_none() => {
-                let file = cached.file.clone();
-                self.cache.insert(path.to_owned(), cached);
-                return Some(file);
+            Some(Cached { file, doubtful: None, .. }) => {
+                return Some(Looked { file, doubtful: None, keep: true });
             }
             other => other,
         };
@@ -151,11 +184,16 @@ impl Gatherer {
             Content::Writing(_) | Content::Unread(_) => false,
         };
         let file = FileTaken { stamp: Some(stamp), content };
-        if keep {
-            let doubtful = digest.filter(|_| doubtful);
-            self.cache.insert(path.to_owned(), Cached { file: file.clone(), doubtful });
-        }
-        Some(file)
+        Some(Looked { file, doubtful: digest.filter(|_| doubtful), keep })
+    }
+}
+
+impl Cached {
+    /// Whether a file in the directory itself is certainly as it was when it was read.
+    fn is_unchanged(&self) -> bool {
+        // A symlink has another stamp than what it leads to.
+        let is_same = |file: &std::fs::Metadata| self.file.stamp.as_ref() == Some(&Stamp::of(file));
+        self.doubtful.is_none() && std::fs::symlink_metadata(&self.path).is_ok_and(|file| is_same(&file))
     }
 }
 

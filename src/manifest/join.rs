@@ -1,7 +1,7 @@
 //! What the files say together: of two definitions the first file's counts.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::Stale;
@@ -42,12 +42,21 @@ impl Present<'_> {
     }
 }
 
+/// The files joined.
+#[derive(Debug)]
+pub(super) struct Joined<'a> {
+    pub(super) present: HashMap<&'a Key, Present<'a>>,
+    /// Each object is defined once, and whole.
+    pub(super) plain: bool,
+}
+
 /// Joins the files. `before`: what the set had.
 pub(super) fn join<'a>(
-    contents: &'a BTreeMap<PathBuf, Contents>,
+    contents: &'a BTreeMap<Arc<Path>, Contents>,
     before: &HashMap<Key, Entry>,
     problems: &mut Vec<Problem>,
-) -> HashMap<&'a Key, Present<'a>> {
+) -> Joined<'a> {
+    let mut plain = true;
     let mut present = HashMap::with_capacity(before.len());
     let mut named: HashMap<&ObjectRef, &Good> = HashMap::with_capacity(before.len());
     for version in contents.values().flat_map(|c| &c.versions) {
@@ -57,6 +66,7 @@ pub(super) fn join<'a>(
             Some(Present::Made(_)) | None => named.get(&good.reference).copied(),
         };
         if let Some(first) = first {
+            plain = false;
             problems.push(defined_twice(good, first));
         } else {
             named.insert(&good.reference, good);
@@ -64,6 +74,7 @@ pub(super) fn join<'a>(
         }
     }
     for (key, reference, problem) in contents.values().flat_map(|c| &c.broken) {
+        plain = false;
         if present.contains_key(key) || named.contains_key(reference) {
             continue;
         }
@@ -74,7 +85,7 @@ pub(super) fn join<'a>(
         };
         present.insert(key, Present::Made(entry));
     }
-    present
+    Joined { present, plain }
 }
 
 fn good_before(before: &HashMap<Key, Entry>, key: &Key, reference: &ObjectRef) -> Option<Arc<Good>> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -162,7 +162,7 @@ impl Reader {
             .and_then(|inotify| inotify.into_event_stream(vec![0; 1 << 16]))
             .map_err(WatchError::Begin)?;
         let absolute = |p: &PathBuf| std::path::absolute(p).unwrap_or_else(|_| p.clone());
-        let directories: Vec<_> = self.settings.directories.iter().map(absolute).collect();
+        let directories = self.settings.directories.iter().map(absolute).collect();
         let known = self.settings.known.iter().map(|(path, id)| (absolute(path), id.clone())).collect();
         let mut work = Work {
             gatherer: Gatherer::new(directories, self.settings.owner, Watches::new(events.watches())),
@@ -275,7 +275,7 @@ async fn ready(events: &mut Events) -> Option<Event> {
 #[derive(Debug, Default)]
 struct Times {
     /// Files that are being written: the pause that is on, and its end.
-    writing: BTreeMap<PathBuf, (Duration, Instant)>,
+    writing: BTreeMap<Arc<Path>, (Duration, Instant)>,
     trouble: Option<(Duration, Instant)>,
 }
 

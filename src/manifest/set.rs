@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::join::{Present, join, waits_for};
+use super::last::Last;
 use super::objects::{Key, Parsed};
 use super::read::Stamp;
+use super::touched::Touched;
 use super::versions::{Contents, Entry, publish, withdraw};
 use super::{Manifests, Objects};
 use crate::model::{DirectoryIdentity, DirectoryState, Millis, Problem, ReadingState};
@@ -24,7 +26,7 @@ pub(super) struct Taken {
     /// Every configured directory.
     pub(super) directories: BTreeMap<PathBuf, DirectoryTaken>,
     /// Every manifest file in those that were listed.
-    pub(super) files: BTreeMap<PathBuf, FileTaken>,
+    pub(super) files: BTreeMap<Arc<Path>, FileTaken>,
     /// Something else that makes the reading incomplete or is worth a warning: a watch that could not be set.
     pub(super) notes: Vec<Problem>,
     /// The operator accepts directories and unreadable files as they are in this reading.
@@ -71,15 +73,18 @@ pub(super) struct Set {
     grace_ms: u64,
     generation: u64,
     known: BTreeMap<PathBuf, DirectoryIdentity>,
-    contents: BTreeMap<PathBuf, Contents>,
+    contents: BTreeMap<Arc<Path>, Contents>,
     entries: HashMap<Key, Entry>,
     /// The entries, as they are published.
     objects: Arc<Objects>,
     missing: BTreeMap<Key, Missing>,
     /// Files that the operator accepted as they are, however they are.
-    accepted_files: BTreeMap<PathBuf, (Option<Stamp>, String)>,
+    accepted_files: BTreeMap<Arc<Path>, (Option<Stamp>, String)>,
     /// Directories that the operator accepted as being away.
     accepted_directories: BTreeSet<PathBuf>,
+    /// The last reading defined each object once, and none waited for another to be gone.
+    plain: bool,
+    last: Option<Last>,
 }
 
 impl Set {
@@ -94,6 +99,8 @@ impl Set {
             missing: BTreeMap::new(),
             accepted_files: BTreeMap::new(),
             accepted_directories: BTreeSet::new(),
+            plain: true,
+            last: None,
         }
     }
 
@@ -105,11 +112,17 @@ impl Set {
     /// Takes a reading in and returns what all readings together say.
     pub(super) fn settle(&mut self, taken: &Taken) -> Manifests {
         self.generation += 1;
+        if let Some(Last { manifests, .. }) = self.last.as_ref().filter(|last| last.is_taken_again(taken)) {
+            let mut same = manifests.clone();
+            same.reading.generation = self.generation;
+            same.reading.began_ms = taken.began_ms;
+            return same;
+        }
         let mut problems = taken.notes.clone();
         let mut incomplete = Vec::new();
         let directories = self.directories(taken, &mut problems, &mut incomplete);
-        self.files(taken, &mut problems, &mut incomplete);
-        for (key, entry) in self.changes(taken, incomplete.is_empty(), &mut problems) {
+        let touched = self.files(taken, &mut problems, &mut incomplete);
+        for (key, entry) in self.changes(taken, incomplete.is_empty(), &touched, &mut problems) {
             self.put(key, entry);
         }
         problems.extend(incomplete.iter().cloned());
@@ -119,7 +132,10 @@ impl Set {
         incomplete.dedup();
         let reading =
             ReadingState { generation: self.generation, began_ms: taken.began_ms, incomplete, directories };
-        Manifests { objects: Arc::clone(&self.objects), problems, reading }
+        let manifests = Manifests { objects: Arc::clone(&self.objects), problems, reading };
+        let settled = manifests.reading.is_complete() && self.missing.is_empty();
+        self.last = settled.then(|| Last::new(taken, &manifests)).flatten();
+        manifests
     }
 
     /// Is every directory there, and is it the one it was?
@@ -164,8 +180,14 @@ impl Set {
         states
     }
 
-    /// What does each file say, now or when it could last be understood?
-    fn files(&mut self, taken: &Taken, problems: &mut Vec<Problem>, incomplete: &mut Vec<Problem>) {
+    /// What does each file say, now or when it could last be understood? Returns which of them say something else than before.
+    fn files(
+        &mut self,
+        taken: &Taken,
+        problems: &mut Vec<Problem>,
+        incomplete: &mut Vec<Problem>,
+    ) -> Touched {
+        let mut touched = Touched::default();
         self.accepted_files.retain(|path, _| taken.files.contains_key(path));
         // Both are sorted by path, and go side by side.
         let mut before = std::mem::take(&mut self.contents).into_iter().peekable();
@@ -177,7 +199,11 @@ impl Set {
             }
             let known = before.next_if(|(known, _)| known == path);
             let first = known.is_none();
-            let (path, mut contents) = known.unwrap_or_else(|| (path.clone(), Contents::default()));
+            let (path, mut contents) = known.unwrap_or_else(|| (Arc::clone(path), Contents::default()));
+            let is_same = matches!(&file.content, Content::Whole(parsed) if contents.is_of(parsed));
+            if !is_same {
+                touched.note(&path, &contents);
+            }
             let (problem, must_know) = match &file.content {
                 Content::Whole(parsed) => {
                     problems.extend(parsed.warnings.iter().cloned());
@@ -205,7 +231,7 @@ impl Set {
             if let Some(problem) = problem {
                 let fingerprint = (file.stamp.clone(), problem.detail.clone());
                 if taken.approved {
-                    self.accepted_files.insert(path.clone(), fingerprint.clone());
+                    self.accepted_files.insert(Arc::clone(&path), fingerprint.clone());
                 }
                 let accepted = self.accepted_files.get(&path) == Some(&fingerprint);
                 let counts = if !accepted && (must_know || contents.unknown) {
@@ -217,10 +243,14 @@ impl Set {
             } else {
                 self.accepted_files.remove(&path);
             }
+            if !is_same {
+                touched.note(&path, &contents);
+            }
             listed.push((path, contents));
         }
         // A directory that cannot be listed still has what it had, unless the operator says otherwise.
         for (path, mut contents) in unlisted.into_iter().chain(before) {
+            touched.note(&path, &contents);
             let parent = path.parent().unwrap_or(Path::new("/"));
             if let Some(DirectoryTaken::Failed(problem)) = taken.directories.get(parent)
                 && !self.accepted_directories.contains(parent)
@@ -230,6 +260,7 @@ impl Set {
             }
         }
         self.contents = listed.into_iter().collect();
+        touched
     }
 
     /// Returns what is to be changed in the entries. What the reading lacks is kept until two complete readings, far enough
@@ -238,12 +269,26 @@ impl Set {
         &mut self,
         taken: &Taken,
         complete: bool,
+        touched: &Touched,
         problems: &mut Vec<Problem>,
     ) -> Vec<(Key, Option<Entry>)> {
-        let present = join(&self.contents, &self.entries, problems);
+        let is_missing = |key: &Key| self.missing.contains_key(key);
+        let alone = self.plain.then(|| touched.join(&self.contents, &self.entries, is_missing)).flatten();
+        let (present, concerned) = match alone {
+            Some(present) => {
+                let missing = self.missing.keys().filter(|key| !touched.keys.contains(*key));
+                let keys = touched.keys.iter().chain(missing);
+                (present, keys.filter_map(|key| self.entries.get_key_value(key)).collect())
+            }
+            None => {
+                let joined = join(&self.contents, &self.entries, problems);
+                self.plain = joined.plain;
+                (joined.present, self.entries.iter().collect::<Vec<_>>())
+            }
+        };
         let mut changes = Vec::new();
         let mut still_missing = BTreeMap::new();
-        for (key, entry) in &self.entries {
+        for (key, entry) in concerned {
             let heir = present.get(key);
             if let Some(heir) = heir.filter(|heir| heir.reference() == entry.reference()) {
                 if !heir.is(entry) {
@@ -263,6 +308,7 @@ impl Set {
                     None => missing.first_complete = Some(taken.began_ms),
                 }
             }
+            self.plain &= heir.is_none();
             // Another pod with the UID of one that is not yet known to be gone has to wait.
             if let (Some(Present::Version(heir)), Some(holder)) = (heir, entry.source()) {
                 problems.push(waits_for(&heir.good, holder));
@@ -277,6 +323,12 @@ impl Set {
         changes.extend(new.map(|(key, found)| (Key::clone(key), Some(found.entry()))));
         self.missing = still_missing;
         changes
+    }
+
+    /// Has the next reading join all files.
+    #[cfg(test)]
+    pub(super) fn join_all(&mut self) {
+        self.plain = false;
     }
 
     /// Publishes every entry anew: what `put` must have come to.

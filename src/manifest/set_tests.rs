@@ -25,7 +25,7 @@ fn reading(began_ms: u64, files: &[(&str, &str)]) -> Taken {
     let files = files.iter().map(|(name, text)| {
         let path = Path::new("/m").join(name);
         let content = understand(&path, text.as_bytes().to_vec());
-        (path, FileTaken { stamp: None, content })
+        (path.into(), FileTaken { stamp: None, content })
     });
     Taken {
         began_ms,

@@ -41,10 +41,14 @@ impl Version {
 }
 
 impl Contents {
+    /// Returns whether it is certainly all that a file says, and was.
+    pub(super) fn is_of(&self, parsed: &Arc<Parsed>) -> bool {
+        self.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, parsed))
+    }
+
     /// Takes what the file says now.
     pub(super) fn take(&mut self, parsed: &Arc<Parsed>) {
-        let is_taken = self.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, parsed));
-        if !is_taken {
+        if !self.is_of(parsed) {
             *self = from_parsed(parsed, self);
             self.of = parsed.bad.is_empty().then(|| Arc::clone(parsed));
         }

@@ -103,4 +103,9 @@ impl ReadingState {
     pub fn is_complete(&self) -> bool {
         self.generation > 0 && self.incomplete.is_empty()
     }
+
+    /// Returns whether a later reading went as this one did.
+    pub fn says(&self, later: &Self) -> bool {
+        self.generation > 0 && self.incomplete == later.incomplete && self.directories == later.directories
+    }
 }

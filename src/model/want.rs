@@ -14,7 +14,7 @@ pub struct Desired {
     /// The manifests were read at least once: what is not listed below is not wanted.
     pub is_read: bool,
     /// By volume. A recorded publication that is not in here is not decided about yet: nothing moves, as if held.
-    pub volumes: BTreeMap<VolumeKey, WantVolume>,
+    pub volumes: BTreeMap<VolumeKey, Arc<WantVolume>>,
 }
 
 /// What is wanted of one volume.

@@ -9,8 +9,8 @@ use tokio::task::JoinError;
 use super::pass::Loop;
 use crate::error::Chain;
 use crate::model::{
-    EventKind, Foreign, Layout, MountTable, MountsAt, Presence, PublicationId, RootPath, StepKind, VolumeKey,
-    VolumeMode, VolumeRecord, has_server,
+    EventKind, Foreign, Have, Layout, MountTable, MountsAt, Presence, PublicationId, RootPath, StepKind,
+    VolumeKey, VolumeMode, VolumeRecord, Want, has_server,
 };
 use crate::observe::{self, Site};
 
@@ -105,8 +105,20 @@ impl Loop {
                 }
             }
         }
+        self.due.settle |= have.as_ref().is_some_and(|new| self.is_to_be_decided(key, old, new));
         self.actual.set(key, have);
         self.touched.insert(key.clone());
+    }
+
+    /// Whether a held publication came up or went: what an edit means for it is decided by whether it is up.
+    fn is_to_be_decided(&self, key: &VolumeKey, old: Option<&Have>, new: &Have) -> bool {
+        let wants = self.desired.volumes.get(key);
+        new.publications.iter().any(|(id, now)| {
+            let was = old.and_then(|old| old.publications.get(id));
+            let was_up = was.is_some_and(|was| was.presence == Presence::Yes);
+            was_up != (now.presence == Presence::Yes)
+                && matches!(wants.and_then(|wants| wants.publications.get(id)), Some(Want::Held(_)))
+        })
     }
 
     /// Lets go of what a crash left of block volumes that no record knows. Not while a record cannot be read: its volume's lock

@@ -34,7 +34,7 @@ pub(super) struct Loop {
     pub(super) status: watch::Sender<Status>,
     pub(super) executor: Arc<Executor>,
     pub(super) boot: BootId,
-    manifests: Arc<Manifests>,
+    pub(super) manifests: Arc<Manifests>,
     drivers: Arc<DriverSet>,
     pub(super) mounts: Arc<MountTable>,
     /// Mount points whose file system does not answer any more, and why.
@@ -44,7 +44,7 @@ pub(super) struct Loop {
     pub(super) round_at: Option<u64>,
     pub(super) operator: Operator,
     pub(super) progress: (mpsc::UnboundedSender<Told>, mpsc::UnboundedReceiver<Told>),
-    resolver: Resolver,
+    pub(super) resolver: Resolver,
     pub(super) resolved: Resolved,
     pub(super) shown_pods: Shown,
     pub(super) absences: Absences,
@@ -184,11 +184,9 @@ impl Loop {
         if due.safety || due.foreign || std::mem::take(&mut self.due.foreign) {
             self.take_foreign().await;
         }
-        if due.manifests {
-            self.resolved = self.resolver.resolve(&self.manifests);
-            self.tell_problems();
-        }
-        if due.manifests || due.settle {
+        let said_else = due.manifests && self.take_manifests();
+        let settled = due.settle || said_else;
+        if settled {
             self.settle();
             self.note_brake().await;
             self.withdraw_approvals().await;
@@ -200,7 +198,6 @@ impl Loop {
             let decision = self.decide(&key, now);
             decided.push((key, decision));
         }
-        let settled = due.manifests || due.settle;
         self.show(decided, now, Looked { read: due.manifests, settled });
     }
 

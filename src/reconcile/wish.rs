@@ -1,6 +1,7 @@
 //! What is wished: absence decided, and what that changes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use super::pass::Loop;
 use crate::desired::Recorded;
@@ -14,6 +15,18 @@ pub(super) const BRAKE_NOTE: &str = "brake";
 const READS_ITSELF_MS: u64 = 20;
 
 impl Loop {
+    /// Looks up what a reading says; returns whether that calls for a decision. It does not when it says what the last one said
+    /// and nothing waits for one more: a reading that somebody asked for costs hardly anything then.
+    pub(super) fn take_manifests(&mut self) -> bool {
+        let new = self.resolver.resolve(&self.manifests);
+        let old = std::mem::replace(&mut self.resolved, new);
+        let same = Arc::ptr_eq(&old.pods, &self.resolved.pods) && old.reading.says(&self.resolved.reading);
+        if !same || old.problems != self.resolved.problems {
+            self.tell_problems();
+        }
+        !same || !self.absences.is_at_rest() || !self.noted_brake.is_empty()
+    }
+
     /// Decides about absence, and touches every volume that is wished otherwise than before.
     pub(super) fn settle(&mut self) {
         let recorded = self.records.iter().map(|(key, record)| (key, &record.publications));

@@ -105,11 +105,11 @@ fn what_did_not_change_is_not_looked_up_again() {
     let mut world = World::with_claim();
     let mut resolver = Resolver::new(Node::default());
     let uid = PodUid::new(UID).unwrap();
-    let before = resolver.resolve(&Arc::new(world.manifests.clone())).pods.remove(&uid).unwrap();
+    let before = resolver.resolve(&Arc::new(world.manifests.clone())).pods[&uid].clone();
     world = world.add(pv("of-others", json!({}))).add(secret("of-others", json!({})));
-    let after = resolver.resolve(&Arc::new(world.manifests.clone())).pods.remove(&uid).unwrap();
+    let after = resolver.resolve(&Arc::new(world.manifests.clone())).pods[&uid].clone();
     assert!(Arc::ptr_eq(&before, &after));
     world = world.add(pv("pv-1", json!({})));
-    let edited = resolver.resolve(&Arc::new(world.manifests.clone())).pods.remove(&uid).unwrap();
+    let edited = resolver.resolve(&Arc::new(world.manifests.clone())).pods[&uid].clone();
     assert!(!Arc::ptr_eq(&before, &edited));
 }

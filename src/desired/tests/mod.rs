@@ -116,7 +116,7 @@ impl World {
     }
 
     fn pod(&self) -> ResolvedPod {
-        let pod = self.resolved().pods.remove(&PodUid::new(UID).unwrap()).unwrap();
+        let pod = self.resolved().pods[&PodUid::new(UID).unwrap()].clone();
         ResolvedPod::clone(&pod)
     }
 

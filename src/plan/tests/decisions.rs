@@ -68,7 +68,7 @@ fn a_volume_that_needs_attaching_waits_for_its_attachment() {
     let (mut desired, mut actual) = world(&simple(Wish::Wanted, Start::Nothing, Start::Nothing));
     let mut edit = |attach: Attach| {
         let Some(Want::Wanted(wanted)) =
-            desired.volumes.get_mut(&key(0)).unwrap().publications.get_mut(&id(0, 0))
+            Arc::make_mut(desired.volumes.get_mut(&key(0)).unwrap()).publications.get_mut(&id(0, 0))
         else {
             panic!("it is wanted")
         };
@@ -90,7 +90,7 @@ fn a_volume_that_needs_attaching_waits_for_its_attachment() {
 
 fn decision_with_gate(desired: &mut Desired, actual: &Actual) -> Decision {
     let Some(Want::Wanted(wanted)) =
-        desired.volumes.get_mut(&key(0)).unwrap().publications.get_mut(&id(0, 0))
+        Arc::make_mut(desired.volumes.get_mut(&key(0)).unwrap()).publications.get_mut(&id(0, 0))
     else {
         panic!("it is wanted")
     };

@@ -228,7 +228,7 @@ fn world(case: &Case) -> (Desired, Actual) {
             };
             want.publications.insert(id(volume, pod), wish);
         }
-        desired.volumes.insert(key(volume), want);
+        desired.volumes.insert(key(volume), want.into());
         let nothing = have.staging.is_none() && have.publications.is_empty();
         actual.set(&key(volume), (!nothing).then_some(have));
     }

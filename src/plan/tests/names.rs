@@ -3,7 +3,7 @@
 use super::*;
 
 fn want(desired: &mut Desired, id: PublicationId, want: Want) {
-    desired.volumes.entry(key(0)).or_default().publications.insert(id, want);
+    Arc::make_mut(desired.volumes.entry(key(0)).or_default()).publications.insert(id, want);
 }
 
 fn as_another(pod: usize) -> PublicationId {

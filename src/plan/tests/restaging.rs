@@ -43,7 +43,8 @@ fn what_a_driver_may_have_staged_is_undone_before_it_comes_up_without_a_staging(
 #[test]
 fn what_was_only_planned_for_another_driver_is_forgotten() {
     let (mut desired, actual) = world(&simple(Wish::Wanted, Start::Planned, Start::Nothing));
-    let want = desired.volumes.get_mut(&key(0)).unwrap().publications.get_mut(&id(0, 0)).unwrap();
+    let want =
+        Arc::make_mut(desired.volumes.get_mut(&key(0)).unwrap()).publications.get_mut(&id(0, 0)).unwrap();
     let Want::Wanted(wanted) = want else { panic!("it is wanted") };
     let WantedVolume::Csi(csi) = &mut Arc::make_mut(wanted).volume else { panic!("it is a CSI volume") };
     csi.lifecycle = Lifecycle::Ephemeral;
@@ -53,7 +54,8 @@ fn what_was_only_planned_for_another_driver_is_forgotten() {
 #[test]
 fn a_publication_is_not_repeated_before_its_staging_is_back() {
     let (mut desired, mut actual) = world(&simple(Wish::Wanted, Start::Yes, Start::Yes));
-    let want = desired.volumes.get_mut(&key(0)).unwrap().publications.get_mut(&id(0, 0)).unwrap();
+    let want =
+        Arc::make_mut(desired.volumes.get_mut(&key(0)).unwrap()).publications.get_mut(&id(0, 0)).unwrap();
     let Want::Wanted(wanted) = want else { panic!("it is wanted") };
     let WantedVolume::Csi(csi) = &mut Arc::make_mut(wanted).volume else { panic!("it is a CSI volume") };
     csi.republish = true;

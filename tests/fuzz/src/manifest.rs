@@ -82,7 +82,7 @@ fn wishes(manifests: &Manifests) {
     let layout = Layout::new("/root");
     let node = Node { name: "node".to_owned(), ..Node::default() };
     let resolved = Resolver::new(node).resolve(&Arc::new(manifests.clone()));
-    for (uid, pod) in &resolved.pods {
+    for (uid, pod) in resolved.pods.iter() {
         assert_eq!(&pod.identity.uid, uid);
         for (name, volume) in &pod.volumes {
             match &volume.want {
