@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::place::Place;
 use super::stage::{check_access, unknown};
+use crate::error::Chain;
 use crate::execute::fault;
 use crate::host::images::{Going, Shown};
 use crate::loop_driver::Driver;
@@ -141,9 +142,17 @@ impl Driver {
         }
         let mut usage = self.store().usage(id).await;
         if usage.targets.remove(target.as_deref().unwrap_or(given)).is_some() {
-            self.store().set_usage(id, &usage).await?;
+            self.note_gone(id, &usage).await;
         }
         Ok(())
+    }
+
+    /// Writes down that a volume is not shown any more. It is only a hint, and what is mounted is looked up: on a full host,
+    /// where nothing can be written, pods must still be able to go.
+    pub(super) async fn note_gone(&self, id: &Id, usage: &Use) {
+        if let Err(error) = self.store().set_usage(id, usage).await {
+            warn!(volume = %id, "what is noted of its use stays: {}", Chain(&error));
+        }
     }
 
     /// Finds the real path of a target, which need not be there; its parent has to be.

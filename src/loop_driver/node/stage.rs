@@ -238,7 +238,7 @@ impl Driver {
             }
         }
         if usage.staging.take().is_some() {
-            self.store().set_usage(id, &usage).await?;
+            self.note_gone(id, &usage).await;
         }
         Ok(())
     }
