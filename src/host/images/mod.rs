@@ -10,6 +10,7 @@ mod file_system;
 mod freeze;
 mod inside;
 mod mount;
+mod options;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -33,7 +34,8 @@ pub use copy::{Copied, Leave};
 pub use file::{Allocation, FileId, ImageFile, Space};
 pub use file_system::{FsType, Grown};
 pub use freeze::{Frozen, as_keeper};
-pub use mount::Shown;
+pub use mount::{Mounted, Shown};
+pub use options::{Seen, ordered};
 
 /// How long a call on a local file system may take (design 5, "Deadlines").
 const LIMIT: Duration = Duration::from_secs(60);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::process::Signal;
 
 use super::super::path::descriptor_path;
@@ -18,7 +18,9 @@ use super::super::unmount::{self, wait};
 use super::super::{HostError, raw, users};
 use super::attach::Held;
 use super::file_system::FsType;
+use super::options::Options;
 use super::{Images, Inner, failed};
+use crate::error::Chain;
 use crate::model::{Mount, MountsAt};
 
 /// A bind mount's rights.
@@ -28,6 +30,23 @@ pub enum Shown {
     Writable,
     /// Read-only, from the first moment that anybody can see it.
     ReadOnly,
+}
+
+/// How mounting a file system ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mounted {
+    /// It is mounted.
+    Done,
+    /// It is not, because of the options: which, and the kernel's own words.
+    OptionsRefused(String),
+}
+
+/// Why a mount could not be made.
+enum Unmade {
+    /// An option was refused.
+    Option(String),
+    /// Something else, or an option that only this file system does not go with.
+    Other(Errno, HostError),
 }
 
 impl Images {
@@ -81,12 +100,25 @@ impl Images {
         fs_type: FsType,
         options: &[String],
         at: &Path,
-    ) -> Result<(), HostError> {
-        let (source, at, options) = (device.node(), at.to_owned(), options.to_vec());
+    ) -> Result<Mounted, HostError> {
+        let (source, at, options) = (device.node(), at.to_owned(), Options::of(options));
         self.local("mount", &at.clone(), move || {
             let fail = failed("mount the file system at", &at);
             let place = place(&at, OFlags::DIRECTORY).map_err(&fail)?;
-            attach(&make(&source, fs_type, &options, &at)?, &place).map_err(fail)
+            let mount = match make(&source, fs_type, &options, &at) {
+                Ok(mount) => mount,
+                Err(Unmade::Option(refused)) => return Ok(Mounted::OptionsRefused(refused)),
+                Err(Unmade::Other(Errno::INVAL, error)) if !options.own.is_empty() => {
+                    // The kernel says the same of a file system that is none: one that can be mounted without them is well.
+                    let well = make(&source, fs_type, &options.common(), &at).is_ok();
+                    let refused = format!("the kernel refuses the mount options {}", options.own.join(","));
+                    let refused = format!("{refused}: {}", Chain(&error));
+                    return if well { Ok(Mounted::OptionsRefused(refused)) } else { Err(error) };
+                }
+                Err(Unmade::Other(_, error)) => return Err(error),
+            };
+            attach(&mount, &place).map_err(fail)?;
+            Ok(Mounted::Done)
         })
         .await
     }
@@ -96,9 +128,9 @@ impl Images {
     /// # Errors
     /// As `mount`.
     pub async fn replay(&self, device: &Held, fs_type: FsType, options: &[String]) -> Result<(), HostError> {
-        let (source, options) = (device.node(), options.to_vec());
+        let (source, options) = (device.node(), Options::of(options));
         self.local("replay the log of", &source.clone(), move || {
-            make(&source, fs_type, &options, &source).map(drop)
+            make(&source, fs_type, &options, &source).map(drop).map_err(|unmade| unmade.error(&source))
         })
         .await
     }
@@ -278,32 +310,48 @@ fn take_away(inner: &Inner, mount: &Mount) -> Result<(), HostError> {
     }
 }
 
+const MOUNTING: &str = "mount the file system at";
+
+impl Unmade {
+    fn error(self, at: &Path) -> HostError {
+        match self {
+            Self::Option(refused) => {
+                HostError::Io { doing: MOUNTING, path: at.to_owned(), source: io::Error::other(refused) }
+            }
+            Self::Other(_, error) => error,
+        }
+    }
+}
+
 /// Makes a mount that is attached nowhere yet.
-fn make(source: &Path, fs_type: FsType, options: &[String], at: &Path) -> Result<OwnedFd, HostError> {
-    const DOING: &str = "mount the file system at";
-    let options = Options::of(options);
+fn make(source: &Path, fs_type: FsType, options: &Options, at: &Path) -> Result<OwnedFd, Unmade> {
+    let other = |errno: Errno, source: io::Error| {
+        Unmade::Other(errno, HostError::Io { doing: MOUNTING, path: at.to_owned(), source })
+    };
     let context =
-        rustix::mount::fsopen(fs_type.name(), FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed(DOING, at))?;
+        rustix::mount::fsopen(fs_type.name(), FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| other(e, e.into()))?;
+    let worded = |e: Errno| {
+        let (said, source) = (said(&context), io::Error::from(e));
+        if said.is_empty() { source } else { io::Error::other(format!("{source}: {said}")) }
+    };
+    for option in &options.own {
+        let set = match option.split_once('=') {
+            Some((key, value)) => rustix::mount::fsconfig_set_string(context.as_fd(), key, value),
+            None => rustix::mount::fsconfig_set_flag(context.as_fd(), option.as_str()),
+        };
+        set.map_err(|e| {
+            Unmade::Option(format!("the kernel refuses the mount option {option}: {}", worded(e)))
+        })?;
+    }
     let configure = || -> Result<OwnedFd, Errno> {
         rustix::mount::fsconfig_set_string(context.as_fd(), "source", source)?;
         if options.read_only {
             rustix::mount::fsconfig_set_flag(context.as_fd(), "ro")?;
         }
-        for option in &options.own {
-            match option.split_once('=') {
-                Some((key, value)) => rustix::mount::fsconfig_set_string(context.as_fd(), key, value)?,
-                None => rustix::mount::fsconfig_set_flag(context.as_fd(), option.as_str())?,
-            }
-        }
         rustix::mount::fsconfig_create(context.as_fd())?;
         rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, options.attributes)
     };
-    configure().map_err(|e| {
-        let said = said(&context);
-        let source = io::Error::from(e);
-        let source = if said.is_empty() { source } else { io::Error::other(format!("{source}: {said}")) };
-        HostError::Io { doing: DOING, path: at.to_owned(), source }
-    })
+    configure().map_err(|e| other(e, worded(e)))
 }
 
 /// Opens what is at a path for its place alone: nothing at the end of it is followed.
@@ -349,33 +397,4 @@ fn said(context: &OwnedFd) -> String {
     }
     words.retain(|word| !word.is_empty());
     words.join("; ")
-}
-
-/// The options of mount(8), sorted out.
-#[derive(Debug, PartialEq, Eq)]
-struct Options {
-    attributes: MountAttrFlags,
-    /// The file system itself, not only this mount.
-    read_only: bool,
-    own: Vec<String>,
-}
-
-impl Options {
-    fn of(given: &[String]) -> Self {
-        let mut found = Self { attributes: MountAttrFlags::empty(), read_only: false, own: Vec::new() };
-        for option in given.iter().flat_map(|option| option.split(',')).map(str::trim) {
-            match option {
-                "" | "rw" | "defaults" | "suid" | "dev" | "exec" | "atime" | "relatime" | "diratime" => {}
-                "ro" => found.read_only = true,
-                "nosuid" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NOSUID,
-                "nodev" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NODEV,
-                "noexec" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NOEXEC,
-                "noatime" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NOATIME,
-                "strictatime" => found.attributes |= MountAttrFlags::MOUNT_ATTR_STRICTATIME,
-                "nodiratime" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NODIRATIME,
-                own => found.own.push(own.to_owned()),
-            }
-        }
-        found
-    }
 }

@@ -9,7 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub(super) use meta::{
-    Asked, Content, Group, Id, Snapshot, Source, State, Use, VERSION, Volume, VolumeState,
+    Asked, Content, Group, Id, OTHER_FLAGS, OTHER_GROUP, OTHER_RIGHTS, Snapshot, Source, State, Use, VERSION,
+    Volume, VolumeState,
 };
 pub(super) use shelf::{Entry, Shelf};
 use shelf::{META, blocking, replace};
