@@ -91,7 +91,7 @@ impl Driver {
     /// Returns where a volume has to be frozen for a copy, and whether the copy may take its time.
     async fn prepare_copy(&self, id: &Id) -> Result<(Option<PathBuf>, bool), Failure> {
         let volume = self.volume(Some(id), id.as_str())?;
-        let place = self.settled(id).await?;
+        let place = self.place_at_rest(id).await?;
         match volume.content {
             Content::FileSystem(_) => {
                 let writable = place.mounts.iter().find(|mount| !mount.read_only);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::host::images::{Attached, Going};
 use crate::loop_driver::Driver;
@@ -94,6 +95,23 @@ impl Driver {
         let file = self.images().look(&image).await?.map(|file| file.id);
         let devices = self.images().attached_for(id.as_str(), &image, file).await?;
         self.placed(id, devices).await
+    }
+
+    /// As `place`, before something that nobody may disturb. A device of ours that goes with a mount that is gone is waited for a
+    /// moment: somebody, udev for one, looks at it.
+    pub(in crate::loop_driver) async fn place_at_rest(&self, id: &Id) -> Result<Place, Failure> {
+        const TRIES: u32 = 100;
+        let mut place = self.place(id).await?;
+        for _ in 1..TRIES {
+            let goes =
+                |device: &Attached| device.going() == Going::WithItsMount && device.is_for(id.as_str());
+            if !place.mounts.is_empty() || !place.binds.is_empty() || !place.devices.iter().any(goes) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            place = self.place(id).await?;
+        }
+        Ok(place)
     }
 
     /// As `place`, but where our device that it had last is still over its image, only that one counts. To ask all loop

@@ -1,13 +1,12 @@
 //! Staging: the image attached, and its file system mounted. Unstaging: the reverse, never lazily.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::place::Place;
 use crate::execute::fault;
-use crate::host::images::{Allocation, Attached, FsType, Going, Grown, Mounted, Shown};
+use crate::host::images::{Allocation, FsType, Going, Grown, Mounted, Shown};
 use crate::loop_driver::Driver;
 use crate::loop_driver::ask::{Access, Capability};
 use crate::loop_driver::errors::Failure;
@@ -65,23 +64,6 @@ impl Driver {
         fault::reached("stage:outcome");
         info!(volume = %id, path = %path.display(), "staged");
         Ok(())
-    }
-
-    /// Finds a volume. A device of ours that is about to go after its mount is waited for a moment: somebody, udev for one,
-    /// looks at it.
-    async fn place_at_rest(&self, id: &Id) -> Result<Place, Failure> {
-        const TRIES: u32 = 100;
-        let mut place = self.place(id).await?;
-        for _ in 0..TRIES {
-            let goes =
-                |device: &Attached| device.going() == Going::WithItsMount && device.is_for(id.as_str());
-            if !place.mounts.is_empty() || !place.binds.is_empty() || !place.devices.iter().any(goes) {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            place = self.place(id).await?;
-        }
-        Ok(place)
     }
 
     /// Returns whether a volume is staged where it was written down.
