@@ -5,6 +5,7 @@
 
 mod attach;
 mod copy;
+mod detached;
 mod file;
 mod file_system;
 mod freeze;
@@ -15,6 +16,7 @@ mod options;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -64,6 +66,34 @@ struct Inner {
     _directory: OwnedFd,
 }
 
+/// Tells work in a thread whether anybody still waits for it.
+#[derive(Debug)]
+struct Wanted(Arc<AtomicBool>);
+
+/// Who waits for work in a thread: with this goes what it is wanted for.
+#[derive(Debug)]
+struct Waits(Arc<AtomicBool>);
+
+impl Waits {
+    fn new() -> (Self, Wanted) {
+        let wanted = Arc::new(AtomicBool::new(true));
+        (Self(Arc::clone(&wanted)), Wanted(wanted))
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Wanted {
+    /// Refuses to go on where nobody waits any more.
+    fn check(&self) -> Result<(), Errno> {
+        if self.0.load(Ordering::Relaxed) { Ok(()) } else { Err(Errno::CANCELED) }
+    }
+}
+
 impl Images {
     /// Locks a directory by the file `lock` in it, and waits a moment for the tools of a process that was killed: they hold
     /// the lock too, and must not write to an image that is repaired meanwhile.
@@ -105,6 +135,17 @@ impl Images {
     pub async fn mounts(&self) -> Result<Arc<MountTable>, HostError> {
         let inner = Arc::clone(&self.inner);
         self.local("read", Path::new("/proc/thread-self/mountinfo"), move || inner.table()).await
+    }
+
+    /// As `local`, for what somebody would meet later: before it has an effect the work looks whether its call was given up.
+    async fn wanted<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        path: &Path,
+        work: impl FnOnce(&Wanted) -> Result<T, HostError> + Send + 'static,
+    ) -> Result<T, HostError> {
+        let (_waits, wanted) = Waits::new();
+        self.local(doing, path, move || work(&wanted)).await
     }
 
     /// Runs work on local files in the pool.
