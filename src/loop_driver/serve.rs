@@ -12,7 +12,8 @@ use tonic::transport::Server;
 use tracing::{info, warn};
 
 use super::{Config, Driver, OpenError};
-use crate::host::{self, ListenError};
+use crate::error::Chain;
+use crate::host::{self, ListenError, StartError};
 use crate::proto::csi::controller_server::ControllerServer;
 use crate::proto::csi::group_controller_server::GroupControllerServer;
 use crate::proto::csi::identity_server::IdentityServer;
@@ -73,6 +74,7 @@ async fn serve(config: &Config) -> Result<Ending, RunError> {
     // Before READY: a stop that comes early is one too.
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
+    warn_of_private_mounts(config);
     let failed = |source| RunError::Open { path: config.dir.clone(), source };
     let driver = Driver::open(config.clone()).await.map_err(failed)?;
     let stop = CancellationToken::new();
@@ -124,6 +126,24 @@ async fn serve(config: &Config) -> Result<Ending, RunError> {
     let _late = tokio::time::timeout(CLOSE, &mut serving).await;
     info!("stopped; mounts stay");
     Ok(ending)
+}
+
+/// Says it where what this process mounts reaches nobody else: a pod would find an empty directory in a volume's place, though
+/// every call was answered OK.
+fn warn_of_private_mounts(config: &Config) {
+    /// Where a kubelet or volumed has its pods, unless the registry says it.
+    const ROOT: &str = "/var/lib/kubelet";
+    let root = config.plugins_registry.as_deref().and_then(Path::parent).unwrap_or(Path::new(ROOT));
+    match host::propagates_to_init(root) {
+        Ok(()) => {}
+        Err(StartError::OtherNamespace { root }) => warn!(
+            "neither volumed nor a kubelet sees what this driver mounts below {}: it runs in a mount namespace whose mounts do \
+             not reach PID 1's; take the directives out of its unit that give it one (PrivateTmp=, ProtectSystem=, \
+             PrivateMounts= and the like), or start it without unshare",
+            root.display()
+        ),
+        Err(error) => warn!("what this driver mounts may not be seen where it is used: {}", Chain(&error)),
+    }
 }
 
 /// Listens on a socket for root alone.
