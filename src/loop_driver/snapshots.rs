@@ -1,4 +1,8 @@
 //! Copies of volumes at one moment, and the snapshots that are made of them.
+//!
+//! A group has all of its members or is not there. Its mounted file systems are frozen together, so they are of one moment; a
+//! block volume that is published cannot be frozen: it is of one moment by itself, as a power cut would leave it, and not of the
+//! same one as another. One that is not published has no writer and is as it is.
 
 use std::collections::BTreeMap;
 use std::io;

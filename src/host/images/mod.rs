@@ -1,7 +1,11 @@
 //! What the bundled driver asks of the kernel: image files, loop devices over them, file systems in them, and their mounts.
 //!
 //! Blocking calls run in a bounded share of the blocking pool with a deadline; what may write for long (mkfs, resize, an
-//! unmount) runs in a child process. Everything is about files of one directory, which the caller has locked.
+//! unmount) runs in a child process. Everything is about files of one directory.
+//!
+//! The directory is locked as long as an `Images` of it lives, and as long as a tool that it started runs: there is one driver of
+//! it on this host, and the next begins only when nothing of a killed one can still write to an image. The locks are flocks, of
+//! the file `lock` and of the directory itself: the kernel drops them with their holders, and removing the file frees nothing.
 
 mod attach;
 mod copy;

@@ -1,4 +1,8 @@
 //! The driver's directory: what is in it, and that all of it is ours.
+//!
+//! What has to go is said in `meta.json` before the first file goes. On a full host, where that cannot be written, the image is
+//! renamed to `image.deleting` instead, which condemns its entry as well: it is unlinked last, so that a deletion that was
+//! begun is finished by the next start, whatever became of it in between.
 
 mod directory;
 mod meta;
