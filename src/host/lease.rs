@@ -1,9 +1,9 @@
-//! What the manifest reader asks of the kernel about files and directories: is somebody writing this file, is this still the
-//! same directory.
+//! What is asked of the kernel about files and directories without a name for who has them: is somebody writing this manifest,
+//! has anybody this image, is this still the same directory.
 //!
-//! A read lease is only a probe (design 3, "Fail-safe"): the kernel refuses it while a writer has the file open, so a file
-//! is never read half written. It is set and dropped at once; a writer that comes in between is not kept waiting longer
-//! than that.
+//! A lease is only a probe (design 3, "Fail-safe"): the kernel refuses a read lease while a writer has the file open, so a file
+//! is never read half written, and a write lease while anybody has. It is set and dropped at once; who comes in between is not
+//! kept waiting longer than that.
 
 #![expect(unsafe_code, reason = "nobody wraps F_SETLEASE, and sigaction is unsafe by its nature")]
 
@@ -22,7 +22,7 @@ use crate::model::{Birth, DirectoryIdentity};
 /// The kernel's answer to the probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lease {
-    /// Nobody has the file open for writing.
+    /// Nobody has the file open: for writing, or at all, as it was asked.
     Granted,
     /// Somebody has, or had a moment ago: IN_CLOSE_WRITE comes shortly before the kernel lets go.
     Refused,
@@ -38,18 +38,31 @@ const WITHOUT_LEASES: [u32; 3] = [0x6969, 0xFF53_4D42, 0xFE53_4D42];
 /// # Errors
 /// When the file system cannot be told, or SIGIO could not be ignored (without that a writer could end this process).
 pub fn probe(file: &File) -> io::Result<Lease> {
+    ask(file, libc::F_RDLCK)
+}
+
+/// Asks whether anybody has the file open but by this one opening of it: a process, a loop device, another opening of our own.
+/// Who only looked it up (O_PATH) does not count.
+///
+/// # Errors
+/// As `probe`.
+pub fn probe_alone(file: &File) -> io::Result<Lease> {
+    ask(file, libc::F_WRLCK)
+}
+
+fn ask(file: &File, kind: libc::c_int) -> io::Result<Lease> {
     ignore_sigio()?;
-    let kind = u32::try_from(rustix::fs::fstatfs(file)?.f_type & 0xFFFF_FFFF).unwrap_or_default();
-    if WITHOUT_LEASES.contains(&kind) {
+    let file_system = u32::try_from(rustix::fs::fstatfs(file)?.f_type & 0xFFFF_FFFF).unwrap_or_default();
+    if WITHOUT_LEASES.contains(&file_system) {
         return Ok(Lease::Unsupported);
     }
-    match set_lease(file, libc::F_RDLCK) {
+    match set_lease(file, kind) {
         Ok(()) => {
             set_lease(file, libc::F_UNLCK)?;
             Ok(Lease::Granted)
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Lease::Refused),
-        // EINVAL: no leases here. EACCES: the file is another user's and we lack CAP_LEASE. Either way the times tell.
+        // EINVAL: no leases here. EACCES: the file is another user's and we lack CAP_LEASE. Either way something else tells.
         Err(_) => Ok(Lease::Unsupported),
     }
 }
@@ -129,4 +142,29 @@ fn ignore_sigio() -> io::Result<()> {
         unsafe { sigaction(Signal::SIGIO, &ignore) }.map(drop)
     });
     done.map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_alone_with_a_file_is_told_so_and_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        std::fs::write(&path, "x").unwrap();
+        let reader = || File::open(&path).unwrap();
+        let asks = reader();
+        if probe_alone(&asks).unwrap() == Lease::Unsupported {
+            return;
+        }
+        assert_eq!(probe_alone(&asks).unwrap(), Lease::Granted);
+        let other = reader();
+        assert_eq!(probe_alone(&asks).unwrap(), Lease::Refused);
+        drop(other);
+        let writer = File::options().write(true).open(&path).unwrap();
+        assert_eq!(probe_alone(&asks).unwrap(), Lease::Refused);
+        drop(writer);
+        assert_eq!(probe_alone(&asks).unwrap(), Lease::Granted);
+    }
 }

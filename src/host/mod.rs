@@ -14,6 +14,7 @@ mod error;
 mod exec;
 mod files;
 mod linux;
+mod listen;
 mod look;
 mod loops;
 mod mount_table;
@@ -42,6 +43,7 @@ pub use accounts::{group_number, is_member, set_group};
 pub use child::as_child;
 pub use error::HostError;
 pub use linux::Linux;
+pub use listen::{ListenError, listen};
 #[doc(hidden)]
 pub use mount_table::mounts as parse_mountinfo;
 pub use raw::inherited;

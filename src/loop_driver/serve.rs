@@ -1,12 +1,10 @@
 //! The sockets, the signals, and the end.
 
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +12,8 @@ use tonic::transport::Server;
 use tracing::{info, warn};
 
 use super::{Config, Driver, OpenError};
+use crate::error::Chain;
+use crate::host::{self, ListenError, StartError};
 use crate::proto::csi::controller_server::ControllerServer;
 use crate::proto::csi::group_controller_server::GroupControllerServer;
 use crate::proto::csi::identity_server::IdentityServer;
@@ -49,28 +49,9 @@ pub enum RunError {
         /// Why.
         source: OpenError,
     },
-    /// Its socket is another's.
-    #[error("somebody answers on {}; give this driver another --endpoint or --name", path.display())]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// Something else is where the socket is to be.
-    #[error("{} is there and is no socket", path.display())]
-    NotASocket {
-        /// What is there.
-        path: PathBuf,
-    },
     /// No socket can be had.
-    #[error("cannot {doing} the socket {}", path.display())]
-    Socket {
-        /// "bind", ...
-        doing: &'static str,
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error("cannot listen; --endpoint and --name give a driver sockets of its own")]
+    Listen(#[from] ListenError),
     /// It cannot serve any more.
     #[error("cannot serve")]
     Serve(#[source] tonic::transport::Error),
@@ -93,6 +74,7 @@ async fn serve(config: &Config) -> Result<Ending, RunError> {
     // Before READY: a stop that comes early is one too.
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
+    warn_of_private_mounts(config);
     let failed = |source| RunError::Open { path: config.dir.clone(), source };
     let driver = Driver::open(config.clone()).await.map_err(failed)?;
     let stop = CancellationToken::new();
@@ -146,31 +128,27 @@ async fn serve(config: &Config) -> Result<Ending, RunError> {
     Ok(ending)
 }
 
-/// Listens on a socket for root alone. A stale one is replaced; one on which somebody answers is not.
-async fn listen(path: &Path) -> Result<UnixListenerStream, RunError> {
-    let failed = |doing| move |source: io::Error| RunError::Socket { doing, path: path.to_owned(), source };
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(failed("make the directory of"))?;
+/// Says it where what this process mounts reaches nobody else: a pod would find an empty directory in a volume's place, though
+/// every call was answered OK.
+fn warn_of_private_mounts(config: &Config) {
+    /// Where a kubelet or volumed has its pods, unless the registry says it.
+    const ROOT: &str = "/var/lib/kubelet";
+    let root = config.plugins_registry.as_deref().and_then(Path::parent).unwrap_or(Path::new(ROOT));
+    match host::propagates_to_init(root) {
+        Ok(()) => {}
+        Err(StartError::OtherNamespace { root }) => warn!(
+            "neither volumed nor a kubelet sees what this driver mounts below {}: it runs in a mount namespace whose mounts do \
+             not reach PID 1's; take the directives out of its unit that give it one (PrivateTmp=, ProtectSystem=, \
+             PrivateMounts= and the like), or start it without unshare",
+            root.display()
+        ),
+        Err(error) => warn!("what this driver mounts may not be seen where it is used: {}", Chain(&error)),
     }
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed("look at")(error)),
-        Ok(there) if !there.file_type().is_socket() => {
-            return Err(RunError::NotASocket { path: path.to_owned() });
-        }
-        Ok(_socket) => match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path).map_err(failed("remove the stale"))?;
-            }
-            Err(error) => return Err(failed("ask who listens on")(error)),
-            Ok(_answers) => return Err(RunError::InUse { path: path.to_owned() }),
-        },
-    }
-    let listener = UnixListener::bind(path).map_err(failed("bind"))?;
-    // The umask has kept others from connecting until here.
-    let mode = std::fs::Permissions::from_mode(0o600);
-    std::fs::set_permissions(path, mode).map_err(failed("set the mode of"))?;
-    Ok(UnixListenerStream::new(listener))
+}
+
+/// Listens on a socket for root alone.
+async fn listen(path: &Path) -> Result<UnixListenerStream, ListenError> {
+    host::listen(path, 0o600, None).await.map(UnixListenerStream::new)
 }
 
 fn notify(state: &[NotifyState<'_>]) {

@@ -1,4 +1,8 @@
 //! Copies of volumes at one moment, and the snapshots that are made of them.
+//!
+//! A group has all of its members or is not there. Its mounted file systems are frozen together, so they are of one moment; a
+//! block volume that is published cannot be frozen: it is of one moment by itself, as a power cut would leave it, and not of the
+//! same one as another. One that is not published has no writer and is as it is.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -91,7 +95,7 @@ impl Driver {
     /// Returns where a volume has to be frozen for a copy, and whether the copy may take its time.
     async fn prepare_copy(&self, id: &Id) -> Result<(Option<PathBuf>, bool), Failure> {
         let volume = self.volume(Some(id), id.as_str())?;
-        let place = self.settled(id).await?;
+        let place = self.place_at_rest(id).await?;
         match volume.content {
             Content::FileSystem(_) => {
                 let writable = place.mounts.iter().find(|mount| !mount.read_only);

@@ -1,13 +1,11 @@
 //! Volumes: made and removed.
 
 use std::path::Path;
-use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::ask;
 use super::errors::Failure;
-use super::node::place::Place;
 use super::store::{Content, FILES, Id, Snapshot, Source, State, VERSION, Volume, VolumeState};
 use super::{Driver, now, uuid};
 use crate::execute::fault;
@@ -232,7 +230,7 @@ impl Driver {
 
     /// Refuses when a loop device has a volume's image.
     async fn refuse_use(&self, id: &Id) -> Result<(), Failure> {
-        let place = self.settled(id).await?;
+        let place = self.place_at_rest(id).await?;
         let Some(device) = place.devices.first() else { return Ok(()) };
         let node = device.node();
         let at = place.elsewhere(Path::new(""));
@@ -242,22 +240,6 @@ impl Driver {
         }
         let at = at.map(|at| format!(", shown at {}", at.display())).unwrap_or_default();
         Err(Failure::Precondition(format!("the volume {id} is in use by {}{at}", node.display())))
-    }
-
-    /// Finds a volume on this node. A loop device that goes with a mount that is gone is waited for a moment: somebody, udev
-    /// for one, looks at it.
-    pub(super) async fn settled(&self, id: &Id) -> Result<Place, Failure> {
-        const TRIES: u32 = 100;
-        let mut place = self.place(id).await?;
-        for _ in 1..TRIES {
-            let going = place.devices.first().is_some_and(|device| device.going() != Going::WhenTold);
-            if !going || place.elsewhere(Path::new("")).is_some() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            place = self.place(id).await?;
-        }
-        Ok(place)
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use super::super::lease::{self, Lease};
 use super::super::loops::{self, Loop};
 use super::super::{HostError, raw};
 use super::file::{FileId, open};
@@ -130,24 +132,34 @@ impl Images {
         .await
     }
 
-    /// Finds all loop devices over a file that is now at this path, whatever they call it.
+    /// Finds the loop devices over a file that is now at this path, by whatever path they were given it: another name, another
+    /// mount, another root. Where nobody has it open there is none, and no device is asked.
     ///
     /// # Errors
-    /// When one that may be meant cannot be asked.
+    /// When one cannot be asked.
     pub async fn attached(&self, image: &Path, id: FileId) -> Result<Vec<Attached>, HostError> {
         let path = image.to_owned();
         self.local("find the loop devices of", image, move || {
+            if is_alone(&path, id) {
+                return Ok(Vec::new());
+            }
+            let over = |meant: &dyn Fn(&Path) -> bool| -> Result<Vec<Attached>, HostError> {
+                let found = loops::list_if(|shown, _going| meant(shown))?;
+                Ok(found.into_iter().map(|one| Attached { one }).filter(|one| one.file() == id).collect())
+            };
+            // All of them are asked only where this does not find who has it: each asks its file, which may lie anywhere.
             let tail = tail(&path);
-            let found = loops::list_if(|shown, _going| self::tail(shown) == tail)?;
-            Ok(found.into_iter().map(|one| Attached { one }).filter(|one| one.file() == id).collect())
+            let near = over(&|shown| self::tail(shown) == tail)?;
+            if near.is_empty() { over(&|_shown| true) } else { Ok(near) }
         })
         .await
     }
 
-    /// As `attached`, with those that were attached for a volume at this very path to a file that is there no more.
+    /// Finds the loop devices that were given a file under the path that it has now, and those that were attached for a volume
+    /// at this very path to a file that is there no more.
     ///
     /// # Errors
-    /// As `attached`.
+    /// When one that may be meant cannot be asked.
     pub async fn attached_for(
         &self,
         volume: &str,
@@ -229,6 +241,15 @@ impl Images {
         let work = move || loops::let_go(&one, &inner.given_up, loops::LIMIT);
         self.inner.slow.run("let go of", &device.node(), limit, work).await
     }
+}
+
+/// Returns whether nobody has the file open that is at a path. Where that cannot be found out somebody may have.
+fn is_alone(path: &Path, id: FileId) -> bool {
+    // Not waiting for who has a lease on it himself.
+    let Ok(file) = open(path, OFlags::RDONLY | OFlags::NONBLOCK) else { return false };
+    let file = std::fs::File::from(file);
+    let is_it = file.metadata().is_ok_and(|found| FileId { device: found.dev(), inode: found.ino() } == id);
+    is_it && lease::probe_alone(&file).is_ok_and(|lease| lease == Lease::Granted)
 }
 
 /// What a volume's loop device is called, as far as there is room.

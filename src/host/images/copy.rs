@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, SeekFrom};
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::super::{HostError, Progress};
 use super::file::open;
-use super::{Images, failed};
+use super::{Images, Waits, Wanted, failed};
 
 const DOING: &str = "copy the image";
 
@@ -44,15 +44,6 @@ pub struct Leave {
     pub whole: bool,
 }
 
-/// Tells a copy in its thread to stop when nobody waits for it any more.
-struct Wanted(Arc<AtomicBool>);
-
-impl Drop for Wanted {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-}
-
 impl Images {
     /// Copies an image to a file that must not be there yet, holes staying holes. It is not synced. Dropped, it ends soon, and
     /// leaves what it has.
@@ -67,9 +58,8 @@ impl Images {
         leave: Leave,
         progress: &Progress,
     ) -> Result<Copied, HostError> {
-        let wanted = Arc::new(AtomicBool::new(true));
+        let (_waits, wanted) = Waits::new();
         let done = Arc::new(AtomicU64::new(0));
-        let _guard = Wanted(Arc::clone(&wanted));
         let (source, target, counted) = (from.to_owned(), to.to_owned(), Arc::clone(&done));
         // Not in the bounded share: copies are long, and there is one per volume at most.
         let copy = tokio::task::spawn_blocking(move || copy(&source, &target, leave, &counted, &wanted));
@@ -107,7 +97,7 @@ fn copy(
     to: &Path,
     leave: Leave,
     done: &AtomicU64,
-    wanted: &AtomicBool,
+    wanted: &Wanted,
 ) -> Result<Copied, HostError> {
     let fail = failed(DOING, to);
     let source = open(from, OFlags::RDONLY).map_err(failed("open", from))?;
@@ -134,9 +124,7 @@ fn copy(
     while let Some((start, end)) = data(&source, at, length).map_err(&fail)? {
         at = start;
         while at < end {
-            if !wanted.load(Ordering::Relaxed) {
-                return Err(fail(Errno::CANCELED));
-            }
+            wanted.check().map_err(&fail)?;
             if leave.until.is_some_and(|until| Instant::now() > until) {
                 return Err(fail(Errno::TIMEDOUT));
             }

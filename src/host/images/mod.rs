@@ -1,19 +1,26 @@
 //! What the bundled driver asks of the kernel: image files, loop devices over them, file systems in them, and their mounts.
 //!
 //! Blocking calls run in a bounded share of the blocking pool with a deadline; what may write for long (mkfs, resize, an
-//! unmount) runs in a child process. Everything is about files of one directory, which the caller has locked.
+//! unmount) runs in a child process. Everything is about files of one directory.
+//!
+//! The directory is locked as long as an `Images` of it lives, and as long as a tool that it started runs: there is one driver of
+//! it on this host, and the next begins only when nothing of a killed one can still write to an image. The locks are flocks, of
+//! the file `lock` and of the directory itself: the kernel drops them with their holders, and removing the file frees nothing.
 
 mod attach;
 mod copy;
+mod detached;
 mod file;
 mod file_system;
 mod freeze;
 mod inside;
 mod mount;
+mod options;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,7 +40,8 @@ pub use copy::{Copied, Leave};
 pub use file::{Allocation, FileId, ImageFile, Space};
 pub use file_system::{FsType, Grown};
 pub use freeze::{Frozen, as_keeper};
-pub use mount::Shown;
+pub use mount::{Mounted, Shown};
+pub use options::{Seen, ordered};
 
 /// How long a call on a local file system may take (design 5, "Deadlines").
 const LIMIT: Duration = Duration::from_secs(60);
@@ -60,6 +68,34 @@ struct Inner {
     _lock: Arc<OwnedFd>,
     /// The same for the directory itself.
     _directory: OwnedFd,
+}
+
+/// Tells work in a thread whether anybody still waits for it.
+#[derive(Debug)]
+struct Wanted(Arc<AtomicBool>);
+
+/// Who waits for work in a thread: with this goes what it is wanted for.
+#[derive(Debug)]
+struct Waits(Arc<AtomicBool>);
+
+impl Waits {
+    fn new() -> (Self, Wanted) {
+        let wanted = Arc::new(AtomicBool::new(true));
+        (Self(Arc::clone(&wanted)), Wanted(wanted))
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Wanted {
+    /// Refuses to go on where nobody waits any more.
+    fn check(&self) -> Result<(), Errno> {
+        if self.0.load(Ordering::Relaxed) { Ok(()) } else { Err(Errno::CANCELED) }
+    }
 }
 
 impl Images {
@@ -103,6 +139,17 @@ impl Images {
     pub async fn mounts(&self) -> Result<Arc<MountTable>, HostError> {
         let inner = Arc::clone(&self.inner);
         self.local("read", Path::new("/proc/thread-self/mountinfo"), move || inner.table()).await
+    }
+
+    /// As `local`, for what somebody would meet later: before it has an effect the work looks whether its call was given up.
+    async fn wanted<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        path: &Path,
+        work: impl FnOnce(&Wanted) -> Result<T, HostError> + Send + 'static,
+    ) -> Result<T, HostError> {
+        let (_waits, wanted) = Waits::new();
+        self.local(doing, path, move || work(&wanted)).await
     }
 
     /// Runs work on local files in the pool.

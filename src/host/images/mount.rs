@@ -10,15 +10,18 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 use rustix::process::Signal;
 
 use super::super::path::descriptor_path;
 use super::super::unmount::{self, wait};
 use super::super::{HostError, raw, users};
 use super::attach::Held;
+use super::detached::{Unmade, make};
 use super::file_system::FsType;
-use super::{Images, Inner, failed};
+use super::options::Options;
+use super::{Images, Inner, Wanted, failed};
+use crate::error::Chain;
 use crate::model::{Mount, MountsAt};
 
 /// A bind mount's rights.
@@ -28,6 +31,15 @@ pub enum Shown {
     Writable,
     /// Read-only, from the first moment that anybody can see it.
     ReadOnly,
+}
+
+/// How mounting a file system ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mounted {
+    /// It is mounted.
+    Done,
+    /// It is not, because of the options: which, and the kernel's own words.
+    OptionsRefused(String),
 }
 
 impl Images {
@@ -81,12 +93,25 @@ impl Images {
         fs_type: FsType,
         options: &[String],
         at: &Path,
-    ) -> Result<(), HostError> {
-        let (source, at, options) = (device.node(), at.to_owned(), options.to_vec());
-        self.local("mount", &at.clone(), move || {
+    ) -> Result<Mounted, HostError> {
+        let (source, at, options) = (device.node(), at.to_owned(), Options::of(options));
+        self.wanted("mount", &at.clone(), move |wanted| {
             let fail = failed("mount the file system at", &at);
             let place = place(&at, OFlags::DIRECTORY).map_err(&fail)?;
-            attach(&make(&source, fs_type, &options, &at)?, &place).map_err(fail)
+            let mount = match make(&source, fs_type, &options, &at, wanted) {
+                Ok(mount) => mount,
+                Err(Unmade::Option(refused)) => return Ok(Mounted::OptionsRefused(refused)),
+                Err(Unmade::Other(Errno::INVAL, error)) if !options.own.is_empty() => {
+                    // The kernel says the same of a file system that is none: one that can be mounted without them is well.
+                    let well = make(&source, fs_type, &options.common(), &at, wanted).is_ok();
+                    let refused = format!("the kernel refuses the mount options {}", options.own.join(","));
+                    let refused = format!("{refused}: {}", Chain(&error));
+                    return if well { Ok(Mounted::OptionsRefused(refused)) } else { Err(error) };
+                }
+                Err(Unmade::Other(_, error)) => return Err(error),
+            };
+            attach(&mount, &place, wanted).map_err(fail)?;
+            Ok(Mounted::Done)
         })
         .await
     }
@@ -96,9 +121,11 @@ impl Images {
     /// # Errors
     /// As `mount`.
     pub async fn replay(&self, device: &Held, fs_type: FsType, options: &[String]) -> Result<(), HostError> {
-        let (source, options) = (device.node(), options.to_vec());
-        self.local("replay the log of", &source.clone(), move || {
-            make(&source, fs_type, &options, &source).map(drop)
+        let (source, options) = (device.node(), Options::of(options));
+        self.wanted("replay the log of", &source.clone(), move |wanted| {
+            make(&source, fs_type, &options, &source, wanted)
+                .map(drop)
+                .map_err(|unmade| unmade.error(&source))
         })
         .await
     }
@@ -109,10 +136,10 @@ impl Images {
     /// `Io`: nothing is shown.
     pub async fn bind(&self, from: &Path, to: &Path, shown: Shown) -> Result<(), HostError> {
         let (from, to) = (from.to_owned(), to.to_owned());
-        self.local("bind at", &to.clone(), move || {
+        self.wanted("bind at", &to.clone(), move |wanted| {
             let fail = failed("bind at", &to);
             let source = place(&from, OFlags::DIRECTORY).map_err(failed("bind", &from))?;
-            show(&source, &place(&to, OFlags::DIRECTORY).map_err(&fail)?, shown).map_err(fail)
+            show(&source, &place(&to, OFlags::DIRECTORY).map_err(&fail)?, shown, wanted).map_err(fail)
         })
         .await
     }
@@ -123,8 +150,9 @@ impl Images {
     /// `Io`; `WrongKind` where something else is there.
     pub async fn bind_device(&self, number: u32, to: &Path) -> Result<(), HostError> {
         let to = to.to_owned();
-        self.local("bind a device at", &to.clone(), move || {
+        self.wanted("bind a device at", &to.clone(), move |wanted| {
             let fail = failed("bind a device at", &to);
+            wanted.check().map_err(&fail)?;
             let node = place(Path::new(&format!("/dev/loop{number}")), OFlags::empty()).map_err(&fail)?;
             let flags =
                 OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -137,7 +165,7 @@ impl Images {
                     expected: "an empty file",
                 });
             }
-            show(&node, &file, Shown::Writable).map_err(fail)
+            show(&node, &file, Shown::Writable, wanted).map_err(fail)
         })
         .await
     }
@@ -278,34 +306,6 @@ fn take_away(inner: &Inner, mount: &Mount) -> Result<(), HostError> {
     }
 }
 
-/// Makes a mount that is attached nowhere yet.
-fn make(source: &Path, fs_type: FsType, options: &[String], at: &Path) -> Result<OwnedFd, HostError> {
-    const DOING: &str = "mount the file system at";
-    let options = Options::of(options);
-    let context =
-        rustix::mount::fsopen(fs_type.name(), FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed(DOING, at))?;
-    let configure = || -> Result<OwnedFd, Errno> {
-        rustix::mount::fsconfig_set_string(context.as_fd(), "source", source)?;
-        if options.read_only {
-            rustix::mount::fsconfig_set_flag(context.as_fd(), "ro")?;
-        }
-        for option in &options.own {
-            match option.split_once('=') {
-                Some((key, value)) => rustix::mount::fsconfig_set_string(context.as_fd(), key, value)?,
-                None => rustix::mount::fsconfig_set_flag(context.as_fd(), option.as_str())?,
-            }
-        }
-        rustix::mount::fsconfig_create(context.as_fd())?;
-        rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, options.attributes)
-    };
-    configure().map_err(|e| {
-        let said = said(&context);
-        let source = io::Error::from(e);
-        let source = if said.is_empty() { source } else { io::Error::other(format!("{source}: {said}")) };
-        HostError::Io { doing: DOING, path: at.to_owned(), source }
-    })
-}
-
 /// Opens what is at a path for its place alone: nothing at the end of it is followed.
 fn place(path: &Path, kind: OFlags) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC | kind;
@@ -320,62 +320,56 @@ fn real(fd: &OwnedFd, given: &Path) -> Result<PathBuf, HostError> {
     })
 }
 
-fn show(source: &OwnedFd, at: &OwnedFd, shown: Shown) -> Result<(), Errno> {
+fn show(source: &OwnedFd, at: &OwnedFd, shown: Shown, wanted: &Wanted) -> Result<(), Errno> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = rustix::mount::open_tree(source, "", flags)?;
     if shown == Shown::ReadOnly {
         raw::set_read_only(tree.as_fd()).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     }
-    attach(&tree, at)
+    attach(&tree, at, wanted)
 }
 
-fn attach(mount: &OwnedFd, at: &OwnedFd) -> Result<(), Errno> {
+/// Lets everybody see a mount, if it is still wanted: one that came after its call was given up would be nobody's.
+fn attach(mount: &OwnedFd, at: &OwnedFd, wanted: &Wanted) -> Result<(), Errno> {
+    wanted.check()?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(mount, "", at, "", flags)
 }
 
-/// Reads what the kernel has to say about a file system that it would not mount: `e ext4: Unknown parameter 'nonsense'`.
-fn said(context: &OwnedFd) -> String {
-    let mut words = Vec::new();
-    let mut line = [0; 512];
-    while let Ok(length) = rustix::io::read(context, &mut line) {
-        let text = line.get(..length).unwrap_or_default();
-        let text = text.strip_prefix(b"e ").or(text.strip_prefix(b"w ")).unwrap_or(text);
-        words.push(String::from_utf8_lossy(text).trim().to_owned());
-        if length == 0 || words.len() > 8 {
-            break;
-        }
-    }
-    words.retain(|word| !word.is_empty());
-    words.join("; ")
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The options of mount(8), sorted out.
-#[derive(Debug, PartialEq, Eq)]
-struct Options {
-    attributes: MountAttrFlags,
-    /// The file system itself, not only this mount.
-    read_only: bool,
-    own: Vec<String>,
-}
-
-impl Options {
-    fn of(given: &[String]) -> Self {
-        let mut found = Self { attributes: MountAttrFlags::empty(), read_only: false, own: Vec::new() };
-        for option in given.iter().flat_map(|option| option.split(',')).map(str::trim) {
-            match option {
-                "" | "rw" | "defaults" | "suid" | "dev" | "exec" | "atime" | "relatime" | "diratime" => {}
-                "ro" => found.read_only = true,
-                "nosuid" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NOSUID,
-                "nodev" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NODEV,
-                "noexec" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NOEXEC,
-                "noatime" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NOATIME,
-                "strictatime" => found.attributes |= MountAttrFlags::MOUNT_ATTR_STRICTATIME,
-                "nodiratime" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NODIRATIME,
-                own => found.own.push(own.to_owned()),
-            }
+    #[tokio::test]
+    async fn what_was_given_up_is_not_mounted_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let images = Images::open(directory.path()).await.unwrap();
+        let (begin, mut began) = tokio::sync::mpsc::unbounded_channel();
+        let (go, gone) = std::sync::mpsc::channel();
+        let (tell, told) = std::sync::mpsc::channel();
+        let at = directory.path().to_owned();
+        let work = images.wanted("mount", directory.path(), move |wanted| {
+            begin.send(()).unwrap();
+            // As a mount that the kernel keeps waiting; what it then attaches is no mount.
+            let _told_to: Result<(), _> = gone.recv();
+            let place = place(&at, OFlags::DIRECTORY).unwrap();
+            tell.send(attach(&place, &place, wanted).unwrap_err()).unwrap();
+            let unmade = make(&at, FsType::Ext4, &Options::of(&[]), &at, wanted).unwrap_err();
+            tell.send(match unmade {
+                Unmade::Other(e, _) => e,
+                Unmade::Option(_) => Errno::INVAL,
+            })
+            .unwrap();
+            Ok(())
+        });
+        tokio::select! {
+            biased;
+            done = work => panic!("it waits: {done:?}"),
+            _ = began.recv() => {}
         }
-        found
+        go.send(()).unwrap();
+        assert_eq!(told.recv(), Ok(Errno::CANCELED));
+        assert_eq!(told.recv(), Ok(Errno::CANCELED));
     }
 }

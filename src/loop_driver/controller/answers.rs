@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use prost_types::Timestamp;
 
 use crate::loop_driver::errors::Failure;
+use crate::loop_driver::health::Trouble;
 use crate::loop_driver::store::{Id, Snapshot, Source, State, Volume, VolumeState};
 use crate::loop_driver::{Driver, ask};
 use crate::model::Millis;
@@ -35,8 +36,24 @@ pub(super) fn page<T>(
 }
 
 impl Driver {
+    /// Returns a page of the volumes, each with what is wrong with it, and the token for the next page.
+    pub(super) async fn page_of_volumes(
+        &self,
+        most: i32,
+        token: &str,
+    ) -> Result<(Vec<(Volume, Vec<Trouble>)>, String), Failure> {
+        let (volumes, next_token) = page(self.listed(), |volume| &volume.id, most, token)?;
+        let promised = self.promised().await?;
+        let mut found = Vec::new();
+        for volume in volumes {
+            let troubles = self.troubles_with(&volume, &promised).await?;
+            found.push((volume, troubles));
+        }
+        Ok((found, next_token))
+    }
+
     /// Returns the volumes that a list shows: those of pods' own come and go with their pods.
-    pub(super) fn listed(&self) -> Vec<Volume> {
+    fn listed(&self) -> Vec<Volume> {
         let mut all = self.store().volumes.all();
         all.retain(|volume| {
             !volume.ephemeral

@@ -6,7 +6,7 @@ pub(super) mod volume;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::errors::Failure;
-use super::health::health;
+use super::health::{Trouble, condition, health};
 use super::locks::Key;
 use super::snapshots::new_snapshot;
 use super::store::{State, Volume};
@@ -73,22 +73,16 @@ impl Controller for Driver {
         request: Request<csi::ListVolumesRequest>,
     ) -> Result<Response<csi::ListVolumesResponse>, Status> {
         let request = request.into_inner();
-        let all = self.listed();
         let (volumes, next_token) =
-            page(all, |volume| &volume.id, request.max_entries, &request.starting_token)?;
-        let promised = self.promised().await?;
-        let mut entries = Vec::new();
-        for volume in volumes {
-            let troubles = self.troubles_with(&volume, &promised).await?;
-            let status = csi::list_volumes_response::VolumeStatus {
+            self.page_of_volumes(request.max_entries, &request.starting_token).await?;
+        let entry = |(volume, troubles): (Volume, Vec<Trouble>)| csi::list_volumes_response::Entry {
+            volume: Some(self.volume_message(&volume)),
+            status: Some(csi::list_volumes_response::VolumeStatus {
                 published_node_ids: Vec::new(),
-                volume_condition: Some(super::health::condition(&troubles)),
-            };
-            entries.push(csi::list_volumes_response::Entry {
-                volume: Some(self.volume_message(&volume)),
-                status: Some(status),
-            });
-        }
+                volume_condition: Some(condition(&troubles)),
+            }),
+        };
+        let entries = volumes.into_iter().map(entry).collect();
         Ok(Response::new(csi::ListVolumesResponse { entries, next_token }))
     }
 
@@ -265,15 +259,9 @@ impl Controller for Driver {
         request: Request<csi::ControllerListVolumeHealthRequest>,
     ) -> Result<Response<csi::ControllerListVolumeHealthResponse>, Status> {
         let request = request.into_inner();
-        let all = self.listed();
         let (volumes, next_token) =
-            page(all, |volume| &volume.id, request.max_entries, &request.starting_token)?;
-        let promised = self.promised().await?;
-        let mut entries = Vec::new();
-        for volume in volumes {
-            let troubles = self.troubles_with(&volume, &promised).await?;
-            entries.push(health(&volume, troubles));
-        }
+            self.page_of_volumes(request.max_entries, &request.starting_token).await?;
+        let entries = volumes.into_iter().map(|(volume, troubles)| health(&volume, troubles)).collect();
         Ok(Response::new(csi::ControllerListVolumeHealthResponse { entries, next_token }))
     }
 

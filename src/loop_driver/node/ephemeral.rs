@@ -85,6 +85,7 @@ impl Driver {
             access => access.clone(),
         };
         if self.is_published(&place, &usage, &target, &asked).await? {
+            self.note_target(&id, usage, &target, asked).await?;
             return self.settle(volume, &place, &target, &access).await;
         }
         if let Some(at) = place.elsewhere(&target) {
@@ -93,7 +94,7 @@ impl Driver {
         usage.targets.insert(target.clone(), asked.clone());
         self.store().set_usage(&id, &usage).await?;
         fault::reached("ephemeral:intent");
-        self.images().make_target(&target).await?;
+        self.make_target(&target).await?;
         self.mount_volume(volume, fs_type, &place, &target, &access).await?;
         fault::reached("ephemeral:outcome");
         info!(volume = %id, target = %target.display(), "published a pod's own volume");

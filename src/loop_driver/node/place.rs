@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::host::images::{Attached, Going};
 use crate::loop_driver::Driver;
 use crate::loop_driver::errors::Failure;
-use crate::loop_driver::store::{Content, Id};
+use crate::loop_driver::store::{Content, Id, Use};
 use crate::model::{Mount, MountTable};
 
 /// Where a volume is.
@@ -87,13 +88,38 @@ impl Place {
 }
 
 impl Driver {
-    /// Finds a volume on this node, with all loop devices over its image; where the image is gone, with those that we attached
-    /// to it before, so that what is still mounted can be taken down.
+    /// Finds a volume on this node, with all loop devices over its image, by whatever path they were given it; and with those
+    /// that we attached to what had the image's place before, so that what is still mounted of it can be taken down.
     pub(in crate::loop_driver) async fn place(&self, id: &Id) -> Result<Place, Failure> {
         let image = self.store().volume_image(id);
-        let file = self.images().look(&image).await?.map(|file| file.id);
-        let devices = self.images().attached_for(id.as_str(), &image, file).await?;
+        let file = self.images().look(&image).await?;
+        let Use { staging, targets, .. } = self.store().usage(id).await;
+        let mut devices = Vec::new();
+        // Ours may be over a file that had the image's place before; what is used nowhere has no such device.
+        if file.is_none() || staging.is_some() || !targets.is_empty() {
+            devices = self.images().attached_for(id.as_str(), &image, file.map(|file| file.id)).await?;
+        }
+        if let Some(file) = file.filter(|_| devices.is_empty()) {
+            devices = self.images().attached(&image, file.id).await?;
+        }
         self.placed(id, devices).await
+    }
+
+    /// As `place`, before something that nobody may disturb. A device of ours that goes with a mount that is gone is
+    /// waited for a moment: somebody, udev for one, looks at it.
+    pub(in crate::loop_driver) async fn place_at_rest(&self, id: &Id) -> Result<Place, Failure> {
+        const TRIES: u32 = 100;
+        let mut place = self.place(id).await?;
+        for _ in 1..TRIES {
+            let goes =
+                |device: &Attached| device.going() == Going::WithItsMount && device.is_for(id.as_str());
+            if !place.mounts.is_empty() || !place.binds.is_empty() || !place.devices.iter().any(goes) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            place = self.place(id).await?;
+        }
+        Ok(place)
     }
 
     /// As `place`, but where our device that it had last is still over its image, only that one counts. To ask all loop

@@ -2,16 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::place::Place;
-use super::stage::{check_access, unknown};
+use super::stage::check_access;
+use crate::error::Chain;
 use crate::execute::fault;
+use crate::host::HostError;
 use crate::host::images::{Going, Shown};
 use crate::loop_driver::Driver;
 use crate::loop_driver::ask::{Capability, read_only_device};
 use crate::loop_driver::errors::Failure;
-use crate::loop_driver::store::{Asked, Content, Id, Use};
+use crate::loop_driver::store::{Asked, Content, Id, OTHER_FLAGS, OTHER_GROUP, OTHER_RIGHTS, Use};
 use crate::proto::csi::volume_capability::access_mode::Mode;
 
 impl Driver {
@@ -43,7 +45,7 @@ impl Driver {
         }
         let target = self.target(target).await?;
         if self.is_published(&place, &usage, &target, &asked).await? {
-            return Ok(());
+            return self.note_target(id, usage, &target, asked).await;
         }
         check_sharing(&usage, &place, &staging, &target, capability.mode)?;
         usage.targets.insert(target.clone(), asked.clone());
@@ -53,11 +55,11 @@ impl Driver {
         match volume.content {
             Content::Block => {
                 let device = place.device()?.ok_or_else(|| Failure::no_volume(id.as_str()))?;
-                self.images().bind_device(device.number(), &target).await?;
+                self.images().bind_device(device.number(), &target).await.map_err(taken)?;
                 self.keep_if_ours(id, device.number(), &target).await?;
             }
             Content::FileSystem(_) => {
-                self.images().make_target(&target).await?;
+                self.make_target(&target).await?;
                 fault::reached("publish:target");
                 self.images().bind(&staging, &target, shown).await?;
             }
@@ -104,14 +106,59 @@ impl Driver {
             let problem = format!("{} is mounted at {}", there.source, target.display());
             return Err(Failure::Precondition(problem));
         }
-        let before = usage.targets.get(target).cloned();
-        // The whole file system may be read-only though the publication is not.
-        let before = before.unwrap_or_else(|| unknown(asked.block, there.read_only));
-        if before.read_only != asked.read_only || (before.mode != 0 && before.mode != asked.mode) {
-            let problem = format!("it is published at {} with another capability", target.display());
-            return Err(Failure::Exists(problem));
+        let differs = match usage.targets.get(target) {
+            Some(before) => before.differs_from(asked),
+            // What was asked is lost. The whole file system may be read-only though the publication is not.
+            None if there.read_only && !asked.read_only => Some(OTHER_RIGHTS),
+            None => self.seen_otherwise(target, asked, asked.read_only).await?,
+        };
+        if let Some(what) = differs {
+            return Err(Failure::Exists(format!("it is published at {} with {what}", target.display())));
         }
         Ok(true)
+    }
+
+    /// Returns what is otherwise than asked in what is mounted somewhere, as far as it can be seen.
+    pub(super) async fn seen_otherwise(
+        &self,
+        at: &Path,
+        asked: &Asked,
+        read_only: bool,
+    ) -> Result<Option<&'static str>, Failure> {
+        if asked.block {
+            return Ok(None);
+        }
+        let seen = self.images().seen(at).await?;
+        Ok(match asked.group {
+            _ if read_only && !seen.read_only => Some(OTHER_RIGHTS),
+            _ if !seen.goes_with(&asked.flags) => Some(OTHER_FLAGS),
+            // Where nobody can write nobody's group was set.
+            Some(group) if group != seen.group && !seen.read_only => Some(OTHER_GROUP),
+            Some(_) | None => None,
+        })
+    }
+
+    /// Writes down what was asked of a target, unless it is.
+    pub(super) async fn note_target(
+        &self,
+        id: &Id,
+        mut usage: Use,
+        target: &Path,
+        asked: Asked,
+    ) -> Result<(), Failure> {
+        if !usage.targets.contains_key(target) {
+            usage.targets.insert(target.to_owned(), asked);
+            self.store().set_usage(id, &usage).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the directory of a target; an empty one may be there.
+    ///
+    /// # Errors
+    /// `Precondition`: something else is there, and stays.
+    pub(super) async fn make_target(&self, target: &Path) -> Result<(), Failure> {
+        self.images().make_target(target).await.map_err(taken)
     }
 
     /// Unpublishes a volume. Its lock is held.
@@ -141,9 +188,17 @@ impl Driver {
         }
         let mut usage = self.store().usage(id).await;
         if usage.targets.remove(target.as_deref().unwrap_or(given)).is_some() {
-            self.store().set_usage(id, &usage).await?;
+            self.note_gone(id, &usage).await;
         }
         Ok(())
+    }
+
+    /// Writes down that a volume is not shown any more. It is only a hint, and what is mounted is looked up: on a full host,
+    /// where nothing can be written, pods must still be able to go.
+    pub(super) async fn note_gone(&self, id: &Id, usage: &Use) {
+        if let Err(error) = self.store().set_usage(id, usage).await {
+            warn!(volume = %id, "what is noted of its use stays: {}", Chain(&error));
+        }
     }
 
     /// Finds the real path of a target, which need not be there; its parent has to be.
@@ -156,6 +211,14 @@ impl Driver {
     async fn target_if_any(&self, given: &Path) -> Result<Option<PathBuf>, Failure> {
         let parent = self.images().real_directory(given.parent().unwrap_or(Path::new("/"))).await?;
         Ok(parent.zip(given.file_name()).map(|(parent, name)| parent.join(name)))
+    }
+}
+
+/// What is in a target's place has to go first.
+fn taken(error: HostError) -> Failure {
+    match error {
+        HostError::NotEmpty { .. } | HostError::WrongKind { .. } => Failure::Precondition(error.to_string()),
+        error => error.into(),
     }
 }
 

@@ -1,13 +1,12 @@
 //! Staging: the image attached, and its file system mounted. Unstaging: the reverse, never lazily.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::place::Place;
 use crate::execute::fault;
-use crate::host::images::{Allocation, Attached, FsType, Going, Grown, Shown};
+use crate::host::images::{Allocation, FsType, Going, Grown, Mounted, Shown};
 use crate::loop_driver::Driver;
 use crate::loop_driver::ask::{Access, Capability};
 use crate::loop_driver::errors::Failure;
@@ -22,21 +21,29 @@ impl Driver {
         let place = self.place_at_rest(id).await?;
         let asked = capability.asked(false);
         let mut usage = self.store().usage(id).await;
-        if let Some((at, before)) = &usage.staging
-            && self.is_staged(&volume, at, &place).await?
-        {
+        let before = usage.staging.clone();
+        let at = before.as_ref().map_or(&path, |(at, _)| at);
+        if self.is_staged(&volume, at, &place).await? {
             if *at != path {
                 return Err(Failure::Precondition(format!("the volume {id} is staged at {}", at.display())));
             }
-            if before.block != asked.block || before.flags != asked.flags || before.group != asked.group {
-                return Err(Failure::Exists(format!(
-                    "the volume {id} is staged there with another capability"
-                )));
+            let differs = match &before {
+                Some((_, before)) => before.differs_from(&asked),
+                // What was asked is lost. Read-only is what is published, not what is staged.
+                None => self.seen_otherwise(&path, &asked, false).await?,
+            };
+            if let Some(what) = differs {
+                return Err(Failure::Exists(format!("the volume {id} is staged there with {what}")));
+            }
+            if before.is_none() {
+                usage.staging = Some((path.clone(), asked));
+                self.store().set_usage(id, &usage).await?;
             }
             return self.settle(volume, &place, &path, &capability.access).await;
         }
         if let Some(at) = place.elsewhere(&path) {
-            let was_here = usage.staging.as_ref().is_some_and(|(at, before)| *at == path && *before == asked);
+            let same = |(at, before): &(PathBuf, Asked)| *at == path && before.differs_from(&asked).is_none();
+            let was_here = before.as_ref().is_some_and(same);
             if let Some(mount) = place.mounts.iter().find(|mount| !mount.read_only).filter(|_| was_here) {
                 // Somebody unmounted it under its publications, which still have it.
                 self.images().bind(&mount.point, &path, Shown::Writable).await?;
@@ -57,23 +64,6 @@ impl Driver {
         fault::reached("stage:outcome");
         info!(volume = %id, path = %path.display(), "staged");
         Ok(())
-    }
-
-    /// Finds a volume. A device of ours that is about to go after its mount is waited for a moment: somebody, udev for one,
-    /// looks at it.
-    async fn place_at_rest(&self, id: &Id) -> Result<Place, Failure> {
-        const TRIES: u32 = 100;
-        let mut place = self.place(id).await?;
-        for _ in 0..TRIES {
-            let goes =
-                |device: &Attached| device.going() == Going::WithItsMount && device.is_for(id.as_str());
-            if !place.mounts.is_empty() || !place.binds.is_empty() || !place.devices.iter().any(goes) {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            place = self.place(id).await?;
-        }
-        Ok(place)
     }
 
     /// Returns whether a volume is staged where it was written down.
@@ -143,7 +133,10 @@ impl Driver {
             Access::Mount { flags, .. } => options(flags, volume.allocation),
             Access::Block => Vec::new(),
         };
-        self.images().mount(&device, fs_type, &options, at).await?;
+        match self.images().mount(&device, fs_type, &options, at).await? {
+            Mounted::Done => {}
+            Mounted::OptionsRefused(why) => return Err(Failure::Invalid(why)),
+        }
         fault::reached("stage:mount");
         self.fill_and_give(volume, fs_type, &device.node(), at, access).await
     }
@@ -238,7 +231,7 @@ impl Driver {
             }
         }
         if usage.staging.take().is_some() {
-            self.store().set_usage(id, &usage).await?;
+            self.note_gone(id, &usage).await;
         }
         Ok(())
     }
@@ -292,9 +285,4 @@ pub(super) fn needs_sys_resource(id: &Id) -> Failure {
          CAP_SYS_RESOURCE, which this driver does not have here (EXT4_IOC_RESIZE_FS: EPERM). Give it the capability, or \
          unpublish and unstage the volume: it grows when it is staged again. xfs and btrfs need no capability"
     ))
-}
-
-/// What is kept of a publication that nobody wrote down.
-pub(super) fn unknown(block: bool, read_only: bool) -> Asked {
-    Asked { mode: 0, block, read_only, flags: Vec::new(), group: None }
 }

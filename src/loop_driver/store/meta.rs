@@ -8,11 +8,20 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::shelf::Entry;
-use crate::host::images::{Allocation, FsType};
+use crate::host::images::{Allocation, FsType, ordered};
 use crate::model::Millis;
 
 /// The version of the format, in every file.
 pub(crate) const VERSION: u32 = 1;
+
+/// What a call asks for otherwise: to be read-only, or not to be.
+pub(crate) const OTHER_RIGHTS: &str = "other rights (read-only or not)";
+
+/// What a call asks for otherwise: the mount options.
+pub(crate) const OTHER_FLAGS: &str = "other mount flags";
+
+/// What a call asks for otherwise: whose the content is.
+pub(crate) const OTHER_GROUP: &str = "another VOLUME_MOUNT_GROUP";
 
 /// The id of a volume, a snapshot or a group: the name of its directory, and its handle in CSI.
 ///
@@ -246,6 +255,20 @@ pub(crate) struct Asked {
     pub flags: Vec<String>,
     /// `volume_mount_group`
     pub group: Option<u32>,
+}
+
+impl Asked {
+    /// Returns what another call asks for otherwise, in words for who made it.
+    pub(crate) fn differs_from(&self, other: &Self) -> Option<&'static str> {
+        match () {
+            () if self.block != other.block => Some("another access type"),
+            () if self.mode != other.mode => Some("another access mode"),
+            () if self.read_only != other.read_only => Some(OTHER_RIGHTS),
+            () if ordered(&self.flags) != ordered(&other.flags) => Some(OTHER_FLAGS),
+            () if self.group != other.group => Some(OTHER_GROUP),
+            () => None,
+        }
+    }
 }
 
 impl Entry for Volume {

@@ -1,4 +1,8 @@
 //! The driver's directory: what is in it, and that all of it is ours.
+//!
+//! What has to go is said in `meta.json` before the first file goes. On a full host, where that cannot be written, the image is
+//! renamed to `image.deleting` instead, which condemns its entry as well: it is unlinked last, so that a deletion that was
+//! begun is finished by the next start, whatever became of it in between.
 
 mod directory;
 mod meta;
@@ -9,7 +13,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub(super) use meta::{
-    Asked, Content, Group, Id, Snapshot, Source, State, Use, VERSION, Volume, VolumeState,
+    Asked, Content, Group, Id, OTHER_FLAGS, OTHER_GROUP, OTHER_RIGHTS, Snapshot, Source, State, Use, VERSION,
+    Volume, VolumeState,
 };
 pub(super) use shelf::{Entry, Shelf};
 use shelf::{META, blocking, replace};

@@ -1,0 +1,155 @@
+//! The options of mount(8): sorted out for the kernel, told alike however they are written, and looked for in what is mounted.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use rustix::fs::{OFlags, StatVfsMountFlags};
+use rustix::mount::MountAttrFlags;
+
+use super::super::HostError;
+use super::file::open;
+use super::{Images, failed};
+
+/// The options, sorted out.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Options {
+    /// Those of the mount.
+    pub(super) attributes: MountAttrFlags,
+    /// The file system itself, not only this mount.
+    pub(super) read_only: bool,
+    /// The file system's own.
+    pub(super) own: Vec<String>,
+}
+
+impl Options {
+    /// Takes options as they are given: each may be several, with commas between them.
+    pub(super) fn of(given: &[String]) -> Self {
+        let mut found = Self { attributes: MountAttrFlags::empty(), read_only: false, own: Vec::new() };
+        for option in each(given) {
+            match option {
+                "rw" | "defaults" | "suid" | "dev" | "exec" | "atime" | "relatime" | "diratime" => {}
+                "ro" => found.read_only = true,
+                "nosuid" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NOSUID,
+                "nodev" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NODEV,
+                "noexec" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NOEXEC,
+                "noatime" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NOATIME,
+                "strictatime" => found.attributes |= MountAttrFlags::MOUNT_ATTR_STRICTATIME,
+                "nodiratime" => found.attributes |= MountAttrFlags::MOUNT_ATTR_NODIRATIME,
+                own => found.own.push(own.to_owned()),
+            }
+        }
+        found
+    }
+
+    /// Returns those that every file system has.
+    pub(super) fn common(&self) -> Self {
+        Self { attributes: self.attributes, read_only: self.read_only, own: Vec::new() }
+    }
+}
+
+/// Returns options one by one and in order: of two lists that say the same it is the same.
+pub fn ordered(given: &[String]) -> BTreeSet<&str> {
+    each(given).collect()
+}
+
+fn each(given: &[String]) -> impl Iterator<Item = &str> {
+    given.iter().flat_map(|option| option.split(',')).map(str::trim).filter(|option| !option.is_empty())
+}
+
+/// What can be seen of how something is mounted: not the file system's own options, of which the kernel shows some, and in words
+/// of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Nobody can write to it: because of the mount, or of its file system.
+    pub read_only: bool,
+    /// The group of its root directory.
+    pub group: u32,
+    attributes: MountAttrFlags,
+}
+
+impl Seen {
+    /// Returns whether it may have been mounted with these options.
+    pub fn goes_with(&self, options: &[String]) -> bool {
+        let wanted = Options::of(options);
+        self.attributes == wanted.attributes && (self.read_only || !wanted.read_only)
+    }
+}
+
+impl Images {
+    /// Looks how what is mounted at a path is mounted.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn seen(&self, at: &Path) -> Result<Seen, HostError> {
+        let path = at.to_owned();
+        self.local("look at the mount at", at, move || {
+            let fail = failed("look at the mount at", &path);
+            let root = open(&path, OFlags::PATH | OFlags::DIRECTORY).map_err(&fail)?;
+            let flags = rustix::fs::fstatvfs(&root).map_err(&fail)?.f_flag;
+            let group = rustix::fs::fstat(&root).map_err(&fail)?.st_gid;
+            let read_only = flags.contains(StatVfsMountFlags::RDONLY);
+            Ok(Seen { read_only, group, attributes: attributes(flags) })
+        })
+        .await
+    }
+}
+
+fn attributes(flags: StatVfsMountFlags) -> MountAttrFlags {
+    let mut found = MountAttrFlags::empty();
+    for (flag, attribute) in [
+        (StatVfsMountFlags::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (StatVfsMountFlags::NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (StatVfsMountFlags::NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (StatVfsMountFlags::NOATIME, MountAttrFlags::MOUNT_ATTR_NOATIME),
+        (StatVfsMountFlags::NODIRATIME, MountAttrFlags::MOUNT_ATTR_NODIRATIME),
+    ] {
+        if flags.contains(flag) {
+            found |= attribute;
+        }
+    }
+    // Without an option it is relatime.
+    if !flags.intersects(StatVfsMountFlags::NOATIME | StatVfsMountFlags::RELATIME) {
+        found |= MountAttrFlags::MOUNT_ATTR_STRICTATIME;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(given: &[&str]) -> Vec<String> {
+        given.iter().map(|&option| option.to_owned()).collect()
+    }
+
+    #[test]
+    fn options_are_the_same_however_they_are_written() {
+        let (one, other) = (
+            options(&["noatime,nodev", "errors=panic"]),
+            options(&["errors=panic", "nodev ", "", "noatime"]),
+        );
+        assert_eq!(ordered(&one), ordered(&other));
+        assert_ne!(ordered(&one), ordered(&options(&["noatime,nodev"])));
+    }
+
+    #[test]
+    fn what_is_mounted_shows_the_attributes_of_its_options() {
+        let seen = |flags| Seen { read_only: false, group: 0, attributes: attributes(flags) };
+        let relatime = seen(StatVfsMountFlags::RELATIME);
+        let noatime = seen(StatVfsMountFlags::NOATIME | StatVfsMountFlags::NODEV);
+        let strict = seen(StatVfsMountFlags::empty());
+        for (mounted, given, fits) in [
+            (relatime, &["discard"][..], true),
+            (relatime, &["noatime"], false),
+            (relatime, &["strictatime"], false),
+            (relatime, &["ro"], false),
+            (noatime, &["nodev,noatime"], true),
+            (noatime, &["noatime"], false),
+            (strict, &["strictatime"], true),
+            (strict, &[], false),
+        ] {
+            assert_eq!(mounted.goes_with(&options(given)), fits, "{mounted:?} {given:?}");
+        }
+        assert!(Seen { read_only: true, ..relatime }.goes_with(&options(&["ro"])));
+    }
+}
