@@ -3,11 +3,15 @@
 #![allow(
     dead_code,
     unreachable_pub,
+    clippy::panic,
     clippy::allow_attributes,
-    reason = "every test binary uses a part of it"
+    reason = "every test binary uses a part of it, and its helpers may fail loudly"
 )]
 
 pub mod calls;
+pub mod crash;
+pub mod device;
+pub mod freeze;
 
 use std::fs;
 use std::path::{Path, PathBuf};
