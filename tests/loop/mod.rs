@@ -12,6 +12,7 @@ pub mod calls;
 pub mod crash;
 pub mod device;
 pub mod freeze;
+pub mod lists;
 
 use std::fs;
 use std::path::{Path, PathBuf};
