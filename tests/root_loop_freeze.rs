@@ -11,10 +11,12 @@ mod looped;
 mod support;
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use looped::calls::{As, From, refused};
-use looped::freeze::{keeper_of, state_of, writes};
-use looped::{Loop, path, run};
+use looped::freeze::{ended, is_frozen, keeper_of, state_of, writes};
+use looped::writer::{Writer, records};
+use looped::{Loop, check, path, run};
 use support::until;
 use tonic::{Code, Status};
 
@@ -58,7 +60,7 @@ fn a_signal_for_all_does_not_end_the_keeper() {
 #[test]
 fn a_keeper_that_is_killed_while_the_driver_lives_leaves_nothing_frozen() {
     let mut driver = staged_ext4();
-    let why = frozen(&mut driver, |_driver, keeper| {
+    let why = frozen(&mut driver, snapshot, |_driver, keeper| {
         run("kill", &["-KILL", &keeper.to_string()]);
     });
     assert!(why.expect_err("it was not frozen").message().contains("killed"));
@@ -66,19 +68,93 @@ fn a_keeper_that_is_killed_while_the_driver_lives_leaves_nothing_frozen() {
     driver.snapshot("v", "s").unwrap();
 }
 
+/// Lets the time that writers may be frozen end before a copy does, on volumes `v` and `w`.
+fn takes_too_long(mut driver: Loop, call: impl Fn(&Loop) -> Result<(), Status> + Sync) {
+    let used = As::file_system("ext4");
+    for id in ["v", "w"] {
+        driver.create(id, &used, SIZE, From::Nothing);
+        driver.stage(id, &driver.staging(id), &used).expect("it is staged");
+    }
+    fs::write(driver.host.path("csi-loop.toml"), "reserve = '0'\nfreeze-limit-seconds = 1\n")
+        .expect("a configuration");
+    let mounted = ["v", "w"].map(|id| driver.staging(id));
+    let writer = Writer::start(&[&mounted[0], &mounted[1]]);
+    let failed = frozen(&mut driver, &call, |_driver, keeper| {
+        // The driver still stands where it is.
+        writer.goes_on();
+        ended(keeper);
+    });
+    let why = refused(failed, Code::FailedPrecondition);
+    assert!(why.contains("freeze-limit-seconds"), "{why}");
+    nothing_taken(&driver);
+    // With more time it succeeds.
+    fs::write(driver.host.path("csi-loop.toml"), "reserve = '0'\n").expect("a configuration");
+    driver.restart(&[]);
+    call(&driver).expect("it can be done again");
+    writer.goes_on();
+    writer.end();
+}
+
+/// There is no snapshot, nor a part of one.
+fn nothing_taken(driver: &Loop) {
+    assert_eq!(driver.snapshots("", "", 0, "").expect("a list"), (Vec::new(), String::new()));
+    for kind in ["snapshots", "groups"] {
+        let left: Vec<_> = fs::read_dir(driver.dir.join(kind)).expect("it is there").flatten().collect();
+        assert!(left.is_empty(), "{kind} are left: {left:?}\n{}", driver.log());
+    }
+}
+
 #[test]
 fn a_whole_copy_ends_with_the_time_that_writers_may_be_frozen() {
-    let mut driver = staged_ext4();
-    fs::write(driver.host.path("csi-loop.toml"), "reserve = '0'\nfreeze-limit-seconds = 1\n").unwrap();
-    let why = frozen(&mut driver, |driver, keeper| {
-        writes(&driver.staging("v"), "its time is over");
-        until("the keeper has ended", || {
-            let stat = fs::read_to_string(format!("/proc/{keeper}/stat")).unwrap_or_default();
-            stat.is_empty() || stat.contains(") Z ")
+    takes_too_long(Loop::on("ext4", "512M"), snapshot);
+}
+
+#[test]
+fn a_shared_copy_that_was_not_frozen_to_its_end_is_not_kept() {
+    takes_too_long(Loop::on("xfs", "512M"), snapshot);
+}
+
+#[test]
+fn a_group_that_was_not_frozen_to_its_end_is_not_kept() {
+    for host in ["ext4", "xfs"] {
+        takes_too_long(Loop::on(host, "512M"), |driver| driver.group_snapshot("g", &["v", "w"]).map(drop));
+    }
+}
+
+#[test]
+fn a_writer_goes_on_soon_when_the_driver_is_killed_while_it_waits() {
+    /// Far below the time that it may be frozen.
+    const SOON: Duration = Duration::from_secs(10);
+    let mut driver = Loop::new();
+    for fs_type in ["ext4", "xfs", "btrfs"] {
+        let used = As::file_system(fs_type);
+        driver.create("v", &used, 320 * MIB, From::Nothing);
+        let staged = driver.staging("v");
+        driver.stage("v", &staged, &used).unwrap();
+        let writer = Writer::start(&[&staged]);
+        writer.goes_on();
+        let cut_off = frozen(&mut driver, snapshot, |driver, keeper| {
+            assert!(is_frozen(&staged), "{fs_type}");
+            let killed = Instant::now();
+            driver.process.as_ref().expect("it runs").signal("-KILL");
+            // Nobody started the driver again yet.
+            writer.goes_on();
+            assert!(killed.elapsed() < SOON, "{fs_type}: {:?}", killed.elapsed());
+            ended(keeper);
         });
-    });
-    let why = refused(why, Code::FailedPrecondition);
-    assert!(why.contains("freeze-limit-seconds"), "{why}");
+        assert!(cut_off.is_err(), "{fs_type}");
+        driver.restart(&[]);
+        nothing_taken(&driver);
+        snapshot(&driver).unwrap();
+        writer.goes_on();
+        let written = writer.end();
+        assert_eq!(records(&staged), written, "{fs_type}: something was lost");
+        driver.delete_snapshot("s").unwrap();
+        driver.unstage("v", &staged).unwrap();
+        check::clean(fs_type, &driver.dir.join("volumes/v/image"));
+        driver.delete("v").unwrap();
+    }
+    driver.assert_nothing_left();
 }
 
 fn staged_ext4() -> Loop {
@@ -89,12 +165,20 @@ fn staged_ext4() -> Loop {
     driver
 }
 
-/// Does something while the volume is frozen for a snapshot and the driver stands still; returns how the snapshot ended.
-fn frozen(driver: &mut Loop, meanwhile: impl FnOnce(&Loop, u32)) -> Result<(), Status> {
+fn snapshot(driver: &Loop) -> Result<(), Status> {
+    driver.snapshot("v", "s").map(drop)
+}
+
+/// Does something while volumes are frozen for a call and the driver stands still; returns how the call ended.
+fn frozen(
+    driver: &mut Loop,
+    call: impl Fn(&Loop) -> Result<(), Status> + Sync,
+    meanwhile: impl FnOnce(&Loop, u32),
+) -> Result<(), Status> {
     driver.restart(&[("VOLUMED_TEST_FAULT", "stop:snapshot:frozen")]);
     let driver = &*driver;
     std::thread::scope(|scope| {
-        let call = scope.spawn(|| driver.snapshot("v", "s").map(drop));
+        let call = scope.spawn(|| call(driver));
         let process = driver.process.as_ref().expect("it runs");
         until("the driver stands still", || state_of(process) == 'T');
         meanwhile(driver, keeper_of(process));

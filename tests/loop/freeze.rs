@@ -2,15 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::{path, run};
-use crate::support::{PATIENCE, Process};
+use crate::support::{PATIENCE, Process, until};
 
 /// Somebody can write, soon: a write to a frozen file system waits for good.
 pub fn writes(mounted: &Path, context: &str) {
     let file = mounted.join("writer");
-    let mut writer = std::process::Command::new("dd");
+    let mut writer = Command::new("dd");
     writer.args(["if=/dev/zero", "bs=4k", "count=1", "conv=fsync"]).arg(format!("of={}", path(&file)));
     let mut writer = writer.stderr(std::process::Stdio::null()).spawn().expect("dd can be run");
     let deadline = Instant::now() + PATIENCE;
@@ -37,4 +38,23 @@ pub fn keeper_of(process: &Process) -> u32 {
     let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let mut pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
     pids.find(|pid| name(pid).trim() == "volumed-freeze").expect("it has a keeper")
+}
+
+/// Returns whether a mounted file system is frozen: it cannot be frozen again.
+pub fn is_frozen(mounted: &Path) -> bool {
+    let output = Command::new("fsfreeze").args(["--freeze", path(mounted)]).output();
+    let output = output.expect("fsfreeze can be run");
+    if output.status.success() {
+        run("fsfreeze", &["--unfreeze", path(mounted)]);
+        return false;
+    }
+    String::from_utf8_lossy(&output.stderr).contains("busy")
+}
+
+/// Waits until a keeper has ended.
+pub fn ended(keeper: u32) {
+    until("the keeper has ended", || {
+        let stat = fs::read_to_string(format!("/proc/{keeper}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    });
 }
