@@ -344,7 +344,7 @@ fn a_bind_reaches_other_mount_namespaces() {
         mount(NONE, &root, NONE, MsFlags::MS_SHARED, NONE).unwrap();
         let linux = Linux::open(&root).unwrap();
         world.publish_bind(&device);
-        let elsewhere = Holder::start_elsewhere("true", &root);
+        let elsewhere = Holder::start_elsewhere("slave", "true", &root);
         let seen = |there: bool| {
             let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", elsewhere.0.id())).unwrap();
             assert_eq!(table.contains(&format!(" {} ", world.map().display())), there, "{table}");

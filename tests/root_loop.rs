@@ -1,5 +1,5 @@
-//! The bundled driver's volumes, from CreateVolume to DeleteVolume: each file system, block devices, growth, snapshots and clones,
-//! beside each other on one host.
+//! The bundled driver's volumes, from CreateVolume to DeleteVolume: each file system, block devices, a pod's own, with growth,
+//! snapshots and clones beside each other on one host.
 
 #![expect(
     clippy::disallowed_methods,
@@ -13,15 +13,13 @@ mod looped;
 mod support;
 
 use std::fs;
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use looped::calls::{As, From, refused};
+use looped::device::{end_of, get, put};
 use looped::{Loop, capacity, run, write};
-use support::{loop_devices, until};
+use support::loop_devices;
 use tonic::Code;
-use volumed::proto::csi::volume_capability::access_mode::Mode;
 
 const MIB: u64 = 1 << 20;
 
@@ -208,96 +206,6 @@ fn a_block_volume_lives_and_leaves_nothing() {
     driver.assert_nothing_left();
 }
 
-fn put(device: &Path, at: u64, bytes: &[u8]) {
-    let mut device = fs::File::options().write(true).open(device).expect("a device");
-    device.seek(SeekFrom::Start(at)).expect("a place on it");
-    device.write_all(bytes).expect("it can be written");
-}
-
-fn get(device: &Path, at: u64) -> [u8; 4] {
-    let mut device = fs::File::open(device).expect("a device");
-    device.seek(SeekFrom::Start(at)).expect("a place on it");
-    let mut bytes = [0; 4];
-    device.read_exact(&mut bytes).expect("it can be read");
-    bytes
-}
-
-fn end_of(device: &Path) -> u64 {
-    fs::File::open(device).expect("a device").seek(SeekFrom::End(0)).expect("it has an end")
-}
-
-#[test]
-fn who_writes_past_a_volume_s_size_is_told_and_nobody_else() {
-    let driver = Loop::new();
-    let used = As::file_system("ext4");
-    let small = driver.create("small", &used, 8 * MIB, From::Nothing);
-    let other = driver.create("other", &used, 8 * MIB, From::Nothing);
-    for id in [&small, &other] {
-        driver.stage(id, &driver.staging(id), &used).unwrap();
-    }
-    let full = fs::write(driver.staging(&small).join("file"), vec![1; 16 << 20]);
-    assert_eq!(full.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
-    write(&driver.staging(&other).join("file"), &[1; 1 << 20]);
-    let usage = driver.stats(&small, &driver.staging(&small)).unwrap().usage;
-    assert!(usage[0].total <= i64::try_from(8 * MIB).unwrap(), "{usage:?}");
-}
-
-#[test]
-fn what_was_promised_is_not_promised_again() {
-    let driver = Loop::on("ext4", "512M");
-    let used = As::file_system("ext4");
-    driver.create("a", &used, 300 * MIB, From::Nothing);
-    let why = refused(driver.create_as("b", &used, 300 * MIB, From::Nothing, &[]), Code::ResourceExhausted);
-    assert!(why.contains("promised"), "{why}");
-    // Nor to two that grow at the same moment.
-    let small = ["e", "f"].map(|name| driver.create(name, &As::block(), MIB, From::Nothing));
-    let grown: Vec<bool> = std::thread::scope(|scope| {
-        let driver = &driver;
-        let all: Vec<_> = small
-            .iter()
-            .map(|id| scope.spawn(move || driver.controller_expand(id, 120 * MIB).is_ok()))
-            .collect();
-        all.into_iter().map(|one| one.join().expect("no panic")).collect()
-    });
-    assert!(grown != [true, true], "more was promised than there is");
-    for id in &small {
-        driver.delete(id).unwrap();
-    }
-    driver.create_as("c", &used, 64 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
-    let image = fs::metadata(driver.dir.join("volumes/c/image")).unwrap();
-    assert!(image.blocks() * 512 >= 64 * MIB, "a thick volume is not all there");
-    // What its user gives back nobody else gets, and it has it again when it is staged again.
-    let staged = driver.staging("c");
-    driver.stage("c", &staged, &used).unwrap();
-    run("fstrim", &[looped::path(&staged)]);
-    driver.unstage("c", &staged).unwrap();
-    let image = || fs::metadata(driver.dir.join("volumes/c/image")).unwrap().blocks() * 512;
-    assert!(image() < 64 * MIB, "nothing was trimmed");
-    refused(driver.create_as("d", &used, 100 * MIB, From::Nothing, &[]), Code::ResourceExhausted);
-    driver.stage("c", &staged, &used).unwrap();
-    assert!(image() >= 64 * MIB, "a thick volume lost blocks");
-}
-
-#[test]
-fn a_full_host_directory_is_told_before_a_thin_volume_meets_it() {
-    let driver = Loop::on("ext4", "256M");
-    let used = As::file_system("ext4");
-    let volume = driver.create("v", &used, 128 * MIB, From::Nothing);
-    let staged = driver.staging("v");
-    driver.stage(&volume, &staged, &used).unwrap();
-    let condition = || driver.stats(&volume, &staged).unwrap().volume_condition.expect("a condition");
-    assert!(!condition().abnormal, "{:?}", condition());
-    // Somebody else fills the file system that the directory is on.
-    let others = driver.dir.parent().expect("a parent").join("others");
-    let space = run("stat", &["--file-system", "--format=%a %S", looped::path(&driver.dir)]);
-    let free: u64 = space.split_whitespace().map(|number| number.parse::<u64>().unwrap()).product();
-    run("fallocate", &["-l", &(free - 8 * MIB).to_string(), looped::path(&others)]);
-    let condition = condition();
-    assert!(condition.abnormal && condition.message.contains("may still need"), "{condition:?}");
-    // The volume still works: it was told before.
-    write(&staged.join("file"), b"x");
-}
-
 #[test]
 fn a_pod_s_own_volume_comes_and_goes_with_its_publication() {
     let driver = Loop::new();
@@ -324,84 +232,6 @@ fn a_pod_s_own_volume_comes_and_goes_with_its_publication() {
 }
 
 #[test]
-fn the_rights_of_a_publication_are_those_that_were_asked_for() {
-    let driver = Loop::new();
-    let used = As::file_system("ext4");
-    let volume = driver.create("v", &used, 16 * MIB, From::Nothing);
-    let (staged, target, other) = (driver.staging("v"), driver.target("a"), driver.target("b"));
-    refused(driver.publish(&volume, &staged, &target, &used, false), Code::FailedPrecondition);
-    let mine = used.clone().group(4711);
-    driver.stage(&volume, &staged, &mine).unwrap();
-    refused(driver.stage(&volume, &driver.staging("w"), &mine), Code::FailedPrecondition);
-    refused(driver.stage(&volume, &staged, &mine.clone().flag("noexec")), Code::AlreadyExists);
-    refused(driver.stage(&volume, &staged, &As::file_system("xfs")), Code::InvalidArgument);
-    driver.publish(&volume, &staged, &target, &used, true).unwrap();
-    refused(driver.publish(&volume, &staged, &target, &used, false), Code::AlreadyExists);
-    let denied = fs::write(target.join("x"), b"x").unwrap_err();
-    assert_eq!(denied.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
-    assert_eq!(fs::metadata(&target).unwrap().gid(), 4711);
-    assert_eq!(fs::metadata(&target).unwrap().mode() & 0o2070, 0o2070);
-    let single = used.clone().mode(Mode::SingleNodeSingleWriter);
-    refused(driver.publish(&volume, &staged, &other, &single, false), Code::FailedPrecondition);
-    driver.publish(&volume, &staged, &other, &used, false).unwrap();
-    write(&other.join("x"), b"x");
-}
-
-#[test]
-fn a_mount_option_reaches_the_kernel_and_its_refusal_the_caller() {
-    let driver = Loop::new();
-    let used = As::file_system("ext4");
-    let volume = driver.create("v", &used, 16 * MIB, From::Nothing);
-    let staged = driver.staging("v");
-    let why = refused(driver.stage(&volume, &staged, &used.clone().flag("nonsense")), Code::Internal);
-    assert!(why.contains("nonsense"), "{why}");
-    until("the loop device is gone", || loop_devices(&driver.dir).is_empty());
-    driver.stage(&volume, &staged, &used.clone().flag("noexec,errors=remount-ro").flag("noatime")).unwrap();
-    let options = run("findmnt", &["-n", "-o", "OPTIONS", looped::path(&staged)]);
-    assert!(
-        options.contains("noexec") && options.contains("noatime") && options.contains("remount-ro"),
-        "{options}"
-    );
-}
-
-#[test]
-fn what_is_mounted_by_others_is_not_touched() {
-    let driver = Loop::new();
-    let used = As::file_system("ext4");
-    let volume = driver.create("v", &used, 16 * MIB, From::Nothing);
-    let (staged, target) = (driver.staging("v"), driver.target("t"));
-    run("mount", &["-t", "tmpfs", "none", looped::path(&staged)]);
-    write(&staged.join("precious"), b"x");
-    refused(driver.stage(&volume, &staged, &used), Code::FailedPrecondition);
-    refused(driver.unstage(&volume, &staged), Code::FailedPrecondition);
-    assert!(staged.join("precious").exists());
-    run("umount", &[looped::path(&staged)]);
-    driver.stage(&volume, &staged, &used).unwrap();
-    // A directory with something in it is no target, and what is in it stays.
-    fs::create_dir(&target).unwrap();
-    write(&target.join("precious"), b"x");
-    refused(driver.publish(&volume, &staged, &target, &used, false), Code::Internal);
-    refused(driver.unpublish(&volume, &target), Code::Internal);
-    assert!(target.join("precious").exists());
-    fs::remove_file(target.join("precious")).unwrap();
-    driver.publish(&volume, &staged, &target, &used, false).unwrap();
-    // Something mounted below it keeps it where it is.
-    fs::create_dir(target.join("below")).unwrap();
-    run("mount", &["-t", "tmpfs", "none", looped::path(&target.join("below"))]);
-    refused(driver.unpublish(&volume, &target), Code::Internal);
-    run("umount", &[looped::path(&target.join("below"))]);
-    driver.unpublish(&volume, &target).unwrap();
-    // Somebody works in it: told who.
-    let busy = fs::File::open(&staged).unwrap();
-    let why = refused(driver.unstage(&volume, &staged), Code::FailedPrecondition);
-    assert!(why.contains("in use by") && why.contains(&std::process::id().to_string()), "{why}");
-    drop(busy);
-    driver.unstage(&volume, &staged).unwrap();
-    driver.delete(&volume).unwrap();
-    driver.assert_nothing_left();
-}
-
-#[test]
 fn a_staging_that_was_unmounted_under_its_publications_comes_back() {
     let driver = Loop::new();
     let used = As::file_system("ext4");
@@ -417,114 +247,4 @@ fn a_staging_that_was_unmounted_under_its_publications_comes_back() {
     driver.unstage(&volume, &staged).unwrap();
     driver.delete(&volume).unwrap();
     driver.assert_nothing_left();
-}
-
-#[test]
-fn a_snapshot_takes_no_room_that_volumes_were_promised() {
-    let driver = Loop::on("ext4", "512M");
-    let used = As::block();
-    driver.create_as("v", &used, 200 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
-    driver.create("w", &used, 200 * MIB, From::Nothing);
-    refused(driver.snapshot("v", "s"), Code::ResourceExhausted);
-    driver.snapshot("w", "s").unwrap();
-    driver.delete_snapshot("s").unwrap();
-    driver.delete("v").unwrap();
-    driver.delete("w").unwrap();
-    driver.assert_nothing_left();
-}
-
-#[test]
-fn a_published_block_volume_is_copied_where_blocks_can_be_shared() {
-    let driver = Loop::on("xfs", "512M");
-    let used = As::block();
-    driver.create("v", &used, 8 * MIB, From::Nothing);
-    driver.stage("v", &driver.staging("v"), &used).unwrap();
-    driver.publish("v", &driver.staging("v"), &driver.target("v"), &used, false).unwrap();
-    put(&driver.target("v"), MIB, b"here");
-    driver.snapshot("v", "s").unwrap();
-    let image = driver.dir.join("snapshots/s/image");
-    assert_eq!(get(&image, MIB), *b"here");
-}
-
-#[test]
-fn a_shared_snapshot_for_whose_writes_there_is_no_room_is_not_taken() {
-    let driver = Loop::on("xfs", "512M");
-    let used = As::block();
-    driver.create_as("v", &used, 300 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
-    let why = refused(driver.snapshot("v", "s"), Code::ResourceExhausted);
-    assert!(why.contains("promised"), "{why}");
-    driver.delete("v").unwrap();
-    driver.assert_nothing_left();
-}
-
-#[test]
-fn a_clone_needs_its_own_room_and_no_more() {
-    let driver = Loop::on("ext4", "512M");
-    let used = As::block();
-    driver.create_as("v", &used, 200 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
-    driver.create("w", &used, 200 * MIB, From::Volume("v"));
-}
-
-#[test]
-fn on_a_full_host_a_volume_can_be_deleted() {
-    let driver = Loop::on("ext4", "64M");
-    driver.create("v", &As::block(), 16 * MIB, From::Nothing);
-    driver.create_as("w", &As::block(), 8 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
-    let filler = driver.dir.parent().expect("a parent").join("filler");
-    for size in ["1M", "4k", "1k"] {
-        let mut fill = std::process::Command::new("dd");
-        fill.args(["if=/dev/zero", "conv=notrunc", "oflag=append"]).arg(format!("bs={size}"));
-        fill.arg(format!("of={}", looped::path(&filler))).stderr(std::process::Stdio::null());
-        assert!(!fill.status().unwrap().success(), "the disk is not full");
-    }
-    refused(driver.create_as("x", &As::block(), MIB, From::Nothing, &[]), Code::ResourceExhausted);
-    driver.delete("w").unwrap();
-    driver.delete("v").unwrap();
-    driver.assert_nothing_left();
-}
-
-#[test]
-fn a_group_of_snapshots_comes_and_goes_as_one() {
-    let driver = Loop::new();
-    let used = As::file_system("ext4");
-    let ids = ["a", "b"].map(|name| driver.create(name, &used, 16 * MIB, From::Nothing));
-    for id in &ids {
-        driver.stage(id, &driver.staging(id), &used).unwrap();
-        write(&driver.staging(id).join("file"), id.as_bytes());
-    }
-    // A name that reads like a member's place is somebody's own snapshot.
-    let own = driver.snapshot("a", "g:a").unwrap();
-    let group = driver.group_snapshot("g", &["a", "b"]).unwrap();
-    assert_eq!(driver.snapshot("a", "g:a").unwrap(), own);
-    assert_eq!(driver.group_snapshot("g", &["b", "a"]).unwrap(), group);
-    assert_eq!(group.snapshots.len(), 2);
-    refused(driver.group_snapshot("g", &["a"]), Code::AlreadyExists);
-    refused(driver.group_snapshot("h", &["a", "none"]), Code::NotFound);
-    refused(driver.delete_snapshot(&group.snapshots[0].snapshot_id), Code::InvalidArgument);
-    let mut wrong = group.clone();
-    wrong.snapshots.pop();
-    refused(driver.delete_group(&wrong), Code::InvalidArgument);
-    driver.delete_group(&group).unwrap();
-    driver.delete_group(&group).unwrap();
-    assert_eq!(driver.snapshot("a", "g:a").unwrap(), own);
-    driver.delete_snapshot(&own.snapshot_id).unwrap();
-    for id in &ids {
-        driver.unstage(id, &driver.staging(id)).unwrap();
-        driver.delete(id).unwrap();
-    }
-    driver.assert_nothing_left();
-}
-
-#[test]
-fn calls_for_one_volume_at_a_time() {
-    let driver = Loop::new();
-    let used = As::file_system("ext4");
-    let answers: Vec<_> = std::thread::scope(|scope| {
-        let call = || driver.create_as("same", &used, 16 * MIB, From::Nothing, &[]);
-        let all: Vec<_> = (0..8).map(|_| scope.spawn(call)).collect();
-        all.into_iter().map(|one| one.join().expect("no panic")).collect()
-    });
-    for answer in answers {
-        assert!(answer.as_ref().is_ok_and(|volume| volume.volume_id == "same"), "{answer:?}");
-    }
 }

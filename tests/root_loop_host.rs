@@ -125,63 +125,6 @@ fn what_it_is_told_about_capacity_and_topology_is_what_it_does() {
     assert!(promised > 32 << 20, "a thin volume of 64 MiB took {promised} bytes of the capacity");
 }
 
-/// What the driver says it can make with these parameters, in bytes.
-fn room(driver: &Loop, parameters: &[(&str, &str)]) -> u64 {
-    let parameters = parameters.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    let request = csi::GetCapacityRequest { parameters, ..Default::default() };
-    let answer = driver.call(async |channel| ControllerClient::new(channel).get_capacity(request).await);
-    u64::try_from(answer.expect("it can be asked").available_capacity).expect("a size")
-}
-
-/// The bytes of the file system below the driver's directory, and those of them that can be had.
-fn space(driver: &Loop) -> (u64, u64) {
-    let said = run("stat", &["--file-system", "--format=%b %a %S", path(&driver.dir)]);
-    let numbers: Vec<u64> = said.split_whitespace().map(|number| number.parse().expect("a number")).collect();
-    let [all, free, block] = numbers.try_into().expect("three numbers");
-    (all * block, free * block)
-}
-
-fn about(left: u64, right: u64) -> bool {
-    left.abs_diff(right) < 2 * MIB
-}
-
-#[test]
-fn overcommitted_thin_volumes_have_their_factor_of_what_is_free_and_no_more() {
-    let mut driver = Loop::on("ext4", "256M");
-    let thick = [("allocation", "thick")];
-    fs::write(driver.host.path("csi-loop.toml"), "reserve = '0'\novercommit = 3.0\n").unwrap();
-    driver.restart(&[]);
-    let (_, free) = space(&driver);
-    assert!(about(room(&driver, &[]), 3 * free) && about(room(&driver, &thick), free));
-    // More than there is, and less than three times that: a third of it is set aside.
-    let used = As::block();
-    driver.create("v", &used, 2 * free / MIB * MIB, From::Nothing);
-    let (left, thick_left) = (room(&driver, &[]), room(&driver, &thick));
-    assert!(about(left, free) && about(thick_left, free / 3), "{left} {thick_left} of {free}");
-    // What it says can be had, and what is beyond cannot.
-    let refused = driver.create_as("w", &used, left + 4 * MIB, From::Nothing, &[]);
-    assert_eq!(refused.unwrap_err().code(), tonic::Code::ResourceExhausted);
-    driver.create("w", &used, (left - MIB) / MIB * MIB, From::Nothing);
-    assert!(room(&driver, &[]) < 4 * MIB && room(&driver, &thick) < 4 * MIB);
-    driver.delete("v").unwrap();
-    driver.delete("w").unwrap();
-    driver.assert_nothing_left();
-}
-
-#[test]
-fn a_twentieth_of_the_host_is_not_given_away_unless_told() {
-    let mut driver = Loop::on("ext4", "256M");
-    fs::write(driver.host.path("csi-loop.toml"), "").unwrap();
-    driver.restart(&[]);
-    let (all, free) = space(&driver);
-    let had = room(&driver, &[]);
-    assert!(about(had, free - all / 20), "{had} of {free}, {all} in all");
-    assert!(had < free - 4 * MIB, "it gives the reserve away");
-    let refused = driver.create_as("v", &As::block(), free, From::Nothing, &[]);
-    assert_eq!(refused.unwrap_err().code(), tonic::Code::ResourceExhausted);
-    driver.assert_nothing_left();
-}
-
 #[test]
 fn devices_have_direct_io_where_the_host_s_file_system_allows_it() {
     for fs_type in ["ext4", "xfs"] {
@@ -221,36 +164,4 @@ fn wrong_settings_say_which() {
     );
     let left = run("ls", &["-A", path(directory.path())]);
     assert_eq!(left.trim(), "precious", "something was made in it");
-}
-
-/// Many calls at the same moment: none is refused, and none waits longer than a call may.
-#[test]
-fn two_hundred_volumes_at_once() {
-    let driver = Loop::new();
-    let used = As::file_system("ext4");
-    let one = |number: usize| {
-        let id = driver.create(&format!("v{number}"), &used, 16 * MIB, From::Nothing);
-        let (staged, target) = (driver.staging(&id), driver.target(&id));
-        driver.stage(&id, &staged, &used).unwrap();
-        driver.publish(&id, &staged, &target, &used, false).unwrap();
-    };
-    std::thread::scope(|scope| {
-        for worker in 0..20 {
-            scope.spawn(move || (0..10).for_each(|number| one(worker * 10 + number)));
-        }
-    });
-    std::thread::scope(|scope| {
-        for worker in 0..20 {
-            let driver = &driver;
-            scope.spawn(move || {
-                for number in 0..10 {
-                    let id = format!("v{}", worker * 10 + number);
-                    driver.unpublish(&id, &driver.target(&id)).unwrap();
-                    driver.unstage(&id, &driver.staging(&id)).unwrap();
-                    driver.delete(&id).unwrap();
-                }
-            });
-        }
-    });
-    driver.assert_nothing_left();
 }

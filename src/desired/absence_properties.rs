@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 
-use super::absence_tests::Bench;
+use super::bench::Bench;
 use super::*;
 use crate::model::Want;
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::absence_tests::*;
+use super::bench::*;
 use super::*;
 use crate::model::{HoldCode, Plugin, Want};
 

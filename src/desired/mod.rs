@@ -27,6 +27,8 @@ mod absence_properties;
 #[cfg(test)]
 mod absence_tests;
 #[cfg(test)]
+mod bench;
+#[cfg(test)]
 mod brake_tests;
 #[cfg(test)]
 mod tests;

@@ -52,8 +52,9 @@ pub use startup::{Lock, StartError, is_root, lock_root, lock_state, propagates_t
 /// Stops the whole process until somebody sends SIGCONT (`VOLUMED_TEST_FAULT`).
 #[cfg(debug_assertions)]
 pub(crate) fn stop_this_process() {
+    // To this thread: sent to the process, another one takes it, and until that one runs this one goes on past its point.
     // It cannot fail: a process may always signal itself. If it did, the test that waits for the stop would say so.
-    let _sent = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+    let _sent = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP);
 }
 
 /// What the rest of volumed asks of the kernel. `Linux` is the real one; the simulation has its own.

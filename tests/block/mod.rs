@@ -14,35 +14,30 @@
     reason = "every test binary uses a part of it, and helper functions are not covered by the allow-in-tests settings"
 )]
 
-#[path = "../support/alone.rs"]
-mod alone;
+#[path = "../support/holder.rs"]
+mod holder;
+#[path = "../support/world.rs"]
+mod world;
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use volumed::host::{BlockMap, DeviceUsers, Host, Linux};
-use volumed::model::{MountsAt, RootPath};
+use volumed::model::MountsAt;
+
+pub use holder::Holder;
+use world::unmount_below;
+pub use world::{NONE, at, isolated};
 
 const DEADLINE: Duration = Duration::from_secs(20);
-pub const NONE: Option<&str> = None;
 const PUBLISH: &str = "plugins/kubernetes.io/csi/volumeDevices/publish/pv-blk";
 const DEV: &str = "plugins/kubernetes.io/csi/volumeDevices/pv-blk/dev";
 pub const DATA: &str = "plugins/kubernetes.io/csi/volumeDevices/pv-blk/data";
-
-pub fn at(path: impl Into<PathBuf>) -> RootPath {
-    RootPath::new(path).unwrap()
-}
-
-/// Runs a test alone in new namespaces.
-pub fn isolated(name: &str, test: impl Future<Output = ()>) {
-    alone::run(name, test, |_| ());
-}
 
 /// A loop device of the test's own, on a file of its own, without autoclear.
 #[derive(Debug, Clone)]
@@ -243,48 +238,11 @@ impl Drop for World {
         let mut loops = self.others.take();
         let devices = self.devices.take();
         loops.extend(devices.iter().flat_map(|device| self.locks(device)));
-        let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        let points: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
-        for point in points.iter().rev().filter(|p| Path::new(p).starts_with(self.top.path())) {
-            let _result = umount2(*point, MntFlags::MNT_DETACH);
-        }
+        unmount_below(self.top.path());
         loops.extend(devices.into_iter().filter(|d| d.backing() == Some(d.file.clone())).map(|d| d.path));
         for path in loops.iter().filter(|path| backing(path).is_some()) {
             let _done = Command::new("losetup").arg("-d").arg(path).status();
         }
-    }
-}
-
-/// A child process that said "ready" and ends with this value.
-pub struct Holder(pub Child);
-
-impl Holder {
-    pub fn start(script: &str, argument: &Path) -> Self {
-        let child = Command::new("sh")
-            .args(["-c", &format!("set -e; {script}; echo ready; read -r _"), "sh"])
-            .arg(argument)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut holder = Self(child);
-        let mut line = String::new();
-        BufReader::new(holder.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n");
-        holder
-    }
-
-    /// The same in a mount namespace of its own that receives what is mounted in ours.
-    pub fn start_elsewhere(script: &str, argument: &Path) -> Self {
-        let script = format!("{script}; echo ready; read -r _");
-        Self::start(&format!("exec unshare -m --propagation slave sh -c '{script}' sh \"$1\""), argument)
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _told = self.0.stdin.take().map(|mut stdin| stdin.write_all(b"\n"));
-        let _ended = self.0.wait();
     }
 }
 

@@ -3,37 +3,28 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     unreachable_pub,
     clippy::allow_attributes,
     reason = "every test binary uses a part of it"
 )]
 
-#[path = "../support/alone.rs"]
-mod alone;
+#[path = "../support/world.rs"]
+mod world;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use volumed::host::Linux;
-use volumed::model::RootPath;
+use nix::mount::{MsFlags, mount};
+
+use world::NONE;
+pub use world::{World, at, isolated};
 
 /// How long a state may take to come.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-
-const NONE: Option<&str> = None;
-
-pub fn at(path: &str) -> RootPath {
-    RootPath::new(path).unwrap()
-}
-
-/// Runs a test alone in new namespaces.
-pub fn isolated(name: &str, test: impl Future<Output = ()>) {
-    alone::run(name, test, |_| ());
-}
 
 /// Waits for a state; what it is comes with the failure.
 pub async fn eventually(what: &str, state: impl Fn() -> bool) {
@@ -76,32 +67,9 @@ pub fn waits(pid: u32) -> Vec<String> {
     threads.map(|thread| std::fs::read_to_string(thread.path().join("wchan")).unwrap_or_default()).collect()
 }
 
-/// A root directory in a mount namespace of its own. Dropped, it unmounts what it mounted.
-pub struct World {
-    pub linux: Linux,
-    pub root: PathBuf,
-    pub top: tempfile::TempDir,
-}
-
 impl World {
     pub fn new() -> Self {
-        let top = tempfile::tempdir().unwrap();
-        let linux = Linux::open(&top.path().join("root")).unwrap();
-        let linux = linux.with_child_program(env!("CARGO_BIN_EXE_volumed").into());
-        let root = linux.root().to_owned();
-        Self { linux, root, top }
-    }
-
-    pub fn directory(&self, path: &str) -> PathBuf {
-        let path = self.root.join(path);
-        std::fs::create_dir_all(&path).unwrap();
-        path
-    }
-
-    pub fn tmpfs(&self, path: &str) -> PathBuf {
-        let path = self.directory(path);
-        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
-        path
+        Self::of(|linux| linux.with_child_program(env!("CARGO_BIN_EXE_volumed").into()))
     }
 
     /// A FUSE file system whose server does not answer as long as the file is open, and is dead when it is closed.
@@ -121,17 +89,6 @@ impl World {
         run("mkfs.ext4", &["-q".as_ref(), image.as_ref()]);
         run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), point.as_ref()]);
         point
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        // The directory is deleted next; nothing of it may still show something else.
-        let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        let points: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
-        for point in points.iter().rev().filter(|p| Path::new(p).starts_with(self.top.path())) {
-            let _result = umount2(*point, MntFlags::MNT_DETACH);
-        }
     }
 }
 

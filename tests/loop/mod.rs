@@ -3,11 +3,18 @@
 #![allow(
     dead_code,
     unreachable_pub,
+    clippy::panic,
     clippy::allow_attributes,
-    reason = "every test binary uses a part of it"
+    reason = "every test binary uses a part of it, and its helpers may fail loudly"
 )]
 
 pub mod calls;
+pub mod check;
+pub mod crash;
+pub mod device;
+pub mod freeze;
+pub mod lists;
+pub mod writer;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,9 +55,13 @@ impl Loop {
         let host = TestHost::new();
         let (image, backing) = (host.path("backing.img"), host.path("backing"));
         fs::create_dir(&backing).expect("a directory");
-        run("truncate", &["-s", size, path(&image)]);
-        run(&format!("mkfs.{fs_type}"), &["-q", path(&image)]);
-        run("mount", &["-o", "loop", path(&image), path(&backing)]);
+        if fs_type == "tmpfs" {
+            run("mount", &["-t", fs_type, "-o", &format!("size={size}"), "none", path(&backing)]);
+        } else {
+            run("truncate", &["-s", size, path(&image)]);
+            run(&format!("mkfs.{fs_type}"), &["-q", path(&image)]);
+            run("mount", &["-o", "loop", path(&image), path(&backing)]);
+        }
         let dir = backing.join("images");
         Self::start(host, dir, Some(backing), &[])
     }

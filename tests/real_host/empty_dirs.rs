@@ -78,7 +78,7 @@ fn an_empty_dir_with_a_mount_below_in_another_namespace_is_kept() {
             "mount --bind \"$1\" /mnt",
             "mount --bind \"$1/a/b/file\" /etc/hostname",
         ] {
-            let holder = Holder::start_elsewhere(script, &path);
+            let holder = Holder::start_elsewhere("private", script, &path);
             world.assert_kept(&format!("in the mount namespace of process {} ", holder.0.id())).await;
             drop(holder);
         }
@@ -117,6 +117,7 @@ fn an_open_file_on_a_detached_mount_keeps_the_empty_dir() {
         let path = world.empty_dir();
         for script in ["exec 3</mnt/data", "cd /mnt/a"] {
             let holder = Holder::start_elsewhere(
+                "private",
                 &format!("mount --bind \"$1\" /mnt; {script}; umount -l /mnt"),
                 &path,
             );
@@ -134,7 +135,7 @@ fn an_open_file_elsewhere_on_a_detached_mount_does_not_keep_it() {
         let beside = world.directory("pods/u1/volumes/kubernetes.io~empty-dir/cache2");
         std::fs::write(beside.join("data"), "").unwrap();
         let script = "mount --bind \"$1\" /mnt; exec 3</mnt/data; cd /mnt; umount -l /mnt";
-        let _holder = Holder::start_elsewhere(script, &beside);
+        let _holder = Holder::start_elsewhere("private", script, &beside);
         world.assert_removed().await;
     });
 }
@@ -144,7 +145,7 @@ fn a_namespace_that_only_a_descriptor_keeps_is_not_taken_for_empty() {
     isolated("empty_dirs::a_namespace_that_only_a_descriptor_keeps_is_not_taken_for_empty", async {
         let world = World::new();
         let path = world.empty_dir();
-        let elsewhere = Holder::start_elsewhere("mount -t tmpfs tmpfs \"$1/a\"", &path);
+        let elsewhere = Holder::start_elsewhere("private", "mount -t tmpfs tmpfs \"$1/a\"", &path);
         let namespace = PathBuf::from(format!("/proc/{}/ns/mnt", elsewhere.0.id()));
         let holder = Holder::start("exec 3<\"$1\"", &namespace);
         drop(elsewhere);
