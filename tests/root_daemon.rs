@@ -35,6 +35,31 @@ fn a_manifest_becomes_a_mount_and_goes_without_a_trace() {
     assert_released(&host);
 }
 
+#[test]
+fn a_pod_that_leaves_and_then_has_no_manifest_is_no_trouble() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&[]);
+    let _daemon = host.volumed(&[]);
+    let pod = pod_with_claim("web", "uid-web", "data");
+    host.manifest("web.yaml", &pod);
+    host.wait(&["pod/web"]);
+    let leaving = pod.replacen("uid: uid-web", "uid: uid-web, deletionTimestamp: 2026-11-22T00:00:00Z", 1);
+    assert_ne!(leaving, pod);
+    host.manifest("web.yaml", &leaving);
+    host.wait(&["--for=released", "pod/web"]);
+    host.remove_manifest("web.yaml");
+    let mut seen = String::new();
+    until("the pod is forgotten", || {
+        let list = host.volumectl(&["list", "-o", "json"]).stdout;
+        let list = String::from_utf8_lossy(&list).into_owned();
+        seen.push_str(&list);
+        !list.contains("web")
+    });
+    assert!(!seen.contains("its manifest is gone"), "{seen}");
+    assert!(!host.logs().contains("its manifest is gone"), "{}", host.logs());
+    assert_released(&host);
+}
+
 /// Kills the daemon at a point of its way; `down`: on the way down.
 fn killed_at(point: &str, arguments: &[&str], removed_while_dead: bool) {
     let host = TestHost::new();

@@ -55,6 +55,8 @@ fn status_of(pod: &ResolvedPod) -> PodStatus {
     let status_of = |volume: &ResolvedVolume| {
         let (resolved, hold) = match &volume.want {
             ResolvedWant::Wanted { key, id, .. } => (Some((key.clone(), id.clone())), None),
+            // It wants nothing: what its manifests lack now is no trouble.
+            ResolvedWant::Held(_) if pod.leaving => (None, None),
             ResolvedWant::Held(hold) => (None, Some(hold.clone())),
         };
         PodVolumeStatus {
@@ -71,7 +73,7 @@ fn status_of(pod: &ResolvedPod) -> PodStatus {
         identity: pod.identity.clone(),
         source: Some(pod.source.clone()),
         leaving: pod.leaving,
-        hold: pod.held.clone(),
+        hold: pod.held.clone().filter(|_| !pod.leaving),
         volumes: volumes.collect(),
     }
 }

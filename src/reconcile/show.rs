@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::pass::Loop;
 use super::pods;
-use crate::desired::ResolvedWant;
+use crate::desired::{ResolvedPod, ResolvedWant};
 use crate::model::{
-    Blocked, BrakeStatus, DriverName, Event, EventKind, Have, Hold, Presence, Problem, PublicationId,
+    Blocked, BrakeStatus, DriverName, Event, EventKind, Have, Hold, PodUid, Presence, Problem, PublicationId,
     PublicationStatus, RecordedVolume, Status, VolumeKey, VolumeMode, VolumeStatus, Want, WantedVolume,
 };
 use crate::plan::{Decision, Now};
@@ -92,8 +92,12 @@ impl Loop {
     fn tell_holds(&self) {
         let status = self.status.borrow();
         let mut told = Vec::new();
-        let is_told = |uid, pod| self.shown_pods.get(uid).is_some_and(|(told, _)| Arc::ptr_eq(told, pod));
-        for (uid, pod) in self.resolved.pods.iter().filter(|(uid, pod)| !is_told(*uid, pod)) {
+        let is_told = |uid: &PodUid, pod: &Arc<ResolvedPod>| {
+            self.shown_pods.get(uid).is_some_and(|(told, _)| Arc::ptr_eq(told, pod))
+        };
+        // A pod that leaves wants nothing: what its manifests lack now is no trouble.
+        let concerned = |(uid, pod): &(&PodUid, &Arc<ResolvedPod>)| !pod.leaving && !is_told(uid, pod);
+        for (uid, pod) in self.resolved.pods.iter().filter(concerned) {
             for (name, volume) in &pod.volumes {
                 let ResolvedWant::Held(hold) = &volume.want else { continue };
                 let before = status.pods.get(uid).and_then(|pod| pod.volumes.get(name)?.hold.as_ref());
