@@ -53,7 +53,7 @@ fn a_mount_option_reaches_the_kernel_and_its_refusal_the_caller() {
     let used = As::file_system("ext4");
     let volume = driver.create("v", &used, 16 * MIB, From::Nothing);
     let staged = driver.staging("v");
-    let why = refused(driver.stage(&volume, &staged, &used.clone().flag("nonsense")), Code::Internal);
+    let why = refused(driver.stage(&volume, &staged, &used.clone().flag("nonsense")), Code::InvalidArgument);
     assert!(why.contains("nonsense"), "{why}");
     until("the loop device is gone", || loop_devices(&driver.dir).is_empty());
     driver.stage(&volume, &staged, &used.clone().flag("noexec,errors=remount-ro").flag("noatime")).unwrap();
@@ -80,7 +80,7 @@ fn what_is_mounted_by_others_is_not_touched() {
     // A directory with something in it is no target, and what is in it stays.
     fs::create_dir(&target).unwrap();
     write(&target.join("precious"), b"x");
-    refused(driver.publish(&volume, &staged, &target, &used, false), Code::Internal);
+    refused(driver.publish(&volume, &staged, &target, &used, false), Code::FailedPrecondition);
     refused(driver.unpublish(&volume, &target), Code::Internal);
     assert!(target.join("precious").exists());
     fs::remove_file(target.join("precious")).unwrap();
