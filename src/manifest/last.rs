@@ -32,10 +32,10 @@ impl Last {
 
     /// Whether a reading takes the same.
     pub(super) fn is_taken_again(&self, taken: &Taken) -> bool {
-        let is_same =
-            |((path, file), (other_path, other)): ((&Arc<Path>, &FileTaken), (&Arc<Path>, &FileTaken))| {
-                (Arc::ptr_eq(path, other_path) || path == other_path) && file.is(other)
-            };
+        type File<'a> = (&'a Arc<Path>, &'a FileTaken);
+        let is_same = |((path, file), (other_path, other)): (File<'_>, File<'_>)| {
+            (Arc::ptr_eq(path, other_path) || path == other_path) && file.is(other)
+        };
         let same_directory = |(path, found): (&PathBuf, &DirectoryTaken)| match found {
             DirectoryTaken::Listed(identity) => self.directories.get(path) == Some(identity),
             DirectoryTaken::Failed(_) => false,
