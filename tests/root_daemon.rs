@@ -60,6 +60,29 @@ fn a_pod_that_leaves_and_then_has_no_manifest_is_no_trouble() {
     assert_released(&host);
 }
 
+/// What `volumectl` tells an operator to do with a pod that was edited: remove it and add it again. He does not wait between.
+#[test]
+fn an_edited_pod_comes_up_when_what_it_had_is_gone_though_no_manifest_changes_any_more() {
+    let host = TestHost::new();
+    let driver = host.fakecsi(&[]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("claims.yaml", &format!("{}---\n{}", claim("data"), claim("other")));
+    host.manifest("web.yaml", &pod_using("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    let listed = || String::from_utf8_lossy(&host.volumectl(&["list"]).stdout).into_owned();
+    driver.signal("-STOP");
+    host.remove_manifest("web.yaml");
+    until("it is being unpublished", || listed().contains("unpublish"));
+    host.manifest("web.yaml", &pod_using("web", "uid-web", "other"));
+    until("the edit waits", || host.explain().contains("was edited"));
+    driver.signal("-CONT");
+    host.wait(&["pod/web"]);
+    until("what it had is unstaged", || methods(&host).iter().any(|method| method == "NodeUnstageVolume"));
+    let published = host.calls(&["NodePublishVolume"]);
+    assert_eq!(published.len(), 2, "{published:?}");
+    assert_eq!(published[1].1["volume_id"], json!("handle-other"), "{published:?}");
+}
+
 /// Kills the daemon at a point of its way; `down`: on the way down.
 fn killed_at(point: &str, arguments: &[&str], removed_while_dead: bool) {
     let host = TestHost::new();

@@ -249,6 +249,9 @@ impl Absences {
 impl WantedByPods {
     /// Returns every wanted publication.
     fn follow(&mut self, pods: &Arc<ResolvedPods>) -> &BTreeMap<VolumeKey, Arc<WantVolume>> {
+        if Arc::ptr_eq(&self.pods, pods) {
+            return &self.volumes;
+        }
         let before = std::mem::replace(&mut self.pods, Arc::clone(pods));
         let is_same = |a: Option<&Arc<ResolvedPod>>, b| a.zip(b).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
         let both = || side_by_side(&before, pods).filter(|(_, before, now)| !is_same(*before, *now));

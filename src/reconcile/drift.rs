@@ -105,20 +105,21 @@ impl Loop {
                 }
             }
         }
-        self.due.settle |= have.as_ref().is_some_and(|new| self.is_to_be_decided(key, old, new));
+        self.due.settle |= self.is_to_be_decided(key, old, have.as_ref());
         self.actual.set(key, have);
         self.touched.insert(key.clone());
     }
 
-    /// Whether a held publication came up or went: what an edit means for it is decided by whether it is up.
-    fn is_to_be_decided(&self, key: &VolumeKey, old: Option<&Have>, new: &Have) -> bool {
-        let wants = self.desired.volumes.get(key);
-        new.publications.iter().any(|(id, now)| {
-            let was = old.and_then(|old| old.publications.get(id));
-            let was_up = was.is_some_and(|was| was.presence == Presence::Yes);
-            was_up != (now.presence == Presence::Yes)
-                && matches!(wants.and_then(|wants| wants.publications.get(id)), Some(Want::Held(_)))
-        })
+    /// Whether a held publication came up, or went with or without its record: by that is decided what an edit means for it.
+    fn is_to_be_decided(&self, key: &VolumeKey, old: Option<&Have>, new: Option<&Have>) -> bool {
+        let presence =
+            |have: Option<&Have>, id| have.and_then(|have| have.publications.get(id)).map(|one| one.presence);
+        let is_other = |id| {
+            let (was, is) = (presence(old, id), presence(new, id));
+            was.is_some() != is.is_some() || (was == Some(Presence::Yes)) != (is == Some(Presence::Yes))
+        };
+        let wants = self.desired.volumes.get(key).into_iter().flat_map(|wants| &wants.publications);
+        wants.filter(|(_, want)| matches!(want, Want::Held(_))).any(|(id, _)| is_other(id))
     }
 
     /// Lets go of what a crash left of block volumes that no record knows. Not while a record cannot be read: its volume's lock

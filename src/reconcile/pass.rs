@@ -185,7 +185,8 @@ impl Loop {
             self.take_foreign().await;
         }
         let said_else = due.manifests && self.take_manifests();
-        let settled = due.settle || said_else;
+        // What was looked at above may call for it too.
+        let settled = due.settle || std::mem::take(&mut self.due.settle) || said_else;
         if settled {
             self.settle();
             self.note_brake().await;

@@ -114,7 +114,11 @@ fn keep_released(status: &Status, pods: &mut BTreeMap<PodUid, Arc<PodStatus>>) {
                 Arc::new(PodStatus { source: None, leaving: true, volumes: BTreeMap::new(), ..old })
             });
             for (name, volume) in old.volumes.iter().filter(|(_, volume)| is_it(volume)) {
-                Arc::make_mut(pod).volumes.entry(name.clone()).or_insert_with(|| volume.clone());
+                let shown = Arc::make_mut(pod).volumes.entry(name.clone());
+                let shown = shown.or_insert_with(|| volume.clone());
+                if shown.resolved.is_none() {
+                    shown.resolved.clone_from(&volume.resolved);
+                }
             }
         }
     }
@@ -129,7 +133,7 @@ pub(super) fn drop_remaining(status: &mut Status, key: &VolumeKey, id: &Publicat
     };
     pod.volumes.retain(|_, volume| !(volume.links.is_empty() && is_it(volume)));
     for volume in pod.volumes.values_mut() {
-        if volume.hold.is_some() && is_it(volume) {
+        if (volume.hold.is_some() || pod.leaving) && is_it(volume) {
             volume.resolved = None;
         }
     }
