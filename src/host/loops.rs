@@ -85,6 +85,8 @@ pub(super) struct Loop {
     status: LoopStatus,
     /// The backing file as the kernel shows it now: `/` where it was a mount that is gone.
     pub(super) shown: PathBuf,
+    /// Its backing file was unlinked.
+    pub(super) deleted: bool,
     /// It goes with the last who has it open.
     pub(super) going: bool,
 }
@@ -175,10 +177,13 @@ pub(super) fn one_if(number: u32, meant: impl Fn(&Path, bool) -> bool) -> Result
         path: directory,
         source,
     })?;
-    let Some((shown, going)) = shown.filter(|(shown, going)| meant(shown, *going)) else { return Ok(None) };
+    let Some(Shown { path: shown, deleted, going }) = shown.filter(|shown| meant(&shown.path, shown.going))
+    else {
+        return Ok(None);
+    };
     let node = PathBuf::from(format!("/dev/loop{number}"));
     match open(number, OFlags::RDONLY).and_then(|device| raw::loop_status(device.as_fd())) {
-        Ok(status) => Ok(Some(Loop { number, status, shown, going })),
+        Ok(status) => Ok(Some(Loop { number, status, shown, deleted, going })),
         Err(e) if is_free(&e) => Ok(None),
         Err(source) => Err(HostError::Io { doing: "ask the loop device", path: node, source }),
     }
@@ -189,8 +194,15 @@ fn is_free(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NXIO | Errno::NODEV))
 }
 
+/// What the kernel shows of a loop device without asking its file.
+struct Shown {
+    path: PathBuf,
+    deleted: bool,
+    going: bool,
+}
+
 /// Reads which file a loop device is backed by and whether it goes by itself. `None`: by none.
-fn shown(number: u32) -> io::Result<Option<(PathBuf, bool)>> {
+fn shown(number: u32) -> io::Result<Option<Shown>> {
     let directory = PathBuf::from(format!("/sys/block/loop{number}/loop"));
     let read = |name: &str| match std::fs::read(directory.join(name)) {
         Ok(text) => Ok(Some(text)),
@@ -199,8 +211,13 @@ fn shown(number: u32) -> io::Result<Option<(PathBuf, bool)>> {
     };
     let (Some(path), Some(going)) = (read("backing_file")?, read("autoclear")?) else { return Ok(None) };
     let path = path.strip_suffix(b"\n").unwrap_or(&path);
-    let path = path.strip_suffix(DELETED).unwrap_or(path).to_vec();
-    Ok(Some((std::ffi::OsString::from_vec(path).into(), going.starts_with(b"1"))))
+    let unlinked = path.strip_suffix(DELETED);
+    let path = unlinked.unwrap_or(path).to_vec();
+    Ok(Some(Shown {
+        path: std::ffi::OsString::from_vec(path).into(),
+        deleted: unlinked.is_some(),
+        going: going.starts_with(b"1"),
+    }))
 }
 
 pub(super) fn open(number: u32, flags: OFlags) -> io::Result<OwnedFd> {
@@ -298,7 +315,7 @@ pub(super) fn let_go(one: &Loop, given_up: &GivenUp, limit: Duration) -> Result<
 /// Returns whether a loop device that was told to let go still holds what it held. Not by opening it: the last to close it
 /// is the one who waits.
 fn still(one: &Loop) -> io::Result<bool> {
-    Ok(shown(one.number)?.is_some_and(|(path, going)| going && path == one.shown))
+    Ok(shown(one.number)?.is_some_and(|shown| shown.going && shown.path == one.shown))
 }
 
 #[cfg(test)]

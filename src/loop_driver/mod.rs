@@ -125,9 +125,13 @@ pub enum OpenError {
 
 impl Driver {
     /// Takes the directory, and puts in order what a crash left in it.
-    async fn open(config: Config) -> Result<Self, OpenError> {
+    async fn open(mut config: Config) -> Result<Self, OpenError> {
         Store::prepare(&config.dir, config.name.as_str())?;
         let images = Images::open(&config.dir).await?;
+        // What the kernel shows of an image has no symlinks: by a path with one in it nothing of ours would be found again.
+        if let Some(real) = images.real_directory(&config.dir).await? {
+            config.dir = real;
+        }
         // Before all else, that may last or fail: somebody waits for this with every write.
         if let Err(error) = images.thaw_all(store::IMAGE, &config.dir).await {
             warn!("a volume may still be frozen: {}", Chain(&error));

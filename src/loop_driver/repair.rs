@@ -69,7 +69,7 @@ impl Driver {
         for device in self.images().all_attached(IMAGE).await? {
             let volume = images.get(&device.file());
             // Over the image of another driver like this one.
-            if volume.is_none() && !device.shown().starts_with(self.store().directory()) {
+            if volume.is_none() && !device.lost_its_image(self.store().directory()) {
                 continue;
             }
             if device.going() == Going::WhenTold && !self.is_used(volume, &device).await? {

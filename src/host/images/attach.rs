@@ -66,8 +66,14 @@ impl Attached {
         self.one.is_whole_and_named(&name_for(volume))
     }
 
+    /// Returns whether its image was at this path, or below it, and was unlinked. What the kernel shows is a path of whoever
+    /// attached it: in another mount namespace, or below a mount that covers it, the same path is another file, which is there.
+    pub fn lost_its_image(&self, below: &Path) -> bool {
+        self.one.deleted && self.one.shown.starts_with(below)
+    }
+
     /// Returns the path of its image as the kernel shows it.
-    pub fn shown(&self) -> &Path {
+    pub(super) fn shown(&self) -> &Path {
         &self.one.shown
     }
 }
@@ -171,7 +177,7 @@ impl Images {
             let tail = tail(&path);
             let found = loops::list_if(|shown, _going| self::tail(shown) == tail)?;
             let meant = |device: &Attached| {
-                Some(device.file()) == id || device.is_for(&volume) && device.shown() == path
+                Some(device.file()) == id || device.is_for(&volume) && device.lost_its_image(&path)
             };
             Ok(found.into_iter().map(|one| Attached { one }).filter(meant).collect())
         })
