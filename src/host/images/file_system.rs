@@ -236,8 +236,9 @@ impl Images {
     }
 
     async fn replay_image(&self, image: &Path, fs_type: FsType, options: &[String]) -> Result<(), HostError> {
-        let name = image.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let device = self.attach(image, &name, Going::WithItsMount).await?;
+        // Named for its volume, so that whoever meets it before it has gone knows that it will.
+        let volume = image.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+        let device = self.attach(image, &volume, Going::WithItsMount).await?;
         self.replay(&device, fs_type, options).await
     }
 }

@@ -115,10 +115,10 @@ impl Driver {
         Ok(volume)
     }
 
-    /// Lets the devices over a volume's image have its size.
+    /// Lets our devices over a volume's image have its size.
     pub(in crate::loop_driver) async fn take_size(&self, id: &Id) -> Result<(), Failure> {
-        for device in self.place(id).await?.devices {
-            self.images().take_size(&device).await?;
+        for device in self.place(id).await?.ours() {
+            self.images().take_size(device).await?;
         }
         Ok(())
     }

@@ -73,7 +73,7 @@ impl Driver {
         let Content::FileSystem(fs_type) = volume.content else {
             return Err(Failure::Lost(format!("the volume {id} has no file system")));
         };
-        let place = self.place(&id).await?;
+        let place = self.place_at_rest(&id).await?;
         let mut usage = self.store().usage(&id).await;
         let asked = capability.asked(read_only);
         let access = match &capability.access {
