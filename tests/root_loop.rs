@@ -13,6 +13,7 @@ mod looped;
 mod support;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use looped::calls::{As, From, refused};
@@ -228,7 +229,20 @@ fn a_pod_s_own_volume_comes_and_goes_with_its_publication() {
     let read_only = fs::write(target.join("file"), b"x").unwrap_err();
     assert_eq!(read_only.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     driver.unpublish(&id, &target).unwrap();
+    let attributes = [("size", "320Mi"), ("fsType", "xfs"), ("allocation", "thick")];
+    driver.publish_inline(&id, &target, &attributes, false).unwrap();
+    assert_eq!(file_system_at(&target), "xfs");
+    let image = fs::metadata(driver.dir.join("volumes").join(&id).join("image")).unwrap();
+    assert!(image.blocks() * 512 >= 320 * MIB, "it has {} bytes of its own", image.blocks() * 512);
+    driver.unpublish(&id, &target).unwrap();
     driver.assert_nothing_left();
+}
+
+/// What the mount table says is mounted there.
+fn file_system_at(target: &Path) -> String {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mut mounts = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    mounts.find(|mount| Path::new(mount[1]) == target).unwrap()[2].to_owned()
 }
 
 #[test]

@@ -126,6 +126,36 @@ fn what_it_is_told_about_capacity_and_topology_is_what_it_does() {
 }
 
 #[test]
+fn a_volume_is_made_where_it_is_asked_for_or_not_at_all() {
+    let driver = Loop::new();
+    let segments = |node: &str| csi::Topology {
+        segments: [("loop.csi.volumed.io/node".to_owned(), node.to_owned())].into(),
+    };
+    let create = |name: &str, requisite: &[&str], preferred: &[&str]| {
+        let all = |nodes: &[&str]| nodes.iter().map(|node| segments(node)).collect();
+        let request = csi::CreateVolumeRequest {
+            name: name.to_owned(),
+            volume_capabilities: As::block().capability().into_iter().collect(),
+            accessibility_requirements: Some(csi::TopologyRequirement {
+                requisite: all(requisite),
+                preferred: all(preferred),
+            }),
+            ..Default::default()
+        };
+        driver.call(async |channel| ControllerClient::new(channel).create_volume(request).await)
+    };
+    let made = create("here", &["elsewhere", "test-node"], &["elsewhere"]).unwrap().volume.unwrap();
+    assert_eq!(made.accessible_topology, [segments("test-node")]);
+    create("preferred", &[], &["elsewhere", "test-node"]).unwrap();
+    let why = looped::calls::refused(create("there", &["elsewhere"], &[]), tonic::Code::ResourceExhausted);
+    assert!(why.contains("test-node"), "{why}");
+    assert!(!driver.dir.join("volumes/there").try_exists().unwrap());
+    driver.delete("here").unwrap();
+    driver.delete("preferred").unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
 fn devices_have_direct_io_where_the_host_s_file_system_allows_it() {
     for fs_type in ["ext4", "xfs"] {
         let driver = Loop::on(fs_type, "512M");

@@ -25,17 +25,41 @@ const MIB: u64 = 1 << 20;
 #[test]
 fn who_writes_past_a_volume_s_size_is_told_and_nobody_else() {
     let driver = Loop::new();
-    let used = As::file_system("ext4");
-    let small = driver.create("small", &used, 8 * MIB, From::Nothing);
-    let other = driver.create("other", &used, 8 * MIB, From::Nothing);
-    for id in [&small, &other] {
-        driver.stage(id, &driver.staging(id), &used).unwrap();
+    // As small as each file system can be.
+    for (fs_type, size) in [("ext4", 8 * MIB), ("xfs", 304 * MIB), ("btrfs", 128 * MIB)] {
+        let used = As::file_system(fs_type);
+        let small = driver.create(&format!("small-{fs_type}"), &used, size, From::Nothing);
+        let other = driver.create(&format!("other-{fs_type}"), &used, size, From::Nothing);
+        for id in [&small, &other] {
+            driver.stage(id, &driver.staging(id), &used).unwrap();
+        }
+        let full =
+            fs::write(driver.staging(&small).join("file"), vec![1; usize::try_from(2 * size).unwrap()]);
+        assert_eq!(full.unwrap_err().kind(), std::io::ErrorKind::StorageFull, "{fs_type}");
+        write(&driver.staging(&other).join("file"), &[1; 1 << 20]);
+        let usage = driver.stats(&small, &driver.staging(&small)).unwrap().usage;
+        assert!(usage[0].total <= i64::try_from(size).unwrap(), "{fs_type}: {usage:?}");
+        for id in [&small, &other] {
+            driver.unstage(id, &driver.staging(id)).unwrap();
+            driver.delete(id).unwrap();
+        }
     }
-    let full = fs::write(driver.staging(&small).join("file"), vec![1; 16 << 20]);
-    assert_eq!(full.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
-    write(&driver.staging(&other).join("file"), &[1; 1 << 20]);
-    let usage = driver.stats(&small, &driver.staging(&small)).unwrap().usage;
-    assert!(usage[0].total <= i64::try_from(8 * MIB).unwrap(), "{usage:?}");
+}
+
+#[test]
+fn who_writes_past_the_end_of_a_block_volume_is_told() {
+    let driver = Loop::new();
+    let used = As::block();
+    let volume = driver.create("v", &used, 8 * MIB, From::Nothing);
+    let (staged, target) = (driver.staging("v"), driver.target("v"));
+    driver.stage(&volume, &staged, &used).unwrap();
+    driver.publish(&volume, &staged, &target, &used, false).unwrap();
+    let device = fs::OpenOptions::new().write(true).open(&target).unwrap();
+    let at = |offset: u64| std::os::unix::fs::FileExt::write_all_at(&device, &[1; 4096], offset);
+    at(8 * MIB - 4096).unwrap();
+    assert_eq!(at(8 * MIB).unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+    let image = fs::metadata(driver.dir.join("volumes/v/image")).unwrap();
+    assert_eq!(image.len(), 8 * MIB, "the image has not grown");
 }
 
 #[test]

@@ -216,6 +216,19 @@ mod tests {
     }
 
     #[test]
+    fn every_setting_has_a_key() {
+        let text = "name = 'a.example.com'\ndir = '/srv/a'\nendpoint = '/run/a.sock'\nnode-id = 'n'\n\
+                    plugins-registry = '/srv/registry'\nreserve = '1Gi'\novercommit = 2.0\nfreeze-limit-seconds = 5";
+        let config = of(text, Flags::default()).unwrap();
+        assert_eq!(config.name.as_str(), "a.example.com");
+        assert_eq!((config.dir, config.endpoint), ("/srv/a".into(), "/run/a.sock".into()));
+        assert_eq!(config.plugins_registry, Some("/srv/registry".into()));
+        assert_eq!((config.node_id.as_str(), config.reserve), ("n", Some(1 << 30)));
+        assert_eq!(config.freeze_limit, Duration::from_secs(5));
+        assert!((config.overcommit - 2.0).abs() < f64::EPSILON);
+    }
+
+    #[test]
     fn what_cannot_be_used_is_refused_by_name() {
         let long = format!("endpoint = '/{}'", "a".repeat(104));
         for (text, key) in [
