@@ -40,8 +40,8 @@ pub use copy::{Copied, Leave};
 pub use file::{Allocation, FileId, ImageFile, Space};
 pub use file_system::{FsType, Grown};
 pub use freeze::{Frozen, as_keeper};
-pub use mount::{Mounted, Shown};
-pub use options::{Seen, ordered};
+pub use mount::Mounted;
+pub use options::{Attributes, Seen, of_the_file_system, ordered, read_only};
 
 /// How long a call on a local file system may take (design 5, "Deadlines").
 const LIMIT: Duration = Duration::from_secs(60);
