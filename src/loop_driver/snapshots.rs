@@ -113,8 +113,12 @@ impl Driver {
                 for device in &place.devices {
                     self.images().flush(device).await?;
                 }
-                let usage = self.store().usage(id).await;
-                Ok((None, place.binds.is_empty() && usage.targets.is_empty()))
+                let mut published = !place.binds.is_empty();
+                // That a target went could not be noted on a full host: only one where something is mounted counts.
+                for target in self.store().usage(id).await.targets.keys() {
+                    published |= self.images().mount_at(target).await?.is_some();
+                }
+                Ok((None, !published))
             }
         }
     }

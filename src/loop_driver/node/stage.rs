@@ -221,8 +221,13 @@ impl Driver {
             // Staged elsewhere: there is nothing of it here.
             return Ok(());
         }
+        // To look for a device that has just gone takes long; a file system whose publications went as noted needs none of it.
+        let place = if volume.content == Content::Block || !usage.targets.is_empty() {
+            self.place_as_before(id).await?
+        } else {
+            Place::default()
+        };
         if volume.content == Content::Block {
-            let place = self.place_as_before(id).await?;
             if let Some(at) = place.elsewhere(Path::new("")) {
                 return Err(Failure::Precondition(format!("it is still published at {}", at.display())));
             }
@@ -231,7 +236,10 @@ impl Driver {
                 info!(volume = %id, device = %device.node().display(), "unstaged");
             }
         }
-        if usage.staging.take().is_some() {
+        let noted = usage.targets.len();
+        // On a full host it could not be noted that they went.
+        usage.targets.retain(|target, _| place.at(target).is_some());
+        if usage.staging.take().is_some() || usage.targets.len() != noted {
             self.note_gone(id, &usage).await;
         }
         Ok(())
