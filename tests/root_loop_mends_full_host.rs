@@ -84,3 +84,40 @@ fn a_target_that_went_on_a_full_host_keeps_nobody_from_a_snapshot() {
     driver.delete("v").unwrap();
     driver.assert_nothing_left();
 }
+
+#[test]
+fn a_volume_whose_last_write_fails_is_not_left() {
+    let mut driver = Loop::on("ext4", "64M");
+    let thick = [("allocation", "thick")];
+    let failed = filled_at(&mut driver, "create:image", |driver| {
+        driver.create_as("v", &As::block(), 8 * MIB, From::Nothing, &thick)
+    });
+    refused(failed, Code::ResourceExhausted);
+    assert_eq!(left(&driver, "volumes"), Vec::<PathBuf>::new(), "{}", driver.log());
+    fs::remove_file(filler(&driver)).unwrap();
+    driver.create_as("v", &As::block(), 8 * MIB, From::Nothing, &thick).unwrap();
+    driver.delete("v").unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
+fn a_group_whose_last_write_fails_is_not_left_nor_its_members() {
+    let mut driver = Loop::on("ext4", "64M");
+    for id in ["a", "b"] {
+        driver.create(id, &As::block(), MIB, From::Nothing);
+        fs::write(driver.dir.join("volumes").join(id).join("image"), vec![1; 1 << 20]).unwrap();
+    }
+    let failed = filled_at(&mut driver, "snapshot:outcome", |driver| driver.group_snapshot("g", &["a", "b"]));
+    refused(failed, Code::ResourceExhausted);
+    assert_eq!(driver.snapshots("", "", 0, "").unwrap(), (Vec::new(), String::new()));
+    for kind in ["snapshots", "groups"] {
+        assert_eq!(left(&driver, kind), Vec::<PathBuf>::new(), "{}", driver.log());
+    }
+    fs::remove_file(filler(&driver)).unwrap();
+    let group = driver.group_snapshot("g", &["a", "b"]).unwrap();
+    driver.delete_group(&group).unwrap();
+    for id in ["a", "b"] {
+        driver.delete(id).unwrap();
+    }
+    driver.assert_nothing_left();
+}
