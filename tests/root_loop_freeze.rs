@@ -122,6 +122,28 @@ fn a_group_that_was_not_frozen_to_its_end_is_not_kept() {
 }
 
 #[test]
+fn a_freeze_of_somebody_else_s_after_the_limit_stays() {
+    let mut driver = Loop::on("ext4", "512M");
+    let used = As::file_system("ext4");
+    driver.create("v", &used, SIZE, From::Nothing);
+    let staged = driver.staging("v");
+    driver.stage("v", &staged, &used).unwrap();
+    fs::write(driver.host.path("csi-loop.toml"), "reserve = '0'\nfreeze-limit-seconds = 1\n").unwrap();
+    let failed = frozen(&mut driver, snapshot, |_driver, keeper| {
+        ended(keeper);
+        // The driver's own is over by now: this is the test's.
+        run("fsfreeze", &["--freeze", path(&staged)]);
+    });
+    let still = is_frozen(&staged);
+    if still {
+        run("fsfreeze", &["--unfreeze", path(&staged)]);
+    }
+    refused(failed, Code::FailedPrecondition);
+    assert!(still, "somebody else's freeze is gone\n{}", driver.log());
+    driver.snapshot("v", "s").unwrap();
+}
+
+#[test]
 fn a_writer_goes_on_soon_when_the_driver_is_killed_while_it_waits() {
     /// Far below the time that it may be frozen.
     const SOON: Duration = Duration::from_secs(10);
