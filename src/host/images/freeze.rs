@@ -2,7 +2,7 @@
 //!
 //! The keeper is this program, started again. It freezes, says so, and thaws when its stdin ends (we said so, or died) or when
 //! its time is over. Signals cannot end it but SIGKILL: then we thaw in its place, and if we were killed too, who starts again
-//! thaws what it finds (`Images::thaw_all`).
+//! thaws what it finds (`Claim::thaw_all`).
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -116,7 +116,7 @@ impl Images {
     ///
     /// # Errors
     /// When devices or mounts cannot be listed. One that cannot be thawed is told in the log.
-    pub async fn thaw_all(&self, image_name: &'static str, below: &Path) -> Result<(), HostError> {
+    pub(super) async fn thaw_all(&self, image_name: &'static str, below: &Path) -> Result<(), HostError> {
         let devices = self.all_attached(image_name).await?;
         let ours = devices.iter().filter(|device| device.shown().starts_with(below));
         let nodes: BTreeSet<String> = ours.map(|device| device.node().display().to_string()).collect();

@@ -332,12 +332,13 @@ fn attach(mount: &OwnedFd, at: &OwnedFd, wanted: &Wanted) -> Result<(), Errno> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Claim;
     use super::*;
 
     #[tokio::test]
     async fn what_was_given_up_is_not_mounted_later() {
         let directory = tempfile::tempdir().unwrap();
-        let images = Images::open(directory.path()).await.unwrap();
+        let images = Claim::new(directory.path()).await.unwrap().open().await.unwrap();
         let (begin, mut began) = tokio::sync::mpsc::unbounded_channel();
         let (go, gone) = std::sync::mpsc::channel();
         let (tell, told) = std::sync::mpsc::channel();
