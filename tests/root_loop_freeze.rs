@@ -11,6 +11,7 @@ mod looped;
 mod support;
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use looped::calls::{As, From, refused};
@@ -35,6 +36,50 @@ fn a_keeper_that_is_killed_too_leaves_nothing_frozen_after_the_next_start() {
     driver.restart(&[]);
     writes(&staged, "thawed at the start");
     assert!(driver.log().contains("still frozen"), "{}", driver.log());
+}
+
+#[test]
+fn nothing_that_keeps_the_next_start_back_keeps_a_file_system_frozen() {
+    let mut driver = staged_ext4();
+    let staged = driver.staging("v");
+    let begin = |driver: &mut Loop| {
+        run("fsfreeze", &["--freeze", path(&staged)]);
+        let mut command = std::process::Command::new(looped::PROGRAM);
+        command.args(["--dir", path(&driver.dir), "--endpoint", path(&driver.host.path("csi.sock"))]);
+        command.args(["--node-id", "test-node"]);
+        driver.process = Some(driver.host.spawn(command, "refused.log"));
+    };
+    // Something that is not the driver's lies in its directory: it does not start.
+    let stray = driver.dir.join("stray");
+    fs::write(&stray, "x").unwrap();
+    driver.process.take().expect("it runs").kill();
+    begin(&mut driver);
+    driver.ended();
+    let frozen = is_frozen(&staged);
+    writes_if_thawed(&staged, frozen, "a stray file");
+    let log = fs::read_to_string(driver.host.path("refused.log")).unwrap();
+    assert!(log.contains("stray") && log.contains("still frozen"), "{log}");
+    fs::remove_file(&stray).unwrap();
+    // A tool of the one before has not ended: it is waited for.
+    let lock = fs::File::open(driver.dir.join("lock")).unwrap();
+    lock.lock().unwrap();
+    begin(&mut driver);
+    driver.ended();
+    let frozen = is_frozen(&staged);
+    writes_if_thawed(&staged, frozen, "a tool's lock");
+    let log = fs::read_to_string(driver.host.path("refused.log")).unwrap();
+    assert!(log.contains("in use by another driver"), "{log}");
+    drop(lock);
+    driver.restart(&[]);
+}
+
+/// As `writes`; what is frozen still is thawed first, and the test fails.
+fn writes_if_thawed(mounted: &Path, frozen: bool, context: &str) {
+    if frozen {
+        run("fsfreeze", &["--unfreeze", path(mounted)]);
+    }
+    assert!(!frozen, "{context}: it is still frozen");
+    writes(mounted, context);
 }
 
 #[test]
@@ -119,6 +164,28 @@ fn a_group_that_was_not_frozen_to_its_end_is_not_kept() {
     for host in ["ext4", "xfs"] {
         takes_too_long(Loop::on(host, "512M"), |driver| driver.group_snapshot("g", &["v", "w"]).map(drop));
     }
+}
+
+#[test]
+fn a_freeze_of_somebody_else_s_after_the_limit_stays() {
+    let mut driver = Loop::on("ext4", "512M");
+    let used = As::file_system("ext4");
+    driver.create("v", &used, SIZE, From::Nothing);
+    let staged = driver.staging("v");
+    driver.stage("v", &staged, &used).unwrap();
+    fs::write(driver.host.path("csi-loop.toml"), "reserve = '0'\nfreeze-limit-seconds = 1\n").unwrap();
+    let failed = frozen(&mut driver, snapshot, |_driver, keeper| {
+        ended(keeper);
+        // The driver's own is over by now: this is the test's.
+        run("fsfreeze", &["--freeze", path(&staged)]);
+    });
+    let still = is_frozen(&staged);
+    if still {
+        run("fsfreeze", &["--unfreeze", path(&staged)]);
+    }
+    refused(failed, Code::FailedPrecondition);
+    assert!(still, "somebody else's freeze is gone\n{}", driver.log());
+    driver.snapshot("v", "s").unwrap();
 }
 
 #[test]

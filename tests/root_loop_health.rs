@@ -159,3 +159,23 @@ fn on_a_nearly_full_host_who_may_still_need_room_is_told() {
     assert_told(&driver, "thin", Some(&staged), None);
     assert_eq!(driver.storage_health(), []);
 }
+
+#[test]
+fn a_volume_that_has_all_its_blocks_and_shares_them_with_a_snapshot_is_told_too() {
+    let driver = Loop::on("xfs", "512M");
+    let thick = [("allocation", "thick")];
+    for id in ["shares", "alone"] {
+        driver.create_as(id, &As::block(), 64 * MIB, From::Nothing, &thick).unwrap();
+    }
+    driver.snapshot("shares", "s").unwrap();
+    assert_told(&driver, "shares", None, None);
+    let others = driver.dir.parent().expect("a parent").join("others");
+    let space = run("stat", &["--file-system", "--format=%a %S", path(&driver.dir)]);
+    let free: u64 = space.split_whitespace().map(|number| number.parse::<u64>().unwrap()).product();
+    run("fallocate", &["-l", &(free - 8 * MIB).to_string(), path(&others)]);
+    let full = (VolumeHealthErrorType::Degraded, "HostDirectoryFull", "may still need 67108864");
+    assert_told(&driver, "shares", None, Some(full));
+    assert_told(&driver, "alone", None, None);
+    driver.delete_snapshot("s").unwrap();
+    assert_told(&driver, "shares", None, None);
+}

@@ -3,7 +3,6 @@
 #![expect(
     clippy::disallowed_methods,
     clippy::expect_used,
-    clippy::unwrap_used,
     reason = "a test: its helpers may fail loudly, look at paths and run tools"
 )]
 

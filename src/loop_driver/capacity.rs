@@ -65,6 +65,7 @@ impl Driver {
             reserve,
             thin: 0,
             thick: 0,
+            to_come: BTreeMap::new(),
             overcommit: self.config().overcommit,
         };
         let shared = self.shared(&volumes);
@@ -75,6 +76,7 @@ impl Driver {
                 VolumeState::Creating | VolumeState::Ready | VolumeState::Deleting => volume.bytes,
             };
             let to_come = bytes.saturating_sub(allocated).saturating_add(shared);
+            promised.to_come.insert(volume.id.clone(), to_come);
             match volume.allocation {
                 Allocation::Thin => promised.thin = promised.thin.saturating_add(to_come),
                 Allocation::Thick => promised.thick = promised.thick.saturating_add(to_come),
@@ -85,7 +87,7 @@ impl Driver {
 }
 
 /// What volumes were promised beyond what they have, and what there is for it, in bytes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Promised {
     /// Free on the host's file system.
     pub(super) available: u64,
@@ -97,6 +99,8 @@ pub(super) struct Promised {
     pub(super) thin: u64,
     /// To thick volumes.
     pub(super) thick: u64,
+    /// To each.
+    to_come: BTreeMap<Id, u64>,
     overcommit: f64,
 }
 
@@ -110,6 +114,11 @@ impl Promised {
     )]
     pub(super) fn needed(&self) -> u64 {
         self.thick.saturating_add((self.thin as f64 / self.overcommit) as u64)
+    }
+
+    /// Returns what one volume may still need: what it has no blocks for, and what it shares with snapshots and clones.
+    pub(super) fn to_come(&self, volume: &Id) -> u64 {
+        self.to_come.get(volume).copied().unwrap_or_default()
     }
 
     /// Returns whether volumes may meet a full host: what they were promised is not there, or the reserve is begun.

@@ -43,6 +43,10 @@ impl GroupController for Driver {
         let mut keys: Vec<Key> = volumes.iter().map(member).collect();
         keys.extend(volumes.iter().cloned().map(Key::Volume));
         keys.push(Key::Group(id.clone()));
+        // What is left of a group of this name goes first, with members that may be of other volumes.
+        let before = self.store().groups.get(&id).filter(|found| found.state != State::Ready);
+        let before: Vec<Id> = before.into_iter().flat_map(|found| found.members.into_values()).collect();
+        keys.extend(before.iter().cloned().map(Key::Snapshot));
         self.operate(keys, |driver| async move {
             if let Some(found) = driver.store().groups.get(&id) {
                 match found.state {
@@ -52,7 +56,14 @@ impl GroupController for Driver {
                     State::Ready => {
                         return Err(Failure::Exists(format!("the group {id} is there, of other volumes")));
                     }
-                    State::Creating | State::Deleting => driver.discard_group(&id).await?,
+                    State::Creating | State::Deleting => {
+                        // Until the locks were ours it may have become another: of its members none is locked.
+                        let locked = |one: &Id| before.contains(one);
+                        if !found.members.keys().eq(volumes.iter()) && !found.members.values().all(locked) {
+                            return Err(Failure::Pending(id));
+                        }
+                        driver.discard_group(&id).await?;
+                    }
                 }
             }
             let found: Result<Vec<_>, _> =
@@ -132,4 +143,49 @@ fn check_members(group: &Group, named: &[String]) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Invalid(format!("snapshot_ids are not those of the group {}: {found:?}", group.id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::store::VERSION;
+    use super::super::{Config, Flags};
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_left_of_a_group_goes_only_with_the_locks_of_its_members() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config");
+        std::fs::write(&file, "").unwrap();
+        let dir = Some(directory.path().join("images"));
+        let flags = Flags { dir, node_id: Some("n".to_owned()), ..Flags::default() };
+        let driver = Driver::open(Config::load(Some(&file), flags).unwrap()).await.unwrap();
+        let (id, volume) = (Id::of_name("g"), Id::of_name("a"));
+        let member = Id::of_member(&id, &volume);
+        let left = Group {
+            version: VERSION,
+            id: id.clone(),
+            name: "g".to_owned(),
+            state: State::Deleting,
+            members: BTreeMap::from([(volume, member.clone())]),
+            created: 0,
+        };
+        driver.store().groups.put(left).await.unwrap();
+        let create = || {
+            let source_volume_ids = vec!["b".to_owned()];
+            let name = "g".to_owned();
+            let request =
+                csi::CreateVolumeGroupSnapshotRequest { source_volume_ids, name, ..Default::default() };
+            driver.create_volume_group_snapshot(Request::new(request))
+        };
+        // Somebody works with one of its members.
+        let works = driver.inner.locks.take([Key::Snapshot(member)]).await.unwrap();
+        assert_eq!(create().await.unwrap_err().code(), tonic::Code::Aborted);
+        assert!(driver.store().groups.get(&id).is_some());
+        drop(works);
+        // The volume of the new one is not there.
+        assert_eq!(create().await.unwrap_err().code(), tonic::Code::NotFound);
+        assert!(driver.store().groups.get(&id).is_none());
+    }
 }

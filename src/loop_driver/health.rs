@@ -48,7 +48,7 @@ impl Driver {
                 message: format!("its image has {} of {} bytes", image.length, volume.bytes),
             });
         }
-        let needs = volume.bytes.saturating_sub(image.allocated).saturating_add(volume.shared);
+        let needs = promised.to_come(&volume.id);
         if needs > 0 && promised.is_short() {
             found.push(Trouble {
                 kind: csi::VolumeHealthErrorType::Degraded,

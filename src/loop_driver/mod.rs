@@ -74,7 +74,7 @@ use tonic::{Response, Status};
 use tracing::warn;
 
 use crate::error::Chain;
-use crate::host::images::Images;
+use crate::host::images::{Claim, Images};
 use crate::host::{self, HostError};
 use crate::model::Millis;
 use errors::Failure;
@@ -126,16 +126,17 @@ pub enum OpenError {
 impl Driver {
     /// Takes the directory, and puts in order what a crash left in it.
     async fn open(mut config: Config) -> Result<Self, OpenError> {
-        Store::prepare(&config.dir, config.name.as_str())?;
-        let images = Images::open(&config.dir).await?;
+        Store::make(&config.dir)?;
+        Store::refuse_another(&config.dir, config.name.as_str())?;
+        let claim = Claim::new(&config.dir).await?;
         // What the kernel shows of an image has no symlinks: by a path with one in it nothing of ours would be found again.
-        if let Some(real) = images.real_directory(&config.dir).await? {
-            config.dir = real;
-        }
+        claim.directory().clone_into(&mut config.dir);
         // Before all else, that may last or fail: somebody waits for this with every write.
-        if let Err(error) = images.thaw_all(store::IMAGE, &config.dir).await {
+        if let Err(error) = claim.thaw_all(store::IMAGE).await {
             warn!("a volume may still be frozen: {}", Chain(&error));
         }
+        Store::prepare(&config.dir, config.name.as_str())?;
+        let images = claim.open().await?;
         let store = Store::load(&config.dir, boot()?)?;
         let inner = Inner {
             config,

@@ -113,8 +113,12 @@ impl Driver {
                 for device in &place.devices {
                     self.images().flush(device).await?;
                 }
-                let usage = self.store().usage(id).await;
-                Ok((None, place.binds.is_empty() && usage.targets.is_empty()))
+                let mut published = !place.binds.is_empty();
+                // That a target went could not be noted on a full host: only one where something is mounted counts.
+                for target in self.store().usage(id).await.targets.keys() {
+                    published |= self.images().mount_at(target).await?.is_some();
+                }
+                Ok((None, !published))
             }
         }
     }
@@ -250,18 +254,22 @@ impl Driver {
         // Before its members: a member without its group could not be removed by anybody.
         self.store().groups.put(group.clone()).await?;
         fault::reached("group:intent");
-        let taken = match self.take_snapshots(wanted).await {
-            Ok(taken) => taken,
-            Err(failure) => {
-                self.discard_group(&id).await?;
-                return Err(failure);
+        if let Err(failure) = self.finish_group(&mut group, wanted).await {
+            if let Err(also) = self.discard_group(&id).await {
+                warn!(group = %id, "what was made of a group that failed stays until it is tried again: {also}");
             }
-        };
-        group.created = taken.first().map_or(group.created, |one| one.created);
-        group.state = State::Ready;
-        self.store().groups.put(group.clone()).await?;
+            return Err(failure);
+        }
         fault::reached("group:outcome");
         Ok(group)
+    }
+
+    /// Takes the snapshots of a group that is written down, and makes it ready.
+    async fn finish_group(&self, group: &mut Group, wanted: Vec<Snapshot>) -> Result<(), Failure> {
+        let taken = self.take_snapshots(wanted).await?;
+        group.created = taken.first().map_or(group.created, |one| one.created);
+        group.state = State::Ready;
+        Ok(self.store().groups.put(group.clone()).await?)
     }
 }
 

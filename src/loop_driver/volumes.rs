@@ -133,17 +133,22 @@ impl Driver {
         // Before anything of it: of an image without this nobody would know whose it is.
         self.store().volumes.put(volume.clone()).await?;
         fault::reached("create:intent");
-        if let Err(failure) = self.fill(&mut volume, origin).await {
+        if let Err(failure) = self.finish(&mut volume, origin).await {
             if let Err(also) = self.discard_volume(&wish.id).await {
                 warn!(volume = %wish.id, "what was made of a volume that failed stays until it is tried again: {also}");
             }
             return Err(failure);
         }
-        volume.state = VolumeState::Ready;
-        self.store().volumes.put(volume.clone()).await?;
         fault::reached("create:outcome");
         info!(volume = %volume.id, bytes, content = ?volume.content, source = ?volume.source, "created");
         Ok(volume)
+    }
+
+    /// Makes a volume that is written down ready.
+    async fn finish(&self, volume: &mut Volume, origin: Option<Origin>) -> Result<(), Failure> {
+        self.fill(volume, origin).await?;
+        volume.state = VolumeState::Ready;
+        Ok(self.store().volumes.put(volume.clone()).await?)
     }
 
     /// Makes the image and what is in it, and syncs it.

@@ -2,7 +2,7 @@
 //!
 //! The keeper is this program, started again. It freezes, says so, and thaws when its stdin ends (we said so, or died) or when
 //! its time is over. Signals cannot end it but SIGKILL: then we thaw in its place, and if we were killed too, who starts again
-//! thaws what it finds (`Images::thaw_all`).
+//! thaws what it finds (`Claim::thaw_all`).
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::SigSet;
@@ -115,7 +116,7 @@ impl Images {
     ///
     /// # Errors
     /// When devices or mounts cannot be listed. One that cannot be thawed is told in the log.
-    pub async fn thaw_all(&self, image_name: &'static str, below: &Path) -> Result<(), HostError> {
+    pub(super) async fn thaw_all(&self, image_name: &'static str, below: &Path) -> Result<(), HostError> {
         let devices = self.all_attached(image_name).await?;
         let ours = devices.iter().filter(|device| device.shown().starts_with(below));
         let nodes: BTreeSet<String> = ours.map(|device| device.node().display().to_string()).collect();
@@ -139,9 +140,14 @@ impl Frozen {
         const DOING: &str = "keep frozen the file system at";
         drop(self.stdin.take());
         let fail = |source: io::Error| HostError::Io { doing: DOING, path: self.about.clone(), source };
+        let mut thawed = false;
         let done = match tokio::time::timeout(THAW, self.words.next_line()).await {
             Ok(Ok(Some(word))) if word == THAWED => Ok(()),
-            Ok(Ok(Some(word))) => Err(fail(failure(word))),
+            Ok(Ok(Some(word))) => {
+                // It says this once they have thawed; what is frozen now is somebody else's. Anything else is why it could not.
+                thawed = word == TOO_LONG;
+                Err(fail(failure(word)))
+            }
             Ok(Ok(None)) => Err(fail(io::Error::other("its keeper was killed"))),
             Ok(Err(e)) => Err(fail(e)),
             Err(_elapsed) => {
@@ -149,7 +155,7 @@ impl Frozen {
                 Err(HostError::Deadline { doing: "thaw", path: self.about.clone(), seconds })
             }
         };
-        if done.is_err() {
+        if done.is_err() && !thawed {
             self.thaw_in_its_place().await;
         }
         let _reaped = tokio::time::timeout(THAW, self.child.wait()).await;
@@ -209,33 +215,43 @@ fn keep(mut arguments: impl Iterator<Item = OsString>) -> io::Result<()> {
     say(if in_time { THAWED } else { TOO_LONG })
 }
 
-/// Freezes all of them, or none. One that cannot be frozen does not keep the others frozen for longer than the limit.
+/// Freezes all of them, or none. One that cannot be frozen does not keep the others frozen for longer than the limit. Thawed is
+/// only, and once, what was frozen here: another freeze is somebody else's.
 fn freeze(open: &[OwnedFd], mounted: &[PathBuf], limit: Duration) -> io::Result<()> {
+    // How many are frozen; those that the watchdog thawed are none of them any more.
+    let count = &Mutex::new(Some(0));
     std::thread::scope(|scope| {
         let (done, over) = std::sync::mpsc::channel::<()>();
         let watchdog = scope.spawn(move || match over.recv_timeout(limit) {
-            Err(RecvTimeoutError::Timeout) => thaw(open).map(|()| true),
-            _ => Ok(false),
+            Err(RecvTimeoutError::Timeout) => {
+                let frozen = count.lock().unwrap_or_else(PoisonError::into_inner).take();
+                thaw(open.get(..frozen.unwrap_or_default()).unwrap_or_default())
+            }
+            _ => Ok(()),
         });
         let mut frozen = Ok(());
-        let mut count = 0;
         for (one, path) in open.iter().zip(mounted) {
             frozen = raw::freeze(one.as_fd()).map_err(|e| at(path, &e));
             if frozen.is_err() {
                 break;
             }
-            count += 1;
+            match count.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+                Some(count) => *count += 1,
+                None => {
+                    // Too late for the watchdog, which has thawed those before it.
+                    frozen = thaw(std::slice::from_ref(one)).and(Err(io::Error::other(TOO_LONG)));
+                    break;
+                }
+            }
         }
         drop(done);
-        let late = watchdog.join().unwrap_or(Ok(true))?;
-        if late {
-            frozen = Err(io::Error::other(TOO_LONG));
+        let thawed = watchdog.join().unwrap_or_else(|_panic| Err(io::Error::other("its watchdog broke")));
+        match count.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(count) if frozen.is_err() => thaw(open.get(..count).unwrap_or_default())?,
+            Some(_) => {}
+            None => frozen = frozen.and(Err(io::Error::other(TOO_LONG))),
         }
-        if frozen.is_err() {
-            // Not what somebody else had frozen.
-            thaw(open.get(..count).unwrap_or_default())?;
-        }
-        frozen
+        thawed.and(frozen)
     })
 }
 

@@ -17,7 +17,6 @@ mod inside;
 mod mount;
 mod options;
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,8 +39,8 @@ pub use copy::{Copied, Leave};
 pub use file::{Allocation, FileId, ImageFile, Space};
 pub use file_system::{FsType, Grown};
 pub use freeze::{Frozen, as_keeper};
-pub use mount::{Mounted, Shown};
-pub use options::{Seen, ordered};
+pub use mount::Mounted;
+pub use options::{Attributes, Seen, of_the_file_system, ordered, read_only};
 
 /// How long a call on a local file system may take (design 5, "Deadlines").
 const LIMIT: Duration = Duration::from_secs(60);
@@ -67,7 +66,7 @@ struct Inner {
     /// Holds the directory's lock as long as one of us lives; tools hold it too.
     _lock: Arc<OwnedFd>,
     /// The same for the directory itself.
-    _directory: OwnedFd,
+    _directory: Arc<OwnedFd>,
 }
 
 /// Tells work in a thread whether anybody still waits for it.
@@ -98,26 +97,62 @@ impl Wanted {
     }
 }
 
-impl Images {
-    /// Locks a directory by the file `lock` in it, and waits a moment for the tools of a process that was killed: they hold
-    /// the lock too, and must not write to an image that is repaired meanwhile.
+/// A directory that no other driver has any more. Tools of one that was killed may still work in it.
+#[derive(Debug)]
+pub struct Claim {
+    directory: PathBuf,
+    itself: Arc<OwnedFd>,
+}
+
+impl Claim {
+    /// Locks a directory itself, which no tool does: removing the file `lock` in it, and making it again, frees nothing.
     ///
     /// # Errors
-    /// `Busy` when another driver has the directory.
-    pub async fn open(directory: &Path) -> Result<Self, HostError> {
-        let path = directory.join("lock");
-        let failed = |source: io::Error| HostError::Io { doing: "lock", path: path.clone(), source };
+    /// `Busy` when another driver has it, and keeps it for a moment.
+    pub async fn new(directory: &Path) -> Result<Self, HostError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let itself = rustix::fs::open(directory, flags, Mode::empty()).map_err(failed("lock", directory))?;
+        take(&itself, directory, tokio::time::Instant::now() + LEFTOVERS).await?;
+        let directory = mount::real(&itself, directory)?;
+        Ok(Self { directory, itself: Arc::new(itself) })
+    }
+
+    /// Returns its real path: absolute and without symlinks.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Thaws what is mounted from images of this name in it (`Images::thaw_all`): for that no tool need have ended.
+    ///
+    /// # Errors
+    /// When devices or mounts cannot be listed.
+    pub async fn thaw_all(&self, image_name: &'static str) -> Result<(), HostError> {
+        // No tool is started with it.
+        let images = Images::with(Arc::clone(&self.itself), Arc::clone(&self.itself))?;
+        images.thaw_all(image_name, &self.directory).await
+    }
+
+    /// Locks the directory by the file `lock` in it too, and waits a moment for the tools of a process that was killed: they
+    /// hold that lock, and must not write to an image that is repaired meanwhile.
+    ///
+    /// # Errors
+    /// `Busy` when one has not ended.
+    pub async fn open(self) -> Result<Images, HostError> {
+        let path = self.directory.join("lock");
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let lock =
-            rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(|e| failed(e.into()))?;
-        let until = tokio::time::Instant::now() + LEFTOVERS;
-        take(&lock, directory, until).await?;
-        // The directory's own too: the file may be removed, and made again by another driver.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let itself = rustix::fs::open(directory, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
-        take(&itself, directory, until).await?;
-        let lock = Arc::new(lock);
-        let table = Reader::open().map_err(failed)?;
+            rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(failed("lock", &path))?;
+        take(&lock, &self.directory, tokio::time::Instant::now() + LEFTOVERS).await?;
+        Images::with(Arc::new(lock), self.itself)
+    }
+}
+
+impl Images {
+    /// `lock` is held by the tools too.
+    fn with(lock: Arc<OwnedFd>, directory: Arc<OwnedFd>) -> Result<Self, HostError> {
+        let path = Path::new("/proc/thread-self/mountinfo");
+        let table =
+            Reader::open().map_err(|source| HostError::Io { doing: "read", path: path.into(), source })?;
         Ok(Self {
             inner: Arc::new(Inner {
                 tools: Tools::new(Arc::clone(&lock)),
@@ -127,7 +162,7 @@ impl Images {
                 slow: Pool::new(),
                 given_up: GivenUp::default(),
                 _lock: lock,
-                _directory: itself,
+                _directory: directory,
             }),
         })
     }

@@ -19,19 +19,10 @@ use super::super::{HostError, raw, users};
 use super::attach::Held;
 use super::detached::{Unmade, make};
 use super::file_system::FsType;
-use super::options::Options;
+use super::options::{Attributes, Options};
 use super::{Images, Inner, Wanted, failed};
 use crate::error::Chain;
 use crate::model::{Mount, MountsAt};
-
-/// A bind mount's rights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shown {
-    /// As its source.
-    Writable,
-    /// Read-only, from the first moment that anybody can see it.
-    ReadOnly,
-}
 
 /// How mounting a file system ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,16 +121,16 @@ impl Images {
         .await
     }
 
-    /// Shows a mounted directory at another, empty one.
+    /// Shows a mounted directory at another, empty one, with these attributes from the first moment that anybody can see it.
     ///
     /// # Errors
     /// `Io`: nothing is shown.
-    pub async fn bind(&self, from: &Path, to: &Path, shown: Shown) -> Result<(), HostError> {
+    pub async fn bind(&self, from: &Path, to: &Path, with: Attributes) -> Result<(), HostError> {
         let (from, to) = (from.to_owned(), to.to_owned());
         self.wanted("bind at", &to.clone(), move |wanted| {
             let fail = failed("bind at", &to);
             let source = place(&from, OFlags::DIRECTORY).map_err(failed("bind", &from))?;
-            show(&source, &place(&to, OFlags::DIRECTORY).map_err(&fail)?, shown, wanted).map_err(fail)
+            show(&source, &place(&to, OFlags::DIRECTORY).map_err(&fail)?, with, wanted).map_err(fail)
         })
         .await
     }
@@ -165,7 +156,7 @@ impl Images {
                     expected: "an empty file",
                 });
             }
-            show(&node, &file, Shown::Writable, wanted).map_err(fail)
+            show(&node, &file, Attributes::default(), wanted).map_err(fail)
         })
         .await
     }
@@ -312,7 +303,7 @@ fn place(path: &Path, kind: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, flags, Mode::empty())
 }
 
-fn real(fd: &OwnedFd, given: &Path) -> Result<PathBuf, HostError> {
+pub(super) fn real(fd: &OwnedFd, given: &Path) -> Result<PathBuf, HostError> {
     descriptor_path(fd).map_err(|source| HostError::Io {
         doing: "find the real path of",
         path: given.to_owned(),
@@ -320,12 +311,14 @@ fn real(fd: &OwnedFd, given: &Path) -> Result<PathBuf, HostError> {
     })
 }
 
-fn show(source: &OwnedFd, at: &OwnedFd, shown: Shown, wanted: &Wanted) -> Result<(), Errno> {
+fn show(source: &OwnedFd, at: &OwnedFd, with: Attributes, wanted: &Wanted) -> Result<(), Errno> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = rustix::mount::open_tree(source, "", flags)?;
-    if shown == Shown::ReadOnly {
-        raw::set_read_only(tree.as_fd()).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    if with != Attributes::default() {
+        let (set, clear) = with.bits();
+        let done = raw::set_attributes(tree.as_fd(), set, clear);
+        done.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     }
     attach(&tree, at, wanted)
 }
@@ -339,12 +332,13 @@ fn attach(mount: &OwnedFd, at: &OwnedFd, wanted: &Wanted) -> Result<(), Errno> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Claim;
     use super::*;
 
     #[tokio::test]
     async fn what_was_given_up_is_not_mounted_later() {
         let directory = tempfile::tempdir().unwrap();
-        let images = Images::open(directory.path()).await.unwrap();
+        let images = Claim::new(directory.path()).await.unwrap().open().await.unwrap();
         let (begin, mut began) = tokio::sync::mpsc::unbounded_channel();
         let (go, gone) = std::sync::mpsc::channel();
         let (tell, told) = std::sync::mpsc::channel();

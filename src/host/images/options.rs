@@ -47,6 +47,60 @@ impl Options {
     }
 }
 
+/// What a bind mount has otherwise than its source; by default nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attributes {
+    set: MountAttrFlags,
+    clear: MountAttrFlags,
+}
+
+impl Default for Attributes {
+    fn default() -> Self {
+        Self { set: MountAttrFlags::empty(), clear: MountAttrFlags::empty() }
+    }
+}
+
+impl Attributes {
+    /// Takes those of the source, and of these options those that are a mount's.
+    pub fn also(options: &[String], read_only: bool) -> Self {
+        let mut set = Options::of(options).attributes;
+        set.set(MountAttrFlags::MOUNT_ATTR_RDONLY, read_only);
+        // It is one of several values, and takes the place of another.
+        let access_times = MountAttrFlags::MOUNT_ATTR_NOATIME | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
+        let clear = if set.intersects(access_times) {
+            MountAttrFlags::MOUNT_ATTR__ATIME
+        } else {
+            MountAttrFlags::empty()
+        };
+        Self { set, clear }
+    }
+
+    /// Takes those of these options, whatever the source has; read-only stays as it is there.
+    pub fn only(options: &[String]) -> Self {
+        let clear = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC
+            | MountAttrFlags::MOUNT_ATTR__ATIME
+            | MountAttrFlags::MOUNT_ATTR_NODIRATIME;
+        Self { set: Options::of(options).attributes, clear }
+    }
+
+    /// Returns what is set, and what is cleared before that.
+    pub(super) fn bits(self) -> (u64, u64) {
+        (self.set.bits().into(), self.clear.bits().into())
+    }
+}
+
+/// Returns whether options ask for what nobody can write to.
+pub fn read_only(given: &[String]) -> bool {
+    Options::of(given).read_only
+}
+
+/// Returns the options that are the file system's own: all of its mounts have them.
+pub fn of_the_file_system(given: &[String]) -> BTreeSet<String> {
+    Options::of(given).own.into_iter().collect()
+}
+
 /// Returns options one by one and in order: of two lists that say the same it is the same.
 pub fn ordered(given: &[String]) -> BTreeSet<&str> {
     each(given).collect()

@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use tracing::{info, warn};
 
 use super::place::Place;
-use super::stage::check_access;
+use super::stage::{check_access, options};
 use crate::error::Chain;
 use crate::execute::fault;
 use crate::host::HostError;
-use crate::host::images::{Going, Shown};
+use crate::host::images::{Attributes, Going, of_the_file_system, read_only};
 use crate::loop_driver::Driver;
 use crate::loop_driver::ask::{Capability, read_only_device};
 use crate::loop_driver::errors::Failure;
-use crate::loop_driver::store::{Asked, Content, Id, OTHER_FLAGS, OTHER_GROUP, OTHER_RIGHTS, Use};
+use crate::loop_driver::store::{Asked, Content, Id, OTHER_FLAGS, OTHER_GROUP, OTHER_RIGHTS, Use, Volume};
 use crate::proto::csi::volume_capability::access_mode::Mode;
 
 impl Driver {
@@ -48,10 +48,11 @@ impl Driver {
             return self.note_target(id, usage, &target, asked).await;
         }
         check_sharing(&usage, &place, &staging, &target, capability.mode)?;
+        check_options(&volume, &usage, &asked)?;
+        let group = self.group_to_give(&usage, &place, &staging, &target, asked.group).await?;
         usage.targets.insert(target.clone(), asked.clone());
         self.store().set_usage(id, &usage).await?;
         fault::reached("publish:intent");
-        let shown = if asked.read_only { Shown::ReadOnly } else { Shown::Writable };
         match volume.content {
             Content::Block => {
                 let device = place.device()?.ok_or_else(|| Failure::no_volume(id.as_str()))?;
@@ -61,12 +62,51 @@ impl Driver {
             Content::FileSystem(_) => {
                 self.make_target(&target).await?;
                 fault::reached("publish:target");
-                self.images().bind(&staging, &target, shown).await?;
+                if let Some(group) = group {
+                    self.images().give_to_group(&staging, group, &self.progress(id.clone())).await?;
+                }
+                let with = Attributes::also(&asked.flags, is_read_only(&asked));
+                self.images().bind(&staging, &target, with).await?;
             }
         }
         fault::reached("publish:outcome");
-        info!(volume = %id, target = %target.display(), ?shown, "published");
+        info!(volume = %id, target = %target.display(), read_only = is_read_only(&asked), "published");
         Ok(())
+    }
+
+    /// Returns the group that a file system has to be given to before it is published for it: it was staged for none.
+    ///
+    /// # Errors
+    /// `Precondition`: it is another's already. What is in it has one group.
+    async fn group_to_give(
+        &self,
+        usage: &Use,
+        place: &Place,
+        staging: &Path,
+        target: &Path,
+        wanted: Option<u32>,
+    ) -> Result<Option<u32>, Failure> {
+        let Some(wanted) = wanted else { return Ok(None) };
+        if let Some((_, Asked { group: Some(group), .. })) = &usage.staging {
+            return if *group == wanted { Ok(None) } else { Err(other_group(wanted, Some(*group), staging)) };
+        }
+        let seen = self.images().seen(staging).await?;
+        // As when it is staged: where nobody can write nobody's group is set.
+        if seen.read_only {
+            return Ok(None);
+        }
+        let others: Vec<&Path> = (place.mounts.iter().map(|mount| mount.point.as_path()))
+            .filter(|at| *at != staging && *at != target)
+            .collect();
+        for other in &others {
+            // What was asked there may be lost.
+            let group = usage.targets.get(*other).map_or(Some(seen.group), |asked| asked.group);
+            if group != Some(wanted) {
+                return Err(other_group(wanted, group, other));
+            }
+        }
+        // Those that are published have it.
+        Ok(others.is_empty().then_some(wanted))
     }
 
     /// Looks again at a device that was just shown to a pod: nothing holds it before, and its number may have become that of
@@ -109,7 +149,7 @@ impl Driver {
         let differs = match usage.targets.get(target) {
             Some(before) => before.differs_from(asked),
             // What was asked is lost. The whole file system may be read-only though the publication is not.
-            None if there.read_only && !asked.read_only => Some(OTHER_RIGHTS),
+            None if there.read_only && !is_read_only(asked) => Some(OTHER_RIGHTS),
             None => self.seen_otherwise(target, asked, asked.read_only).await?,
         };
         if let Some(what) = differs {
@@ -220,6 +260,39 @@ fn taken(error: HostError) -> Failure {
         HostError::NotEmpty { .. } | HostError::WrongKind { .. } => Failure::Precondition(error.to_string()),
         error => error.into(),
     }
+}
+
+/// Returns whether nobody is to write to a publication, however that was said.
+fn is_read_only(asked: &Asked) -> bool {
+    asked.read_only || read_only(&asked.flags)
+}
+
+fn other_group(wanted: u32, found: Option<u32>, at: &Path) -> Failure {
+    let found = found
+        .map_or_else(|| "without a volume_mount_group".to_owned(), |group| format!("for the group {group}"));
+    Failure::Precondition(format!(
+        "it cannot be published for the group {wanted}: it is mounted at {} {found}, and what is in it has one group",
+        at.display()
+    ))
+}
+
+/// Refuses options of the file system with which it was not staged: a publication shows what is mounted.
+fn check_options(volume: &Volume, usage: &Use, asked: &Asked) -> Result<(), Failure> {
+    // What was asked may be lost.
+    let Some((at, staged)) = &usage.staging else { return Ok(()) };
+    let staged = of_the_file_system(&options(&staged.flags, volume.allocation));
+    let wanted = of_the_file_system(&asked.flags);
+    let missing: Vec<&str> = wanted.difference(&staged).map(String::as_str).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let staged: Vec<&str> = staged.iter().map(String::as_str).collect();
+    Err(Failure::Precondition(format!(
+        "the mount options {} are the whole file system's, and it is staged at {} with {}",
+        missing.join(","),
+        at.display(),
+        staged.join(",")
+    )))
 }
 
 /// Refuses a second target where the access mode has one (csi.md 2.7, "Second NodePublish").

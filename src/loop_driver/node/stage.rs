@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use super::place::Place;
 use crate::execute::fault;
-use crate::host::images::{Allocation, FsType, Going, Grown, Mounted, Shown};
+use crate::host::images::{Allocation, Attributes, FsType, Going, Grown, Mounted, read_only};
 use crate::loop_driver::Driver;
 use crate::loop_driver::ask::{Access, Capability};
 use crate::loop_driver::errors::Failure;
@@ -46,7 +46,8 @@ impl Driver {
             let was_here = before.as_ref().is_some_and(same);
             if let Some(mount) = place.mounts.iter().find(|mount| !mount.read_only).filter(|_| was_here) {
                 // Somebody unmounted it under its publications, which still have it.
-                self.images().bind(&mount.point, &path, Shown::Writable).await?;
+                // A publication may have more attributes.
+                self.images().bind(&mount.point, &path, Attributes::only(&asked.flags)).await?;
                 info!(volume = %id, path = %path.display(), "staged again");
                 return self.settle(volume, &place, &path, &capability.access).await;
             }
@@ -171,7 +172,7 @@ impl Driver {
         access: &Access,
     ) -> Result<(), Failure> {
         let Access::Mount { flags, group, .. } = access else { return Ok(()) };
-        if flags.iter().flat_map(|flag| flag.split(',')).any(|option| option.trim() == "ro") {
+        if read_only(flags) {
             return Ok(());
         }
         if volume.grown < volume.bytes && self.images().grow_mounted(fs_type, node, at).await? == Grown::Whole
@@ -220,8 +221,13 @@ impl Driver {
             // Staged elsewhere: there is nothing of it here.
             return Ok(());
         }
+        // To look for a device that has just gone takes long; a file system whose publications went as noted needs none of it.
+        let place = if volume.content == Content::Block || !usage.targets.is_empty() {
+            self.place_as_before(id).await?
+        } else {
+            Place::default()
+        };
         if volume.content == Content::Block {
-            let place = self.place_as_before(id).await?;
             if let Some(at) = place.elsewhere(Path::new("")) {
                 return Err(Failure::Precondition(format!("it is still published at {}", at.display())));
             }
@@ -230,7 +236,10 @@ impl Driver {
                 info!(volume = %id, device = %device.node().display(), "unstaged");
             }
         }
-        if usage.staging.take().is_some() {
+        let noted = usage.targets.len();
+        // On a full host it could not be noted that they went.
+        usage.targets.retain(|target, _| place.at(target).is_some());
+        if usage.staging.take().is_some() || usage.targets.len() != noted {
             self.note_gone(id, &usage).await;
         }
         Ok(())
@@ -265,7 +274,7 @@ pub(super) fn check_access(volume: &Volume, access: &Access) -> Result<(), Failu
 }
 
 /// The options of a mount. What is deleted in a thin volume is given back to the host, in a thick one it is not.
-fn options(flags: &[String], allocation: Allocation) -> Vec<String> {
+pub(super) fn options(flags: &[String], allocation: Allocation) -> Vec<String> {
     let mut options = flags.to_vec();
     let said = |option: &str| option == "nodiscard" || option == "discard" || option.starts_with("discard=");
     if !flags.iter().flat_map(|flag| flag.split(',')).any(said) {

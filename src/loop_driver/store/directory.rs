@@ -24,18 +24,31 @@ struct Marker {
     driver: String,
 }
 
+/// Makes the directory (`Store::make`).
+pub(super) fn make(directory: &Path) -> Result<(), StoreError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(|e| StoreError::io("make", directory, e))
+}
+
+/// Refuses another driver's directory (`Store::refuse_another`).
+pub(super) fn refuse_another(directory: &Path, driver: &str) -> Result<(), StoreError> {
+    let marker = directory.join(MARKER);
+    let found = std::fs::read(&marker).ok().and_then(|text| understand::<Marker>(&marker, &text).ok());
+    match found.filter(|found| found.driver != driver) {
+        Some(found) => Err(StoreError::OfAnother { path: directory.to_owned(), owner: found.driver }),
+        None => Ok(()),
+    }
+}
+
 /// Makes the directory ours (`Store::prepare`).
 pub(super) fn prepare(directory: &Path, driver: &str) -> Result<(), StoreError> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-    made.map_err(|e| StoreError::io("make", directory, e))?;
+    make(directory)?;
     let marker = directory.join(MARKER);
     match std::fs::read(&marker) {
         Ok(text) => {
             let found: Marker = understand(&marker, &text)?;
             check_version(&marker, found.version)?;
-            if found.driver != driver {
-                return Err(StoreError::OfAnother { path: directory.to_owned(), owner: found.driver });
-            }
+            refuse_another(directory, driver)?;
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             // What a crash before the marker's rename leaves is no reason to refuse.

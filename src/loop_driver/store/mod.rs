@@ -97,6 +97,22 @@ impl StoreError {
 }
 
 impl Store {
+    /// Makes the directory where it is missing.
+    ///
+    /// # Errors
+    /// `Io`
+    pub(super) fn make(directory: &Path) -> Result<(), StoreError> {
+        directory::make(directory)
+    }
+
+    /// Refuses another driver's directory, and no other: what else is wrong with it `prepare` tells.
+    ///
+    /// # Errors
+    /// `OfAnother`
+    pub(super) fn refuse_another(directory: &Path, driver: &str) -> Result<(), StoreError> {
+        directory::refuse_another(directory, driver)
+    }
+
     /// Makes the directory where it is missing; anything in it that is not ours is refused. To be called before `lock` is
     /// made in it.
     ///

@@ -1,0 +1,123 @@
+//! Calls whose last write fails on a full host: they leave nothing half done, and nothing that later calls take for true.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    reason = "a test: its helpers may fail loudly, look at paths and run tools"
+)]
+
+#[path = "loop/mod.rs"]
+mod looped;
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use looped::Loop;
+use looped::calls::{As, From, refused};
+use looped::freeze::state_of;
+use looped::path;
+use support::until;
+use tonic::{Code, Status};
+
+const MIB: u64 = 1 << 20;
+
+fn filler(driver: &Loop) -> PathBuf {
+    driver.dir.parent().expect("a parent").join("filler")
+}
+
+/// Leaves the driver's host file system without a free block.
+fn fill_host(driver: &Loop) {
+    for size in ["1M", "4k", "1k"] {
+        let mut fill = Command::new("dd");
+        fill.args(["if=/dev/zero", "conv=notrunc", "oflag=append"]).arg(format!("bs={size}"));
+        fill.arg(format!("of={}", path(&filler(driver)))).stderr(Stdio::null());
+        assert!(!fill.status().expect("dd runs").success(), "the disk is not full");
+    }
+}
+
+/// Fills the host while the driver stands at a point of a call; returns how the call ended.
+fn filled_at<T: Send>(
+    driver: &mut Loop,
+    point: &str,
+    call: impl Fn(&Loop) -> Result<T, Status> + Sync,
+) -> Result<T, Status> {
+    driver.restart(&[("VOLUMED_TEST_FAULT", &format!("stop:{point}"))]);
+    let driver = &*driver;
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| call(driver));
+        let process = driver.process.as_ref().expect("it runs");
+        until("the driver stands still", || state_of(process) == 'T');
+        fill_host(driver);
+        process.signal("-CONT");
+        call.join().expect("no panic")
+    })
+}
+
+/// What is left of a kind.
+fn left(driver: &Loop, kind: &str) -> Vec<PathBuf> {
+    fs::read_dir(driver.dir.join(kind)).expect("it is there").flatten().map(|entry| entry.path()).collect()
+}
+
+#[test]
+fn a_target_that_went_on_a_full_host_keeps_nobody_from_a_snapshot() {
+    let driver = Loop::on("ext4", "64M");
+    let used = As::block();
+    driver.create_as("v", &used, 8 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
+    let (staged, target) = (driver.staging("v"), driver.target("t"));
+    driver.stage("v", &staged, &used).unwrap();
+    driver.publish("v", &staged, &target, &used, false).unwrap();
+    fill_host(&driver);
+    driver.unpublish("v", &target).unwrap();
+    fs::remove_file(filler(&driver)).unwrap();
+    let noted = || fs::read_to_string(driver.dir.join("volumes/v/use.json")).unwrap();
+    assert!(noted().contains(path(&target)), "the host was not full");
+    // While it is staged, and after that.
+    driver.snapshot("v", "staged").unwrap();
+    driver.unstage("v", &staged).unwrap();
+    assert!(!noted().contains(path(&target)), "{}", noted());
+    driver.snapshot("v", "unstaged").unwrap();
+    for snapshot in ["staged", "unstaged"] {
+        driver.delete_snapshot(snapshot).unwrap();
+    }
+    driver.delete("v").unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
+fn a_volume_whose_last_write_fails_is_not_left() {
+    let mut driver = Loop::on("ext4", "64M");
+    let thick = [("allocation", "thick")];
+    let failed = filled_at(&mut driver, "create:image", |driver| {
+        driver.create_as("v", &As::block(), 8 * MIB, From::Nothing, &thick)
+    });
+    refused(failed, Code::ResourceExhausted);
+    assert_eq!(left(&driver, "volumes"), Vec::<PathBuf>::new(), "{}", driver.log());
+    fs::remove_file(filler(&driver)).unwrap();
+    driver.create_as("v", &As::block(), 8 * MIB, From::Nothing, &thick).unwrap();
+    driver.delete("v").unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
+fn a_group_whose_last_write_fails_is_not_left_nor_its_members() {
+    let mut driver = Loop::on("ext4", "64M");
+    for id in ["a", "b"] {
+        driver.create(id, &As::block(), MIB, From::Nothing);
+        fs::write(driver.dir.join("volumes").join(id).join("image"), vec![1; 1 << 20]).unwrap();
+    }
+    let failed = filled_at(&mut driver, "snapshot:outcome", |driver| driver.group_snapshot("g", &["a", "b"]));
+    refused(failed, Code::ResourceExhausted);
+    assert_eq!(driver.snapshots("", "", 0, "").unwrap(), (Vec::new(), String::new()));
+    for kind in ["snapshots", "groups"] {
+        assert_eq!(left(&driver, kind), Vec::<PathBuf>::new(), "{}", driver.log());
+    }
+    fs::remove_file(filler(&driver)).unwrap();
+    let group = driver.group_snapshot("g", &["a", "b"]).unwrap();
+    driver.delete_group(&group).unwrap();
+    for id in ["a", "b"] {
+        driver.delete(id).unwrap();
+    }
+    driver.assert_nothing_left();
+}
