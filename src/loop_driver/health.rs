@@ -91,7 +91,7 @@ impl Driver {
         match self.troubles(volume).await {
             Ok(troubles) => condition(&troubles),
             Err(failure) => {
-                debug!(volume = %volume.id, "its health cannot be found out: {failure}");
+                debug!(volume = %volume.id, "its health cannot be found out: {}", Chain(&failure));
                 let message = format!("its health cannot be found out: {}", Chain(&failure));
                 csi::VolumeCondition { abnormal: true, message }
             }

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::errors::Failure;
 use super::store::{Content, FILES, Group, Id, Snapshot, State, VERSION, Volume};
 use super::{Driver, now};
+use crate::error::Chain;
 use crate::execute::fault;
 use crate::host::images::{Allocation, Copied, Leave};
 use crate::host::{HostError, Progress};
@@ -157,7 +158,7 @@ impl Driver {
         if taken.is_err() {
             for snapshot in &wanted {
                 if let Err(also) = self.discard_snapshot(&snapshot.id).await {
-                    warn!(snapshot = %snapshot.id, "what was made of a snapshot that failed stays until it is tried again: {also}");
+                    warn!(snapshot = %snapshot.id, "what was made of a snapshot that failed stays until it is tried again: {}", Chain(&also));
                 }
             }
         }
@@ -256,7 +257,7 @@ impl Driver {
         fault::reached("group:intent");
         if let Err(failure) = self.finish_group(&mut group, wanted).await {
             if let Err(also) = self.discard_group(&id).await {
-                warn!(group = %id, "what was made of a group that failed stays until it is tried again: {also}");
+                warn!(group = %id, "what was made of a group that failed stays until it is tried again: {}", Chain(&also));
             }
             return Err(failure);
         }

@@ -8,6 +8,7 @@ use super::ask;
 use super::errors::Failure;
 use super::store::{Content, FILES, Id, Snapshot, Source, State, VERSION, Volume, VolumeState};
 use super::{Driver, now, uuid};
+use crate::error::Chain;
 use crate::execute::fault;
 use crate::host::images::{Allocation, Copied, FsType, Going, Leave};
 use crate::proto::csi;
@@ -135,7 +136,7 @@ impl Driver {
         fault::reached("create:intent");
         if let Err(failure) = self.finish(&mut volume, origin).await {
             if let Err(also) = self.discard_volume(&wish.id).await {
-                warn!(volume = %wish.id, "what was made of a volume that failed stays until it is tried again: {also}");
+                warn!(volume = %wish.id, "what was made of a volume that failed stays until it is tried again: {}", Chain(&also));
             }
             return Err(failure);
         }

@@ -7,8 +7,8 @@ use super::Manifests;
 use super::gather::understand;
 use super::set::{FileTaken, Set, Taken};
 
-/// Takes readings one after another, ten seconds apart, as the reader does, and returns what each came to. A reading is the files it
-/// finds and their content.
+/// Takes readings one after another, ten seconds apart, as the reader does, and returns what each came to. A reading is the
+/// files it finds and their content.
 pub fn readings(readings: &[&[(&Path, &[u8])]]) -> Vec<Manifests> {
     let mut set = Set::new(Duration::from_secs(1), std::collections::BTreeMap::new());
     let taken = |(began_ms, files): (u64, &&[(&Path, &[u8])])| Taken {
