@@ -48,6 +48,7 @@ const OURS: &[(&str, &[&str])] = &[
             "desired::quantity",
             "execute::fault",
             "control::render",
+            "control::units",
             "control::yaml",
         ],
     ),

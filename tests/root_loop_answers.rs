@@ -148,7 +148,6 @@ fn volumes_are_told_as_they_were_made() {
     driver.create("cloned", &used, SIZE, From::Volume("plain"));
     driver.create("grown", &As::block(), SIZE, From::Nothing);
     driver.controller_expand("grown", SIZE * 3).unwrap();
-    // A pod's own volume is nobody else's business.
     let inline = format!("csi-{}", "c".repeat(64));
     driver.publish_inline(&inline, &driver.target("inline"), &[("size", "16Mi")], false).unwrap();
     let info = driver
@@ -159,13 +158,14 @@ fn volumes_are_told_as_they_were_made() {
     let from = |source| Some(csi::VolumeContentSource { r#type: Some(source) });
     let expected = [
         ("cloned", SIZE, from(Type::Volume(VolumeSource { volume_id: "plain".to_owned() }))),
+        (inline.as_str(), SIZE, None),
         ("grown", SIZE * 3, None),
         ("plain", SIZE, None),
         ("raw", SIZE + 4096, None),
         ("restored", SIZE * 2, from(Type::Snapshot(SnapshotSource { snapshot_id: "s".to_owned() }))),
     ];
     let pages = all_pages(2, |most, token| driver.volumes(most, token));
-    assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
+    assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 2]);
     for ((id, size, source), (found, status)) in expected.into_iter().zip(pages.into_iter().flatten()) {
         assert_eq!((found.volume_id.as_str(), found.capacity_bytes), (id, bytes(size)));
         assert_eq!(found.content_source, source, "{id}");
@@ -180,11 +180,8 @@ fn volumes_are_told_as_they_were_made() {
     refused(driver.volumes(0, "nonsense"), Code::Aborted);
     refused(driver.volumes(-1, ""), Code::InvalidArgument);
     let health = all_pages(3, |most, token| driver.all_health(most, token));
-    assert_eq!(health.iter().map(Vec::len).collect::<Vec<_>>(), [3, 2]);
+    assert_eq!(health.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3]);
     let ids: BTreeSet<String> = health.into_iter().flatten().map(|one| one.volume_id).collect();
-    assert!(expected_ids().eq(ids), "they are listed otherwise");
-}
-
-fn expected_ids() -> impl Iterator<Item = String> {
-    ["cloned", "grown", "plain", "raw", "restored"].into_iter().map(str::to_owned)
+    let expected = ["cloned", inline.as_str(), "grown", "plain", "raw", "restored"];
+    assert!(ids.iter().eq(expected.iter()), "they are listed otherwise: {ids:?}");
 }

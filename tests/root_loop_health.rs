@@ -68,7 +68,7 @@ fn a_volume_whose_image_is_gone_or_too_short_is_told_and_no_other() {
     }
     let (staged, image) = (driver.staging("damaged"), driver.dir.join("volumes/damaged/image"));
     let gone = (VolumeHealthErrorType::DataLoss, "ImageMissing", "gone");
-    let short = (VolumeHealthErrorType::DataLoss, "ImageTooShort", "8388608 of 16777216 bytes");
+    let short = (VolumeHealthErrorType::DataLoss, "ImageTooShort", "8Mi of 16Mi");
     let aside = driver.host.path("aside");
     assert_told(&driver, "damaged", Some(&staged), None);
 
@@ -109,7 +109,7 @@ fn a_block_volume_that_became_too_short_while_it_is_staged_is_told() {
     assert_told(&driver, "raw", Some(&staged), None);
     let image = driver.dir.join("volumes/raw/image");
     run("truncate", &["-s", "8M", path(&image)]);
-    let short = (VolumeHealthErrorType::DataLoss, "ImageTooShort", "8388608 of 16777216 bytes");
+    let short = (VolumeHealthErrorType::DataLoss, "ImageTooShort", "8Mi of 16Mi");
     assert_told(&driver, "raw", Some(&staged), Some(short));
 }
 
@@ -173,7 +173,7 @@ fn a_volume_that_has_all_its_blocks_and_shares_them_with_a_snapshot_is_told_too(
     let space = run("stat", &["--file-system", "--format=%a %S", path(&driver.dir)]);
     let free: u64 = space.split_whitespace().map(|number| number.parse::<u64>().unwrap()).product();
     run("fallocate", &["-l", &(free - 8 * MIB).to_string(), path(&others)]);
-    let full = (VolumeHealthErrorType::Degraded, "HostDirectoryFull", "may still need 67108864");
+    let full = (VolumeHealthErrorType::Degraded, "HostDirectoryFull", "may still need 64Mi");
     assert_told(&driver, "shares", None, Some(full));
     assert_told(&driver, "alone", None, None);
     driver.delete_snapshot("s").unwrap();

@@ -12,8 +12,9 @@ mod support;
 
 use std::fs;
 
-use looped::Loop;
-use looped::calls::{As, From};
+use looped::calls::{As, From, refused};
+use looped::{Loop, path, run};
+use tonic::Code;
 use volumed::proto::csi;
 use volumed::proto::csi::controller_client::ControllerClient;
 
@@ -62,4 +63,41 @@ fn both_lists_have_the_same_pages_and_tell_the_same_of_each_volume() {
         assert_eq!(list(&driver, 0, "").0.len(), 3);
     }
     assert_eq!(volumes(&driver, 1, ""), health(&driver, 1, ""));
+}
+
+#[test]
+fn a_pod_s_own_volume_is_listed_as_such_and_can_be_deleted_once_nothing_shows_it() {
+    let driver = Loop::new();
+    let target = driver.target("t");
+    driver.publish_inline("csi-1", &target, &[("size", "8Mi")], false).unwrap();
+    let shown = || {
+        let request = csi::ListVolumesRequest::default();
+        let answer = driver.call(async |channel| ControllerClient::new(channel).list_volumes(request).await);
+        let volumes = answer.expect("a list").entries.into_iter().filter_map(|entry| entry.volume);
+        volumes.map(|volume| (volume.volume_id, volume.volume_context)).collect::<Vec<_>>()
+    };
+    let own = [("csi.storage.k8s.io/ephemeral".to_owned(), "true".to_owned())].into();
+    assert_eq!(shown(), [("csi-1".to_owned(), own)]);
+    refused(driver.delete("csi-1"), Code::FailedPrecondition);
+    // Its pod goes without a word.
+    run("umount", &[path(&target)]);
+    driver.delete("csi-1").unwrap();
+    assert_eq!(shown(), []);
+    fs::remove_dir(&target).unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
+fn two_file_systems_for_one_inline_volume_are_refused() {
+    let driver = Loop::new();
+    let target = driver.target("t");
+    let attributes = [("size", "8Mi"), ("fsType", "ext4")];
+    let why = refused(
+        driver.publish_inline_as("csi-1", &target, "btrfs", &attributes, false),
+        Code::InvalidArgument,
+    );
+    assert!(why.contains("ext4") && why.contains("btrfs"), "{why}");
+    driver.publish_inline_as("csi-1", &target, "ext4", &attributes, false).unwrap();
+    driver.unpublish("csi-1", &target).unwrap();
+    driver.assert_nothing_left();
 }

@@ -12,30 +12,17 @@ mod support;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
 use looped::Loop;
 use looped::calls::{As, From, refused};
 use looped::freeze::state_of;
-use looped::path;
+use looped::full::{fill_host, filler};
+use looped::{path, run};
 use support::until;
 use tonic::{Code, Status};
+use volumed::proto::csi::volume_capability::access_mode::Mode;
 
 const MIB: u64 = 1 << 20;
-
-fn filler(driver: &Loop) -> PathBuf {
-    driver.dir.parent().expect("a parent").join("filler")
-}
-
-/// Leaves the driver's host file system without a free block.
-fn fill_host(driver: &Loop) {
-    for size in ["1M", "4k", "1k"] {
-        let mut fill = Command::new("dd");
-        fill.args(["if=/dev/zero", "conv=notrunc", "oflag=append"]).arg(format!("bs={size}"));
-        fill.arg(format!("of={}", path(&filler(driver)))).stderr(Stdio::null());
-        assert!(!fill.status().expect("dd runs").success(), "the disk is not full");
-    }
-}
 
 /// Fills the host while the driver stands at a point of a call; returns how the call ended.
 fn filled_at<T: Send>(
@@ -119,5 +106,62 @@ fn a_group_whose_last_write_fails_is_not_left_nor_its_members() {
     for id in ["a", "b"] {
         driver.delete(id).unwrap();
     }
+    driver.assert_nothing_left();
+}
+
+#[test]
+fn volumes_come_and_go_on_a_full_host() {
+    let driver = Loop::on("ext4", "64M");
+    for (id, used) in [("f", As::file_system("ext4")), ("b", As::block())] {
+        driver.create_as(id, &used, 8 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
+        let (staged, target) = (driver.staging(id), driver.target(id));
+        fill_host(&driver);
+        driver.stage(id, &staged, &used).unwrap();
+        driver.publish(id, &staged, &target, &used, false).unwrap();
+        // What was asked for is remembered all the same.
+        let one = As { mode: Mode::SingleNodeSingleWriter, ..used.clone() };
+        refused(driver.publish(id, &staged, &target, &one, false), Code::AlreadyExists);
+        driver.unpublish(id, &target).unwrap();
+        driver.unstage(id, &staged).unwrap();
+        driver.delete(id).unwrap();
+        fs::remove_file(filler(&driver)).unwrap();
+    }
+    driver.assert_nothing_left();
+}
+
+#[test]
+fn a_full_host_is_told_as_such_whoever_meets_it() {
+    let mut driver = Loop::on("ext4", "64M");
+    fill_host(&driver);
+    let why = refused(driver.create_as("v", &As::block(), MIB, From::Nothing, &[]), Code::ResourceExhausted);
+    assert!(!why.contains(".tmp"), "{why}");
+    fs::remove_file(filler(&driver)).unwrap();
+    let why = filled_at(&mut driver, "create:image", |driver| {
+        driver.create_as("v", &As::file_system("ext4"), 16 * MIB, From::Nothing, &[])
+    });
+    let why = refused(why, Code::ResourceExhausted);
+    assert!(why.contains("is full, make room there"), "{why}");
+    fs::remove_file(filler(&driver)).unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
+fn an_image_that_has_to_go_stays_while_a_loop_device_has_it() {
+    let mut driver = Loop::on("ext4", "64M");
+    driver.create_as("v", &As::block(), 8 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
+    driver.restart(&[("VOLUMED_TEST_FAULT", "delete:intent")]);
+    fill_host(&driver);
+    driver.delete("v").unwrap_err();
+    driver.ended();
+    let condemned = driver.dir.join("volumes/v/image.deleting");
+    let device = run("losetup", &["--find", "--show", path(&condemned)]).trim().to_owned();
+    driver.restart(&[]);
+    assert!(condemned.exists(), "it was unlinked at the start\n{}", driver.log());
+    let why = refused(driver.delete("v"), Code::FailedPrecondition);
+    assert!(why.contains(&device), "{why}");
+    assert!(condemned.exists(), "it was unlinked");
+    run("losetup", &["--detach", &device]);
+    driver.delete("v").unwrap();
+    fs::remove_file(filler(&driver)).unwrap();
     driver.assert_nothing_left();
 }

@@ -13,9 +13,9 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use looped::calls::{As, From, refused};
+use looped::full::fill_host;
 use looped::{Loop, path, run, write};
 use support::{loop_devices, until};
 use tonic::Code;
@@ -23,20 +23,10 @@ use volumed::proto::csi::volume_capability::access_mode::Mode;
 
 const MIB: u64 = 1 << 20;
 
-/// Leaves the driver's host file system without a free block.
-fn fill_host(driver: &Loop) {
-    let filler = driver.dir.parent().expect("a parent").join("filler");
-    for size in ["1M", "4k", "1k"] {
-        let mut fill = Command::new("dd");
-        fill.args(["if=/dev/zero", "conv=notrunc", "oflag=append"]).arg(format!("bs={size}"));
-        fill.arg(format!("of={}", path(&filler))).stderr(Stdio::null());
-        assert!(!fill.status().expect("dd runs").success(), "the disk is not full");
-    }
-}
-
-/// Takes away what the driver noted of a volume's use.
-fn forget(driver: &Loop, volume: &str) {
+/// Takes away what the driver noted of a volume's use, from its memory too.
+fn forget(driver: &mut Loop, volume: &str) {
     fs::remove_file(driver.dir.join("volumes").join(volume).join("use.json")).expect("it was noted");
+    driver.restart(&[]);
 }
 
 #[test]
@@ -53,11 +43,7 @@ fn on_a_full_host_what_is_shown_can_go() {
         driver.unpublish(volume, &driver.target(volume)).unwrap();
         driver.unstage(volume, &driver.staging(volume)).unwrap();
     }
-    assert!(
-        driver.log().contains("what is noted of its use stays"),
-        "the host was not full\n{}",
-        driver.log()
-    );
+    assert!(driver.log().contains("its use is not written down"), "the host was not full\n{}", driver.log());
     driver.delete("fs").unwrap();
     driver.delete("raw").unwrap();
     driver.assert_nothing_left();
@@ -123,13 +109,13 @@ fn a_volume_is_staged_again_only_as_it_is() {
 
 #[test]
 fn where_what_was_asked_is_lost_what_is_mounted_decides() {
-    let driver = Loop::new();
+    let mut driver = Loop::new();
     let used = As::file_system("ext4").group(4711).flag("noatime");
     driver.create("v", &used, 16 * MIB, From::Nothing);
     let (staged, target) = (driver.staging("v"), driver.target("t"));
     driver.stage("v", &staged, &used).unwrap();
     driver.publish("v", &staged, &target, &used, false).unwrap();
-    forget(&driver, "v");
+    forget(&mut driver, "v");
     // Not as it is mounted; nothing is noted of it.
     for other in [used.clone().flag("noexec"), As::file_system("ext4").group(4711), used.clone().group(4712)]
     {
@@ -151,13 +137,13 @@ fn where_what_was_asked_is_lost_what_is_mounted_decides() {
 
 #[test]
 fn a_block_volume_whose_use_is_lost_is_staged_and_published_again() {
-    let driver = Loop::new();
+    let mut driver = Loop::new();
     let used = As::block();
     driver.create("v", &used, MIB, From::Nothing);
     let (staged, target) = (driver.staging("v"), driver.target("t"));
     driver.stage("v", &staged, &used).unwrap();
     driver.publish("v", &staged, &target, &used, false).unwrap();
-    forget(&driver, "v");
+    forget(&mut driver, "v");
     driver.stage("v", &staged, &used).unwrap();
     driver.publish("v", &staged, &target, &used, false).unwrap();
     assert_eq!(loop_devices(&driver.dir).len(), 1);

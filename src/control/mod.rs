@@ -16,7 +16,7 @@ mod row;
 #[cfg(test)]
 mod samples;
 pub mod server;
-mod units;
+pub(crate) mod units;
 mod usage;
 pub mod views;
 pub mod wait;

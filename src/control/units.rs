@@ -3,7 +3,7 @@
 use crate::model::Millis;
 
 /// Returns a size in IEC units with at most one digit after the point: `100Gi`, `1.5Gi`, `512`.
-pub(super) fn bytes(n: u64) -> String {
+pub(crate) fn bytes(n: u64) -> String {
     const UNITS: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
     let Some((shift, unit)) = (1..).map(|i| i * 10).zip(UNITS).take_while(|(s, _)| n >> s > 0).last() else {
         return n.to_string();

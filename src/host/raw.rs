@@ -173,6 +173,7 @@ struct LoopConfig {
 }
 
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
+const LOOP_SET_STATUS64: libc::Ioctl = 0x4C04;
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
 const LOOP_SET_CAPACITY: libc::Ioctl = 0x4C07;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
@@ -232,6 +233,23 @@ pub(super) fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopStatus> {
         file: (info.device, info.inode),
         whole: info.offset == 0 && info.size_limit == 0,
     })
+}
+
+/// `ioctl(device, LOOP_SET_STATUS64, ...)` without LO_FLAGS_AUTOCLEAR: it no more goes with the last who has it open.
+///
+/// # Errors
+/// ENXIO: it is not configured.
+pub(super) fn loop_stay(device: BorrowedFd<'_>) -> io::Result<()> {
+    let mut info = LoopInfo::EMPTY;
+    // SAFETY: as in `loop_status`.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    info.flags &= !LO_FLAGS_AUTOCLEAR;
+    // SAFETY: the kernel reads one `struct loop_info64` from `info`, which is live across the call, and writes nothing.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_STATUS64, &raw const info) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// `ioctl(device, LOOP_SET_CAPACITY)`: takes the size that the backing file has now.

@@ -2,7 +2,7 @@
 
 use super::errors::Failure;
 use super::store::{Asked, Id};
-use crate::host::images::FsType;
+use crate::host::images::{Allocation, FsType};
 use crate::proto::csi::volume_capability::access_mode::Mode;
 use crate::proto::csi::{self, volume_capability};
 
@@ -119,6 +119,18 @@ pub(super) fn fs_type(name: &str) -> Result<Option<FsType>, Failure> {
     FsType::of(name)
         .map(Some)
         .ok_or_else(|| Failure::Invalid(format!("the file system {name:?} is none of {known}")))
+}
+
+/// Reads how an image is allocated.
+///
+/// # Errors
+/// `Invalid`
+pub(super) fn allocation(text: &str) -> Result<Allocation, Failure> {
+    match text {
+        "thin" => Ok(Allocation::Thin),
+        "thick" => Ok(Allocation::Thick),
+        other => Err(Failure::Invalid(format!("the allocation {other:?} is neither thin nor thick"))),
+    }
 }
 
 fn group(text: &str) -> Result<Option<u32>, Failure> {

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use super::Driver;
 use super::errors::Failure;
 use super::store::{Id, Source, Volume, VolumeState};
+use crate::control::units::bytes;
+use crate::error::Chain;
+use crate::host::HostError;
 use crate::host::images::Allocation;
 
 impl Driver {
@@ -24,11 +27,29 @@ impl Driver {
         let promised = self.promised().await?;
         match promised.needed().checked_sub(promised.free) {
             None | Some(0) => Ok(()),
-            Some(missing) => Err(Failure::NoRoom(format!(
-                "the host's directory lacks {missing} bytes for this: {} are free beyond its reserve, and {} are promised",
-                promised.free,
-                promised.needed()
+            Some(missing) => Err(Failure::Exhausted(format!(
+                "the file system of {} lacks {} for this: {} are free beyond its reserve, and {} are promised to volumes; make \
+                 room there, or delete volumes",
+                self.store().directory().display(),
+                bytes(missing),
+                bytes(promised.free),
+                bytes(promised.needed())
             ))),
+        }
+    }
+
+    /// Says of a tool's failure that the host is full, where it is: a tool says it in words of its own.
+    pub(super) async fn or_no_room(&self, error: HostError) -> Failure {
+        /// Less is of no use to any of them.
+        const FULL: u64 = 1 << 20;
+        let path = self.store().directory();
+        match self.images().space(path).await {
+            Ok(space) if space.available < FULL => Failure::Exhausted(format!(
+                "the file system of {} is full, make room there: {}",
+                path.display(),
+                Chain(&error)
+            )),
+            Ok(_) | Err(_) => error.into(),
         }
     }
 

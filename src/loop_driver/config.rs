@@ -127,12 +127,16 @@ impl Config {
         if !(1.0..=1000.0).contains(&overcommit) {
             return Err(value("overcommit", "give a factor from 1.0 to 1000.0".to_owned()));
         }
+        let plugins_registry = (flags.plugins_registry.or(file.plugins_registry))
+            .map(|path| absolute("plugins-registry", &path))
+            .transpose()?;
+        if let Some(registry) = &plugins_registry {
+            socket("plugins-registry", &registration_socket(registry, &name))?;
+        }
         Ok(Self {
             dir: absolute("dir", &dir)?,
             endpoint: socket("endpoint", Path::new(endpoint))?,
-            plugins_registry: (flags.plugins_registry.or(file.plugins_registry))
-                .map(|path| absolute("plugins-registry", &path))
-                .transpose()?,
+            plugins_registry,
             node_id,
             name,
             reserve,
@@ -145,6 +149,11 @@ impl Config {
     pub fn topology(&self) -> (String, String) {
         (format!("{}/node", self.name), self.node_id.clone())
     }
+}
+
+/// Returns where a driver of a name is registered in a directory (kubelet.md 7).
+pub(super) fn registration_socket(registry: &Path, name: &DriverName) -> PathBuf {
+    registry.join(format!("{name}-reg.sock"))
 }
 
 fn value(key: &'static str, problem: String) -> ConfigError {
@@ -230,6 +239,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_refused_by_name() {
+        let long_registry = format!("plugins-registry = '/{}'", "a".repeat(80));
         let long = format!("endpoint = '/{}'", "a".repeat(104));
         for (text, key) in [
             ("name = 'a b'", "name"),
@@ -237,6 +247,7 @@ mod tests {
             ("overcommit = 0.5", "overcommit"),
             ("reserve = 'much'", "reserve"),
             (long.as_str(), "endpoint"),
+            (long_registry.as_str(), "plugins-registry"),
             ("dir = '/a/../b'", "dir"),
         ] {
             let refused = of(text, Flags::default());

@@ -37,9 +37,9 @@ pub enum Failure {
     /// A size that cannot be had.
     #[error("{0}")]
     OutOfRange(String),
-    /// The host has no room.
+    /// The host has no room, or what is asked for is to be where this driver has none.
     #[error("{0}")]
-    NoRoom(String),
+    Exhausted(String),
     /// What should be there of a volume is not.
     #[error("{0}")]
     Lost(String),
@@ -70,14 +70,14 @@ impl Failure {
             Self::Pending(_) | Self::Token => Code::Aborted,
             Self::Precondition(_) => Code::FailedPrecondition,
             Self::OutOfRange(_) => Code::OutOfRange,
-            Self::NoRoom(_) => Code::ResourceExhausted,
+            Self::Exhausted(_) => Code::ResourceExhausted,
             Self::Lost(_) => Code::Internal,
             Self::Host(HostError::Busy { .. }) => Code::FailedPrecondition,
             // Whether it was done is not known.
             Self::Host(HostError::Deadline { .. }) => Code::DeadlineExceeded,
             Self::Host(HostError::Io { source, .. }) | Self::Store(StoreError::Io { source, .. }) => {
                 match source.kind() {
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::ResourceExhausted,
+                    kind if is_no_room(kind) => Code::ResourceExhausted,
                     io::ErrorKind::FileTooLarge => Code::OutOfRange,
                     _ => Code::Internal,
                 }
@@ -90,6 +90,11 @@ impl Failure {
             ) => Code::Internal,
         }
     }
+}
+
+/// Returns whether the kernel says that the host is full.
+pub(super) fn is_no_room(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl From<Failure> for Status {

@@ -6,6 +6,7 @@ use super::Driver;
 use super::capacity::Promised;
 use super::errors::Failure;
 use super::store::{Content, Volume};
+use crate::control::units::bytes;
 use crate::error::Chain;
 use crate::host::images::FsType;
 use crate::proto::csi;
@@ -45,7 +46,7 @@ impl Driver {
             found.push(Trouble {
                 kind: csi::VolumeHealthErrorType::DataLoss,
                 reason: "ImageTooShort",
-                message: format!("its image has {} of {} bytes", image.length, volume.bytes),
+                message: format!("its image has only {} of {}", bytes(image.length), bytes(volume.bytes)),
             });
         }
         let needs = promised.to_come(&volume.id);
@@ -54,9 +55,11 @@ impl Driver {
                 kind: csi::VolumeHealthErrorType::Degraded,
                 reason: "HostDirectoryFull",
                 message: format!(
-                    "the host's directory has {} bytes left, and this volume may still need {needs}: writes to it may \
-                     fail; make room there",
-                    promised.available
+                    "the file system of {} has {} left, and this volume may still need {}: writes to it may fail; make room \
+                     there",
+                    self.store().directory().display(),
+                    bytes(promised.available),
+                    bytes(needs)
                 ),
             });
         }

@@ -44,7 +44,7 @@ impl Identity for Driver {
         &self,
         _request: Request<csi::ProbeRequest>,
     ) -> Result<Response<csi::ProbeResponse>, Status> {
-        // It serves only after everything was put in order.
+        // It serves only after what an earlier process left was gone through (`Driver::repair`).
         Ok(Response::new(csi::ProbeResponse { ready: Some(true) }))
     }
 }

@@ -1,6 +1,7 @@
 //! `volumed-csi-loop`, the bundled CSI driver: volumes of a real size in image files on a host directory.
 //!
-//! An ordinary driver over a unix socket: volumed knows nothing of it, and it nothing of volumed. It speaks CSI 1.13 and the
+//! An ordinary driver over a unix socket: volumed makes no difference between it and others, and it works under a kubelet as
+//! well; they share code, but no state. It speaks CSI 1.13 and the
 //! volume condition of the versions before, and registers itself as a kubelet expects it (kubelet.md 7).
 //!
 //! # On disk
@@ -10,6 +11,7 @@
 //! DIR/lock                         held (flock) while the driver runs, and by every tool that it started
 //! DIR/volumes/ID/meta.json         what the volume is, and how far (store::Volume)
 //! DIR/volumes/ID/image             its bytes
+//! DIR/volumes/ID/image.deleting    the same of one that has to go, where the host had no room to write that down
 //! DIR/volumes/ID/use.json          what it is used for on this node in this boot; not synced
 //! DIR/snapshots/ID/{meta.json,image}
 //! DIR/groups/ID/meta.json          snapshots that were taken at one moment
@@ -36,7 +38,8 @@
 //! * `deleting`: the image may be gone. It is unlinked only when no loop device has it, by device and inode.
 //!
 //! What is mounted and attached is never remembered but looked up: the mount table and the loop devices say it (`node::place`).
-//! `use.json` adds what they cannot say, such as access modes.
+//! `use.json` adds what they cannot say: what was asked for (access modes, groups), and the number of a block volume's loop device,
+//! by which its publications are known also after somebody else detached it.
 //!
 //! # Who does what
 //!
@@ -89,6 +92,9 @@ pub fn as_child() -> Option<ExitCode> {
     host::as_child().or_else(host::images::as_keeper)
 }
 
+/// The key under which a kubelet says that a volume is a pod's own (csi.md 2.10), and the administration reads it.
+const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
+
 /// How long a caller waits for the end of its call; the call goes on, and holds its locks.
 const ANSWER: Duration = Duration::from_secs(900);
 
@@ -104,7 +110,8 @@ struct Inner {
     store: Store,
     images: Images,
     locks: Locks,
-    /// The number of the loop device that a volume had last: only where to look first. A std mutex: held for a look-up only.
+    /// The number of the loop device that a volume had last: only where to look first, and checked by the file behind it. A std
+    /// mutex: held for a look-up only.
     devices: Mutex<BTreeMap<Id, u32>>,
     /// Calls that change something.
     calls: TaskTracker,

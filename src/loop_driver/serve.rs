@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing::{info, warn};
 
+use super::config::registration_socket;
 use super::{Config, Driver, OpenError};
 use crate::error::Chain;
 use crate::host::{self, ListenError, StartError};
@@ -85,7 +86,7 @@ async fn serve(config: &Config) -> Result<Ending, RunError> {
         .add_service(NodeServer::new(driver.clone()))
         .serve_with_incoming_shutdown(listen(&config.endpoint).await?, stop.clone().cancelled_owned());
     let registry = config.plugins_registry.as_ref();
-    let registration = registry.map(|registry| registry.join(format!("{}-reg.sock", config.name)));
+    let registration = registry.map(|registry| registration_socket(registry, &config.name));
     // After the driver's own socket: who learns of the driver calls it at once.
     let registering = match &registration {
         Some(path) => Some(listen(path).await?),

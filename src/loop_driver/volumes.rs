@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use super::ask;
 use super::errors::Failure;
-use super::store::{Content, FILES, Id, Snapshot, Source, State, VERSION, Volume, VolumeState};
+use super::store::{Content, Id, Snapshot, Source, State, VERSION, Volume, VolumeState};
 use super::{Driver, now, uuid};
 use crate::error::Chain;
 use crate::execute::fault;
@@ -22,7 +22,7 @@ pub(super) struct Wish {
     pub(super) id: Id,
     pub(super) name: String,
     pub(super) range: Option<csi::CapacityRange>,
-    pub(super) content: Wanted,
+    pub(super) content: WantedContent,
     pub(super) allocation: Option<Allocation>,
     pub(super) source: Option<Source>,
     pub(super) ephemeral: bool,
@@ -30,7 +30,7 @@ pub(super) struct Wish {
 
 /// What a new volume is to hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum WantedContent {
     /// A file system; `None`: that of its source, or the default.
     FileSystem(Option<FsType>),
     /// Nothing.
@@ -44,12 +44,12 @@ struct Origin {
     content: Content,
 }
 
-impl Wanted {
+impl WantedContent {
     /// Returns the least size of it.
     pub(super) fn least(self) -> u64 {
         match self {
-            Self::FileSystem(fs_type) => fs_type.unwrap_or(FsType::Ext4).least(),
-            Self::Block => LEAST_BLOCK,
+            Self::FileSystem(fs_type) => least(Content::FileSystem(fs_type.unwrap_or(FsType::Ext4))),
+            Self::Block => least(Content::Block),
         }
     }
 
@@ -112,11 +112,8 @@ impl Driver {
         }
         let origin = self.origin(wish.source.as_ref())?;
         let content = wish.content.content(origin.as_ref().map(|origin| origin.content))?;
-        let least = match content {
-            Content::FileSystem(fs_type) => fs_type.least(),
-            Content::Block => LEAST_BLOCK,
-        };
-        let bytes = ask::size(wish.range, least.max(origin.as_ref().map_or(0, |origin| origin.bytes)))?;
+        let bytes =
+            ask::size(wish.range, least(content).max(origin.as_ref().map_or(0, |origin| origin.bytes)))?;
         let mut volume = Volume {
             version: VERSION,
             id: wish.id.clone(),
@@ -161,7 +158,10 @@ impl Driver {
             fault::reached("create:image");
             if let Content::FileSystem(fs_type) = volume.content {
                 let uuid = uuid()?;
-                self.images().make_file_system(&image, fs_type, &uuid, volume.bytes).await?;
+                if let Err(error) = self.images().make_file_system(&image, fs_type, &uuid, volume.bytes).await
+                {
+                    return Err(self.or_no_room(error).await);
+                }
                 fault::reached("create:format");
             }
             return Ok(self.images().sync(&image).await?);
@@ -228,14 +228,22 @@ impl Driver {
             self.store().volumes.condemn(volume).await?;
             fault::reached("delete:intent");
         }
-        self.store().volumes.remove(id, FILES).await?;
+        self.store().remove_volume(id).await?;
         fault::reached("delete:outcome");
         info!(volume = %id, "deleted");
         Ok(())
     }
 
-    /// Refuses when a loop device has a volume's image.
+    /// Refuses when a loop device has a volume's image, under either of its names.
     async fn refuse_use(&self, id: &Id) -> Result<(), Failure> {
+        let condemned = self.store().condemned_image(id);
+        if let Some(file) = self.images().look(&condemned).await?
+            && let Some(device) = self.images().attached(&condemned, file.id).await?.first()
+        {
+            let node = device.node();
+            let problem = format!("the volume {id}, which has to go, is in use by {}", node.display());
+            return Err(Failure::Precondition(problem));
+        }
         let place = self.place_at_rest(id).await?;
         let Some(device) = place.devices.first() else { return Ok(()) };
         let node = device.node();
@@ -246,6 +254,14 @@ impl Driver {
         }
         let at = at.map(|at| format!(", shown at {}", at.display())).unwrap_or_default();
         Err(Failure::Precondition(format!("the volume {id} is in use by {}{at}", node.display())))
+    }
+}
+
+/// Returns the least size of a volume that holds this, in bytes.
+fn least(content: Content) -> u64 {
+    match content {
+        Content::FileSystem(fs_type) => fs_type.least(),
+        Content::Block => LEAST_BLOCK,
     }
 }
 

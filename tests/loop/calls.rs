@@ -213,13 +213,24 @@ impl Loop {
         attributes: &[(&str, &str)],
         readonly: bool,
     ) -> Result<(), Status> {
+        self.publish_inline_as(id, at, "", attributes, readonly)
+    }
+
+    pub fn publish_inline_as(
+        &self,
+        id: &str,
+        at: &Path,
+        fs_type: &'static str,
+        attributes: &[(&str, &str)],
+        readonly: bool,
+    ) -> Result<(), Status> {
         let mut volume_context: BTreeMap<String, String> =
             attributes.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         volume_context.insert("csi.storage.k8s.io/ephemeral".to_owned(), "true".to_owned());
         let request = csi::NodePublishVolumeRequest {
             volume_id: id.to_owned(),
             target_path: path(at).to_owned(),
-            volume_capability: As { fs_type: Some(""), ..As::block() }.capability(),
+            volume_capability: As::file_system(fs_type).capability(),
             volume_context,
             readonly,
             ..Default::default()

@@ -13,6 +13,7 @@ pub mod check;
 pub mod crash;
 pub mod device;
 pub mod freeze;
+pub mod full;
 pub mod lists;
 pub mod writer;
 
@@ -170,7 +171,8 @@ impl Drop for Loop {
             let _ended = Command::new("losetup").arg("--detach").arg(&device).status();
         }
         if let Some(backing) = &self.backing {
-            let _ended = Command::new("umount").arg(backing).status();
+            // Gone already unless something in it held it.
+            let _ended = Command::new("umount").arg("--quiet").arg(backing).status();
         }
     }
 }

@@ -81,7 +81,7 @@ impl Attached {
 /// A loop device that was just attached, held open: one that goes with its mount goes with this too if it never gets one.
 #[derive(Debug)]
 pub struct Held {
-    _node: OwnedFd,
+    node: OwnedFd,
     number: u32,
 }
 
@@ -104,17 +104,26 @@ impl Images {
     /// `Io`: nothing is attached.
     pub async fn attach(&self, image: &Path, volume: &str, going: Going) -> Result<Held, HostError> {
         let (path, volume) = (image.to_owned(), volume.to_owned());
-        self.local("attach", image, move || {
+        self.wanted("attach", image, move |wanted| {
             let file = open(&path, OFlags::RDWR).map_err(failed("open", &path))?;
             // Always the same: left to the kernel, the sectors of an image would become larger with its first reflink.
-            let (flags, block_size) = match going {
-                Going::WithItsMount => {
-                    (raw::LO_FLAGS_AUTOCLEAR | raw::LO_FLAGS_DIRECT_IO, FILE_SYSTEM_SECTOR)
-                }
-                Going::WhenTold => (raw::LO_FLAGS_DIRECT_IO, BLOCK_SECTOR),
+            let block_size = match going {
+                Going::WithItsMount => FILE_SYSTEM_SECTOR,
+                Going::WhenTold => BLOCK_SECTOR,
             };
+            // Until it is clear that somebody still waits for it, it goes by itself.
+            let flags = raw::LO_FLAGS_AUTOCLEAR | raw::LO_FLAGS_DIRECT_IO;
             let (node, number) = loops::configure(&file, name_for(&volume), flags, block_size)?;
-            Ok(Held { _node: node, number })
+            let held = Held { node, number };
+            if going == Going::WhenTold {
+                wanted.check().map_err(failed("attach", &path))?;
+                raw::loop_stay(held.node.as_fd()).map_err(|source| HostError::Io {
+                    doing: "keep the device of",
+                    path,
+                    source,
+                })?;
+            }
+            Ok(held)
         })
         .await
     }

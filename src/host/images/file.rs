@@ -82,7 +82,7 @@ impl Images {
     /// Grows an image file to a size and syncs it; one that is as large already stays. Waited for to its end.
     ///
     /// # Errors
-    /// `Io`: it is as it was.
+    /// `Io`: what is in it is as it was; where only the sync failed it is longer.
     pub async fn grow(&self, path: &Path, bytes: u64, allocation: Allocation) -> Result<(), HostError> {
         let image = path.to_owned();
         self.inner

@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::manifest::{PersistentVolume, quantity};
 use super::{AdminError, Content, Created, Deleted, NewVolume, Resized, Snapshot, Source, Volume, names};
+use crate::loop_driver::EPHEMERAL;
 use crate::proto::csi;
 use crate::proto::csi::controller_client::ControllerClient;
 use crate::proto::csi::identity_client::IdentityClient;
@@ -312,6 +313,7 @@ fn listed(entry: csi::list_volumes_response::Entry) -> Option<Volume> {
         Type::Snapshot(snapshot) => Source::Snapshot(snapshot.snapshot_id),
     });
     Some(Volume {
+        ephemeral: volume.volume_context.get(EPHEMERAL).is_some_and(|value| value == "true"),
         handle: volume.volume_id,
         capacity_bytes: u64::try_from(volume.capacity_bytes).unwrap_or(0),
         source,

@@ -70,6 +70,8 @@ pub struct Volume {
     pub capacity_bytes: u64,
     /// What it was copied from.
     pub source: Option<Source>,
+    /// A pod's own (inline): it goes with its pod.
+    pub ephemeral: bool,
     /// Whether something is wrong with it.
     pub abnormal: bool,
     /// What; `well` if nothing is.

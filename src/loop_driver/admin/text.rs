@@ -8,6 +8,7 @@ use crate::control::render::{Style, printable, table};
 pub fn volumes(all: &[Volume]) -> String {
     let rows = all.iter().map(|volume| {
         let from = match &volume.source {
+            None if volume.ephemeral => "inline".to_owned(),
             None => "-".to_owned(),
             Some(Source::Volume(handle)) => format!("volume {handle}"),
             Some(Source::Snapshot(handle)) => format!("snapshot {handle}"),
@@ -15,7 +16,7 @@ pub fn volumes(all: &[Volume]) -> String {
         let state = if volume.abnormal { "failed" } else { "good" };
         (state, vec![volume.handle.clone(), quantity(volume.capacity_bytes), from, volume.condition.clone()])
     });
-    table(&["VOLUME", "SIZE", "COPIED FROM", "CONDITION"], rows, Style::default())
+    table(&["VOLUME", "SIZE", "SOURCE", "CONDITION"], rows, Style::default())
 }
 
 /// Returns a table of snapshots.

@@ -7,7 +7,7 @@ use prost_types::Timestamp;
 use crate::loop_driver::errors::Failure;
 use crate::loop_driver::health::Trouble;
 use crate::loop_driver::store::{Id, Snapshot, Source, State, Volume, VolumeState};
-use crate::loop_driver::{Driver, ask};
+use crate::loop_driver::{Driver, EPHEMERAL, ask};
 use crate::model::Millis;
 use crate::proto::csi;
 use crate::proto::csi::volume_content_source::{SnapshotSource, Type, VolumeSource};
@@ -52,15 +52,13 @@ impl Driver {
         Ok((found, next_token))
     }
 
-    /// Returns the volumes that a list shows: those of pods' own come and go with their pods.
+    /// Returns the volumes that a list shows, pods' own among them: one whose pod went without a word can be found by nothing
+    /// else.
     fn listed(&self) -> Vec<Volume> {
         let mut all = self.store().volumes.all();
-        all.retain(|volume| {
-            !volume.ephemeral
-                && match volume.state {
-                    VolumeState::Ready | VolumeState::Growing { .. } => true,
-                    VolumeState::Creating | VolumeState::Deleting => false,
-                }
+        all.retain(|volume| match volume.state {
+            VolumeState::Ready | VolumeState::Growing { .. } => true,
+            VolumeState::Creating | VolumeState::Deleting => false,
         });
         all
     }
@@ -82,7 +80,7 @@ impl Driver {
         if requisite.is_empty() || requisite.iter().any(|topology| self.is_here(topology)) {
             return Ok(());
         }
-        Err(Failure::NoRoom(format!("this driver has storage on the node {} only", self.config().node_id)))
+        Err(Failure::Exhausted(format!("this driver has storage on the node {} only", self.config().node_id)))
     }
 
     /// Returns a volume as CSI shows it.
@@ -91,10 +89,12 @@ impl Driver {
             Source::Volume(id) => Type::Volume(VolumeSource { volume_id: id.to_string() }),
             Source::Snapshot(id) => Type::Snapshot(SnapshotSource { snapshot_id: id.to_string() }),
         });
+        let own = volume.ephemeral.then(|| (EPHEMERAL.to_owned(), "true".to_owned()));
+        let volume_context = own.into_iter().collect();
         csi::Volume {
             capacity_bytes: i64::try_from(volume.bytes).unwrap_or(i64::MAX),
             volume_id: volume.id.to_string(),
-            volume_context: BTreeMap::new(),
+            volume_context,
             content_source: source.map(|source| csi::VolumeContentSource { r#type: Some(source) }),
             accessible_topology: vec![self.here()],
         }

@@ -11,7 +11,7 @@ use crate::loop_driver::ask::{self, Access, Capability};
 use crate::loop_driver::errors::Failure;
 use crate::loop_driver::locks::Key;
 use crate::loop_driver::store::{Content, Id, Source, Volume, VolumeState};
-use crate::loop_driver::volumes::{Wanted, Wish};
+use crate::loop_driver::volumes::{WantedContent, Wish};
 use crate::proto::csi;
 use crate::proto::csi::volume_content_source::Type;
 
@@ -128,9 +128,9 @@ impl Driver {
 pub(super) fn shape(
     capabilities: &[csi::VolumeCapability],
     parameters: &BTreeMap<String, String>,
-) -> Result<(Wanted, Option<Allocation>), Failure> {
+) -> Result<(WantedContent, Option<Allocation>), Failure> {
     check_parameters(parameters, &[ALLOCATION, FS_TYPE])?;
-    let allocation = allocation(parameters.get(ALLOCATION))?;
+    let allocation = parameters.get(ALLOCATION).map(|text| ask::allocation(text)).transpose()?;
     let named = parameters.get(FS_TYPE).or_else(|| {
         let key = |key: &str| key.strip_prefix(COMMON).is_some_and(|rest| rest.eq_ignore_ascii_case(FS_TYPE));
         parameters.iter().find(|(name, _)| key(name)).map(|(_, value)| value)
@@ -143,7 +143,7 @@ pub(super) fn shape(
     let mut fs_type = None;
     for capability in capabilities {
         match capability.access {
-            Access::Block => return Ok((Wanted::Block, allocation)),
+            Access::Block => return Ok((WantedContent::Block, allocation)),
             Access::Mount { fs_type: found, .. } => match (fs_type, found) {
                 (Some(one), Some(other)) if one != other => {
                     return Err(Failure::Invalid("a volume has one file system".to_owned()));
@@ -152,16 +152,7 @@ pub(super) fn shape(
             },
         }
     }
-    Ok((Wanted::FileSystem(fs_type.or(named)), allocation))
-}
-
-fn allocation(text: Option<&String>) -> Result<Option<Allocation>, Failure> {
-    match text.map(String::as_str) {
-        None => Ok(None),
-        Some("thin") => Ok(Some(Allocation::Thin)),
-        Some("thick") => Ok(Some(Allocation::Thick)),
-        Some(other) => Err(Failure::Invalid(format!("{ALLOCATION} {other:?} is neither thin nor thick"))),
-    }
+    Ok((WantedContent::FileSystem(fs_type.or(named)), allocation))
 }
 
 /// Refuses parameters that mean nothing here; those of the common prefix are for others.
@@ -177,7 +168,7 @@ pub(in crate::loop_driver) fn check_parameters(
     }
 }
 
-fn fits(volume: &Volume, wanted: Wanted, allocation: Option<Allocation>) -> Result<(), Failure> {
+fn fits(volume: &Volume, wanted: WantedContent, allocation: Option<Allocation>) -> Result<(), Failure> {
     if !wanted.fits(volume.content) || allocation.is_some_and(|allocation| allocation != volume.allocation) {
         return Err(Failure::Invalid(format!("the volume is {:?}, {:?}", volume.content, volume.allocation)));
     }

@@ -7,12 +7,11 @@ use tracing::info;
 
 use crate::desired::quantity;
 use crate::execute::fault;
-use crate::host::images::Allocation;
 use crate::loop_driver::Driver;
 use crate::loop_driver::ask::{self, Access, Capability};
 use crate::loop_driver::errors::Failure;
 use crate::loop_driver::store::{Content, Id};
-use crate::loop_driver::volumes::{Wanted, Wish};
+use crate::loop_driver::volumes::{WantedContent, Wish};
 use crate::proto::csi;
 
 /// Reads what an inline volume is to be from the attributes of the pod's volume.
@@ -32,8 +31,7 @@ pub(super) fn wish(
                 bytes = Some(i64::try_from(size).unwrap_or(i64::MAX));
             }
             "fsType" => named = ask::fs_type(value)?,
-            "allocation" if value == "thin" => allocation = Some(Allocation::Thin),
-            "allocation" if value == "thick" => allocation = Some(Allocation::Thick),
+            "allocation" => allocation = Some(ask::allocation(value)?),
             other if other.starts_with("csi.storage.k8s.io/") => {}
             other => {
                 let known = "size, fsType and allocation (thin or thick)";
@@ -43,12 +41,21 @@ pub(super) fn wish(
             }
         }
     }
+    if let (Some(given), Some(named)) = (*fs_type, named)
+        && given != named
+    {
+        return Err(Failure::Invalid(format!(
+            "the volume attribute fsType={} and the volume's own fsType {} (csi.fsType) disagree; give one",
+            named.name(),
+            given.name()
+        )));
+    }
     let range = bytes.map(|required_bytes| csi::CapacityRange { required_bytes, limit_bytes: 0 });
     Ok(Wish {
         id: id.clone(),
         name: id.to_string(),
         range,
-        content: Wanted::FileSystem(fs_type.or(named)),
+        content: WantedContent::FileSystem(fs_type.or(named)),
         allocation,
         source: None,
         ephemeral: true,

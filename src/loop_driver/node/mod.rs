@@ -13,13 +13,10 @@ use super::errors::Failure;
 use super::health::health;
 use super::locks::Key;
 use super::store::Id;
-use super::{Driver, ask};
+use super::{Driver, EPHEMERAL, ask};
 use crate::proto::csi;
 use crate::proto::csi::node_server::Node;
 use crate::proto::csi::node_service_capability::{Rpc, Type, rpc};
-
-/// The key under which a kubelet says that a volume is a pod's own (csi.md 2.10).
-const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 
 #[async_trait]
 impl Node for Driver {

@@ -22,6 +22,8 @@ pub(in crate::loop_driver) struct Place {
     pub(in crate::loop_driver) mounts: Vec<Mount>,
     /// The files on which a device of ours is bound.
     pub(in crate::loop_driver) binds: Vec<Mount>,
+    /// The targets on which a device is bound that was ours: somebody else detached it, and its number may be another's now.
+    pub(in crate::loop_driver) stale: Vec<Mount>,
 }
 
 impl Place {
@@ -30,9 +32,14 @@ impl Place {
         self.mounts.iter().chain(&self.binds).find(|mount| mount.point == path)
     }
 
-    /// Returns where else it is shown.
+    /// As `at`, also what shows nothing of the volume any more: to be taken away.
+    pub(in crate::loop_driver) fn left_at(&self, path: &Path) -> Option<&Mount> {
+        self.at(path).or_else(|| self.stale.iter().find(|mount| mount.point == path))
+    }
+
+    /// Returns where else it is shown, or was.
     pub(in crate::loop_driver) fn elsewhere(&self, than: &Path) -> Option<PathBuf> {
-        let mut all = self.mounts.iter().chain(&self.binds);
+        let mut all = self.mounts.iter().chain(&self.binds).chain(&self.stale);
         all.find(|mount| mount.point != than).map(|mount| mount.point.clone())
     }
 
@@ -62,29 +69,44 @@ impl Place {
         }
     }
 
-    fn of(mut devices: Vec<Attached>, volume: &str, going: Going, table: &MountTable) -> Self {
+    fn of(
+        mut devices: Vec<Attached>,
+        volume: &str,
+        going: Going,
+        usage: Option<&Use>,
+        table: &MountTable,
+    ) -> Self {
         let is_ours = |device: &Attached| device.is_for(volume) && device.going() == going;
         devices.sort_by_key(|device| !is_ours(device));
         let ours: Vec<&Attached> = devices.iter().filter(|device| is_ours(device)).collect();
         let nodes: Vec<String> = ours.iter().map(|device| device.node().display().to_string()).collect();
         let names: Vec<String> = ours.iter().map(|device| format!("loop{}", device.number())).collect();
         let ours = ours.len();
-        let (mut mounts, mut binds) = (Vec::new(), Vec::new());
+        let was_ours = |mount: &Mount| {
+            let noted = usage.filter(|usage| usage.targets.contains_key(&mount.point));
+            noted
+                .and_then(|usage| usage.device)
+                .is_some_and(|number| is_node_of(mount, &format!("loop{number}")))
+        };
+        let (mut mounts, mut binds, mut stale) = (Vec::new(), Vec::new(), Vec::new());
         for mount in table.iter() {
             // A file system of the kernel's own has our node's name for its source only if somebody gave it on purpose.
             if nodes.contains(&mount.source) && mount.fs_type != "tmpfs" && mount.fs_type != "devtmpfs" {
                 mounts.push(mount.clone());
-            } else if mount
-                .root
-                .file_name()
-                .is_some_and(|name| names.iter().any(|ours| name == ours.as_str()))
-                && matches!(mount.fs_type.as_str(), "devtmpfs" | "tmpfs")
-            {
+            } else if names.iter().any(|name| is_node_of(mount, name)) {
                 binds.push(mount.clone());
+            } else if was_ours(mount) {
+                stale.push(mount.clone());
             }
         }
-        Self { devices, ours, mounts, binds }
+        Self { devices, ours, mounts, binds, stale }
     }
+}
+
+/// Returns whether a mount shows a device's node.
+fn is_node_of(mount: &Mount, name: &str) -> bool {
+    matches!(mount.fs_type.as_str(), "devtmpfs" | "tmpfs")
+        && mount.root.file_name().is_some_and(|root| root == name)
 }
 
 impl Driver {
@@ -93,16 +115,16 @@ impl Driver {
     pub(in crate::loop_driver) async fn place(&self, id: &Id) -> Result<Place, Failure> {
         let image = self.store().volume_image(id);
         let file = self.images().look(&image).await?;
-        let Use { staging, targets, .. } = self.store().usage(id).await;
+        let usage = self.store().usage(id).await;
         let mut devices = Vec::new();
         // Ours may be over a file that had the image's place before; what is used nowhere has no such device.
-        if file.is_none() || staging.is_some() || !targets.is_empty() {
+        if file.is_none() || usage.staging.is_some() || !usage.targets.is_empty() {
             devices = self.images().attached_for(id.as_str(), &image, file.map(|file| file.id)).await?;
         }
         if let Some(file) = file.filter(|_| devices.is_empty()) {
             devices = self.images().attached(&image, file.id).await?;
         }
-        self.placed(id, devices).await
+        self.placed(id, devices, Some(&usage)).await
     }
 
     /// As `place`, before something that nobody may disturb. A device of ours that goes with a mount that is gone is
@@ -131,7 +153,7 @@ impl Driver {
         let Some(file) = self.images().look(&image).await? else { return self.place(id).await };
         match self.images().attached_by(last, &image, file.id).await? {
             Some(device) if device.is_for(id.as_str()) && device.going() == self.going(id) => {
-                self.placed(id, vec![device]).await
+                self.placed(id, vec![device], None).await
             }
             Some(_) | None => self.place(id).await,
         }
@@ -155,12 +177,13 @@ impl Driver {
         self.devices().contains_key(id)
     }
 
-    async fn placed(&self, id: &Id, devices: Vec<Attached>) -> Result<Place, Failure> {
-        if devices.is_empty() {
+    async fn placed(&self, id: &Id, devices: Vec<Attached>, usage: Option<&Use>) -> Result<Place, Failure> {
+        if devices.is_empty() && usage.is_none_or(|usage| usage.device.is_none()) {
             self.devices().remove(id);
             return Ok(Place::default());
         }
-        let place = Place::of(devices, id.as_str(), self.going(id), &*self.images().mounts().await?);
+        let table = self.images().mounts().await?;
+        let place = Place::of(devices, id.as_str(), self.going(id), usage, &table);
         match place.ours() {
             [] => drop(self.devices().remove(id)),
             [first, ..] => self.has_device(id, first.number()),

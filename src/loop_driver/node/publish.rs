@@ -55,7 +55,9 @@ impl Driver {
         fault::reached("publish:intent");
         match volume.content {
             Content::Block => {
-                let device = place.device()?.ok_or_else(|| Failure::no_volume(id.as_str()))?;
+                let missing =
+                    || Failure::Precondition(format!("the volume {id} has no loop device: stage it again"));
+                let device = place.device()?.ok_or_else(missing)?;
                 self.images().bind_device(device.number(), &target).await.map_err(taken)?;
                 self.keep_if_ours(id, device.number(), &target).await?;
             }
@@ -208,7 +210,7 @@ impl Driver {
         if let Some(target) = &target {
             if let Some(there) = self.images().mount_at(target).await? {
                 let place = self.place_as_before(id).await?;
-                if place.at(target).is_none_or(|ours| ours.id != there.id) {
+                if place.left_at(target).is_none_or(|ours| ours.id != there.id) {
                     let problem =
                         format!("{} is mounted at {}, not the volume {id}", there.source, target.display());
                     return Err(Failure::Precondition(problem));
@@ -217,6 +219,7 @@ impl Driver {
                 fault::reached("unpublish:unmount");
                 info!(volume = %id, target = %target.display(), "unpublished");
             }
+            // Empty, and so taken for the one that publishing made: after a reboot nobody knows, and it has to go.
             if volume.is_some() || self.images().real_directory(target).await?.is_some() {
                 self.images().remove_target(target).await?;
             }

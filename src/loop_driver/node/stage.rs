@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use super::place::Place;
 use crate::execute::fault;
-use crate::host::images::{Allocation, Attributes, FsType, Going, Grown, Mounted, read_only};
+use crate::host::images::{Allocation, Attached, Attributes, FsType, Going, Grown, Mounted, read_only};
 use crate::loop_driver::Driver;
 use crate::loop_driver::ask::{Access, Capability};
 use crate::loop_driver::errors::Failure;
@@ -35,8 +35,10 @@ impl Driver {
             if let Some(what) = differs {
                 return Err(Failure::Exists(format!("the volume {id} is staged there with {what}")));
             }
-            if before.is_none() {
+            let device = self.kept_device(&volume, &place)?;
+            if before.is_none() || usage.device != device {
                 usage.staging = Some((path.clone(), asked));
+                usage.device = device;
                 self.store().set_usage(id, &usage).await?;
             }
             return self.settle(volume, &place, &path, &capability.access).await;
@@ -57,7 +59,10 @@ impl Driver {
         self.store().set_usage(id, &usage).await?;
         fault::reached("stage:intent");
         match volume.content {
-            Content::Block => self.attach_block(&volume, &place).await?,
+            Content::Block => {
+                usage.device = Some(self.attach_block(&volume).await?);
+                self.store().set_usage(id, &usage).await?;
+            }
             Content::FileSystem(fs_type) => {
                 self.mount_volume(volume, fs_type, &place, &path, &capability.access).await?;
             }
@@ -78,15 +83,22 @@ impl Driver {
         }
     }
 
-    /// Attaches a block volume's image, if it is not yet.
-    async fn attach_block(&self, volume: &Volume, place: &Place) -> Result<(), Failure> {
-        if place.device()?.is_none() {
-            let image = self.store().volume_image(&volume.id);
-            self.allocate(volume).await?;
-            let device = self.images().attach(&image, volume.id.as_str(), Going::WhenTold).await?;
-            self.has_device(&volume.id, device.number());
+    /// Returns the number of the device that stays by itself and has to be written down.
+    fn kept_device(&self, volume: &Volume, place: &Place) -> Result<Option<u32>, Failure> {
+        match volume.content {
+            Content::Block => Ok(place.device()?.map(Attached::number)),
+            Content::FileSystem(_) => Ok(None),
         }
-        Ok(())
+    }
+
+    /// Attaches a block volume's image, which is not attached yet; returns the device's number.
+    async fn attach_block(&self, volume: &Volume) -> Result<u32, Failure> {
+        let image = self.store().volume_image(&volume.id);
+        self.allocate(volume).await?;
+        let device = self.images().attach(&image, volume.id.as_str(), Going::WhenTold).await?;
+        self.has_device(&volume.id, device.number());
+        fault::reached("stage:attach");
+        Ok(device.number())
     }
 
     /// Gives a thick image the blocks back that its user discarded. (`promised` has kept room for them.)
@@ -235,6 +247,8 @@ impl Driver {
                 self.images().detach(device).await?;
                 info!(volume = %id, device = %device.node().display(), "unstaged");
             }
+            self.refuse_leaving(id, &place).await?;
+            usage.device = None;
         }
         let noted = usage.targets.len();
         // On a full host it could not be noted that they went.
@@ -243,6 +257,21 @@ impl Driver {
             self.note_gone(id, &usage).await;
         }
         Ok(())
+    }
+
+    /// Refuses while a device that was told to go is still held by somebody: what is written to it still arrives.
+    async fn refuse_leaving(&self, id: &Id, place: &Place) -> Result<(), Failure> {
+        if place.devices.iter().all(|device| place.ours().contains(device) || !device.is_for(id.as_str())) {
+            return Ok(());
+        }
+        let place = self.place_at_rest(id).await?;
+        match place.devices.iter().find(|device| device.is_for(id.as_str())) {
+            None => Ok(()),
+            Some(device) => Err(Failure::Precondition(format!(
+                "somebody has {} of the volume {id} open; it goes with them",
+                device.node().display()
+            ))),
+        }
     }
 
     /// Finds the directory that the caller has to have made.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::place::Place;
+use crate::control::units::bytes;
 use crate::loop_driver::Driver;
 use crate::loop_driver::errors::Failure;
 use crate::loop_driver::store::{Content, Id};
@@ -76,10 +77,10 @@ impl Driver {
             return Ok(Vec::new());
         }
         let message = format!(
-            "the directory {} has {} bytes left, and volumes may still need {}",
+            "the file system of {} has {} left, and volumes may still need {}; make room there",
             self.store().directory().display(),
-            promised.available,
-            promised.needed()
+            bytes(promised.available),
+            bytes(promised.needed())
         );
         Ok(vec![StorageBackendHealth {
             status: i32::from(csi::StorageHealthErrorType::StorageDegraded),

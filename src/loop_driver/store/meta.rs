@@ -231,13 +231,17 @@ pub(crate) struct Group {
     pub created: Millis,
 }
 
-/// What a volume is used for on this node, in one boot: what the mount table cannot say. Not synced, since it ends with the boot.
+/// What a volume is used for on this node, in one boot: what the mount table cannot say. Not synced, since it ends with the boot;
+/// and without it everything still works, only less is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Use {
     /// The boot.
     pub boot: String,
     /// Where it is staged, and with what.
     pub staging: Option<(PathBuf, Asked)>,
+    /// The number of a block volume's loop device, from its attachment until it was detached: what the publications are bound
+    /// to, also after somebody else detached it.
+    pub device: Option<u32>,
     /// Where it is published, or was tried to be.
     pub targets: BTreeMap<PathBuf, Asked>,
 }

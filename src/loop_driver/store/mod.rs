@@ -11,6 +11,12 @@ mod shelf;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tracing::warn;
+
+use super::errors::is_no_room;
+use crate::error::Chain;
 
 pub(super) use meta::{
     Asked, Content, Group, Id, OTHER_FLAGS, OTHER_GROUP, OTHER_RIGHTS, Snapshot, Source, State, Use, VERSION,
@@ -36,6 +42,8 @@ pub(super) const FILES: &[&str] = &[IMAGE, USE, META, CONDEMNED];
 pub(super) struct Store {
     directory: PathBuf,
     boot: String,
+    /// What `use.json` says, or would say if the host had room for it. A std mutex: held for a look-up only.
+    uses: Mutex<BTreeMap<Id, Use>>,
     /// `volumes/`
     pub volumes: Shelf<Volume>,
     /// `snapshots/`
@@ -87,8 +95,7 @@ pub enum StoreError {
 impl StoreError {
     /// Returns whether the disk is full.
     pub(super) fn is_no_room(&self) -> bool {
-        use io::ErrorKind::{QuotaExceeded, StorageFull};
-        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+        matches!(self, Self::Io { source, .. } if is_no_room(source.kind()))
     }
 
     pub(super) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
@@ -133,6 +140,7 @@ impl Store {
             groups: Shelf::new(directory, directory::read_shelf(directory)?),
             directory: directory.to_owned(),
             boot,
+            uses: Mutex::default(),
         })
     }
 
@@ -146,31 +154,62 @@ impl Store {
         self.volumes.directory(id).join(IMAGE)
     }
 
+    /// Returns where the image of a volume is that has to go, where that could not be written down.
+    pub(super) fn condemned_image(&self, id: &Id) -> PathBuf {
+        self.volumes.directory(id).join(CONDEMNED)
+    }
+
     /// Returns where the image of a snapshot is.
     pub(super) fn snapshot_image(&self, id: &Id) -> PathBuf {
         self.snapshots.directory(id).join(IMAGE)
     }
 
-    /// Reads what a volume is used for. What was written down in another boot is over; what cannot be read says nothing.
+    /// Returns what a volume is used for. What was written down in another boot is over; what cannot be read says nothing.
     pub(super) async fn usage(&self, id: &Id) -> Use {
+        let known = self.uses().get(id).cloned();
+        if let Some(known) = known {
+            return known;
+        }
         let path = self.volumes.directory(id).join(USE);
         let from = path.clone();
         let read = blocking("read", &path, move || {
             std::fs::read(&from).map_err(|e| StoreError::io("read", &from, e))
         });
         let used: Option<Use> = read.await.ok().and_then(|text| serde_json::from_slice(&text).ok());
-        let now = Use { boot: self.boot.clone(), staging: None, targets: BTreeMap::new() };
+        let now = Use { boot: self.boot.clone(), ..Use::default() };
         used.filter(|used| used.boot == self.boot).unwrap_or(now)
     }
 
-    /// Writes down what a volume is used for.
+    /// Writes down what a volume is used for. On a full host it is only remembered: volumes must still come and go there, and
+    /// what a restart forgets is looked up, as far as it can be seen.
     ///
     /// # Errors
     /// What was written down before still holds.
     pub(super) async fn set_usage(&self, id: &Id, usage: &Use) -> Result<(), StoreError> {
         let path = self.volumes.directory(id).join(USE);
         let text = serde_json::to_vec_pretty(usage).map_err(|e| StoreError::io("write", &path, e.into()))?;
-        blocking("write", &path.clone(), move || replace(&path, &text, false)).await
+        match blocking("write", &path.clone(), move || replace(&path, &text, false)).await {
+            Err(full) if full.is_no_room() => {
+                warn!(volume = %id, "its use is not written down, the host is full: {}", Chain(&full));
+            }
+            written => written?,
+        }
+        self.uses().insert(id.clone(), usage.clone());
+        Ok(())
+    }
+
+    /// Removes all of a volume.
+    ///
+    /// # Errors
+    /// Also when there is something in its directory that is not ours, which stays.
+    pub(super) async fn remove_volume(&self, id: &Id) -> Result<(), StoreError> {
+        self.volumes.remove(id, FILES).await?;
+        self.uses().remove(id);
+        Ok(())
+    }
+
+    fn uses(&self) -> MutexGuard<'_, BTreeMap<Id, Use>> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

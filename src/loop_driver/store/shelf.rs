@@ -155,11 +155,11 @@ pub(super) fn replace(path: &Path, text: &[u8], durable: bool) -> Result<(), Sto
     let temporary = PathBuf::from(temporary);
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = options.open(&temporary).map_err(|e| StoreError::io("make", &temporary, e))?;
+    let mut file = options.open(&temporary).map_err(|e| StoreError::io("make", path, e))?;
     let written = file.write_all(text).and_then(|()| file.write_all(b"\n"));
-    written.map_err(|e| StoreError::io("write", &temporary, e))?;
+    written.map_err(|e| StoreError::io("write", path, e))?;
     if durable {
-        file.sync_all().map_err(|e| StoreError::io("sync", &temporary, e))?;
+        file.sync_all().map_err(|e| StoreError::io("sync", path, e))?;
     }
     std::fs::rename(&temporary, path).map_err(|e| StoreError::io("replace", path, e))?;
     match path.parent() {

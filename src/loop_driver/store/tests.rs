@@ -108,7 +108,8 @@ async fn what_another_boot_used_is_over() {
     store.volumes.put(volume("v")).await.unwrap();
     let id = volume("v").id;
     let asked = Asked { mode: 1, block: true, read_only: false, flags: Vec::new(), group: None };
-    let used = Use { boot: "boot".to_owned(), staging: Some(("/s".into(), asked)), targets: BTreeMap::new() };
+    let staging = Some(("/s".into(), asked));
+    let used = Use { boot: "boot".to_owned(), staging, ..Use::default() };
     store.set_usage(&id, &used).await.unwrap();
     assert_eq!(store.usage(&id).await, used);
     let later = Store::load(directory.path(), "later".to_owned()).unwrap();
