@@ -49,6 +49,7 @@ mod ask;
 mod capacity;
 mod config;
 mod controller;
+mod copies;
 mod errors;
 mod group;
 mod health;
@@ -77,6 +78,7 @@ use crate::error::Chain;
 use crate::host::images::{Claim, Images};
 use crate::host::{self, HostError};
 use crate::model::Millis;
+use copies::Copies;
 use errors::Failure;
 use locks::{Key, Locks};
 use store::{Id, Store, StoreError};
@@ -104,6 +106,7 @@ struct Inner {
     store: Store,
     images: Images,
     locks: Locks,
+    copies: Copies,
     /// The number of the loop device that a volume had last: only where to look first. A std mutex: held for a look-up only.
     devices: Mutex<BTreeMap<Id, u32>>,
     /// Calls that change something.
@@ -143,6 +146,7 @@ impl Driver {
             store,
             images,
             locks: Locks::default(),
+            copies: Copies::default(),
             devices: Mutex::default(),
             calls: TaskTracker::new(),
             broken: CancellationToken::new(),

@@ -46,20 +46,28 @@ impl Driver {
         let promised = self.promised().await?;
         let mut found = Vec::new();
         for volume in volumes {
-            let troubles = self.troubles_with(&volume, &promised).await?;
+            // Of one that is being copied there is nothing yet that could be wrong.
+            let troubles = match volume.state {
+                VolumeState::Ready | VolumeState::Growing { .. } => {
+                    self.troubles_with(&volume, &promised).await?
+                }
+                VolumeState::Creating | VolumeState::Deleting => Vec::new(),
+            };
             found.push((volume, troubles));
         }
         Ok((found, next_token))
     }
 
-    /// Returns the volumes that a list shows: those of pods' own come and go with their pods.
+    /// Returns the volumes that a list shows: those of pods' own come and go with their pods. One that is being copied is in
+    /// it, so that it can be seen how far it got.
     fn listed(&self) -> Vec<Volume> {
         let mut all = self.store().volumes.all();
         all.retain(|volume| {
             !volume.ephemeral
                 && match volume.state {
                     VolumeState::Ready | VolumeState::Growing { .. } => true,
-                    VolumeState::Creating | VolumeState::Deleting => false,
+                    VolumeState::Creating => self.copied(&volume.id).is_some(),
+                    VolumeState::Deleting => false,
                 }
         });
         all
