@@ -60,6 +60,33 @@ fn a_pod_that_leaves_and_then_has_no_manifest_is_no_trouble() {
     assert_released(&host);
 }
 
+#[test]
+fn a_pod_that_leaves_while_its_first_stage_is_under_way_is_not_released_before_it_is_undone() {
+    let host = TestHost::new();
+    let driver = host.fakecsi(&[]);
+    let _daemon = host.volumed(&[]);
+    let listed = |text: &str| String::from_utf8_lossy(&host.volumectl(&["list"]).stdout).contains(text);
+    until("the driver is there", || {
+        String::from_utf8_lossy(&host.volumectl(&["drivers"]).stdout).contains("ready")
+    });
+    driver.signal("-STOP");
+    let pod = pod_with_claim("web", "uid-web", "data");
+    host.manifest("web.yaml", &pod);
+    until("it is being staged", || listed("staging"));
+    let leaving = pod.replacen("uid: uid-web", "uid: uid-web, deletionTimestamp: 2026-11-22T00:00:00Z", 1);
+    host.manifest("web.yaml", &leaving);
+    until("it leaves", || {
+        String::from_utf8_lossy(&host.volumectl(&["list", "-o", "json"]).stdout).contains("\"released\"")
+    });
+    let waited = host.volumectl(&["wait", "--for=released", "--timeout", "500ms", "pod/web"]);
+    assert!(!waited.status.success(), "{waited:?}\n{}", host.explain());
+    driver.signal("-CONT");
+    host.wait(&["--for=released", "pod/web"]);
+    assert_eq!(methods(&host), ["NodeStageVolume", "NodeUnstageVolume"]);
+    host.remove_manifest("web.yaml");
+    assert_released(&host);
+}
+
 /// What `volumectl` tells an operator to do with a pod that was edited: remove it and add it again. He does not wait between.
 #[test]
 fn an_edited_pod_comes_up_when_what_it_had_is_gone_though_no_manifest_changes_any_more() {

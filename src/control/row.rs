@@ -37,6 +37,15 @@ impl<'a> Row<'a> {
     pub fn is_released(&self) -> bool {
         self.desired() == "released"
             && self.publication.is_none_or(|(_, publication)| publication.presence == Presence::No)
+            && !self.is_being_changed()
+    }
+
+    /// Whether a step of this very publication is under way, also one of which nothing is written down yet.
+    fn is_being_changed(&self) -> bool {
+        let of_pod = self.pod.and_then(|(_, _, volume)| volume.resolved.as_ref()).map(|(_, id)| id);
+        let mine = self.publication.map(|(id, _)| id).or(of_pod);
+        let running = self.volume.and_then(|(_, volume)| volume.in_progress.as_ref());
+        mine.is_some() && running.and_then(|running| running.publication.as_ref()) == mine
     }
 
     /// Returns what is there, or the step under way.

@@ -343,11 +343,13 @@ impl<'a> Waiting<'a> {
     }
 }
 
-/// Whether a volume is neither staged nor about to be kept for another pod.
+/// Whether a volume is neither staged nor about to be, or kept for another pod.
 fn is_off_the_node(status: &Status, key: &VolumeKey) -> bool {
     status.volumes.get(key).is_none_or(|volume| {
         let staged = volume.staging.as_ref().is_some_and(|(_, presence)| *presence != Presence::No);
-        !staged || volume.publications.values().any(|publication| publication.desired != "released")
+        // A pod may leave while its volume's first stage is under way, of which nothing is known to be there yet.
+        !(staged || volume.in_progress.is_some())
+            || volume.publications.values().any(|publication| publication.desired != "released")
     })
 }
 

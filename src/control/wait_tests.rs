@@ -1,9 +1,10 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
 use crate::control::samples;
-use crate::model::HoldCode;
+use crate::model::{HoldCode, InProgress};
 
 /// Waits against a status that the test changes, and a reader that answers every request to read again.
 struct World {
@@ -210,4 +211,46 @@ async fn a_pod_whose_manifest_never_was_valid_does_not_pass_for_one_without_volu
         world.status.send_modify(|status| status.reading.generation = generation);
     };
     assert_eq!(tokio::join!(wait, read).0, [Ending::Failed]);
+}
+
+#[tokio::test]
+async fn a_pod_that_leaves_while_its_first_stage_is_under_way_is_not_released_before_it_ended() {
+    for kept_for_another in [false, true] {
+        let mut status = samples::ready();
+        let key = samples::add(&mut status, "web", "data", Presence::No);
+        Arc::make_mut(status.pods.get_mut(&samples::identity("web").uid).unwrap()).leaving = true;
+        let volume = status.volumes.get_mut(&key).unwrap();
+        // Nothing is recorded of the staging before its first intent, nor of a publication that never was begun.
+        (volume.staging, volume.publications) = (None, BTreeMap::new());
+        let running = InProgress { step: "stage", publication: None, detail: None, since: samples::NOW };
+        volume.in_progress = Some(running);
+        if kept_for_another {
+            samples::add(&mut status, "api", "data", Presence::No);
+        }
+        let world = World::new(status);
+        let mut wait = std::pin::pin!(world.wait(&["pod/db/web"], Goal::Released, None));
+        if !kept_for_another {
+            assert!(is_pending(wait.as_mut()), "it is being staged");
+            world.status.send_modify(|status| status.volumes.get_mut(&key).unwrap().in_progress = None);
+        }
+        assert_eq!(wait.await, [Ending::Reached]);
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_leaves_while_it_is_shown_what_another_has_is_not_released_before_that_ended() {
+    let mut status = samples::ready();
+    let key = samples::add(&mut status, "web", "data", Presence::No);
+    samples::add(&mut status, "api", "data", Presence::Yes);
+    let uid = samples::identity("web").uid;
+    Arc::make_mut(status.pods.get_mut(&uid).unwrap()).leaving = true;
+    let volume = status.volumes.get_mut(&key).unwrap();
+    let publication = volume.publications.keys().find(|id| id.pod == uid).cloned();
+    volume.publications.retain(|id, _| id.pod != uid);
+    volume.in_progress = Some(InProgress { step: "publish", publication, detail: None, since: samples::NOW });
+    let world = World::new(status);
+    let mut wait = std::pin::pin!(world.wait(&["pod/db/web"], Goal::Released, None));
+    assert!(is_pending(wait.as_mut()), "it is being published");
+    world.status.send_modify(|status| status.volumes.get_mut(&key).unwrap().in_progress = None);
+    assert_eq!(wait.await, [Ending::Reached]);
 }

@@ -52,6 +52,7 @@ mod ask;
 mod capacity;
 mod config;
 mod controller;
+mod copies;
 mod errors;
 mod group;
 mod health;
@@ -80,6 +81,7 @@ use crate::error::Chain;
 use crate::host::images::{Claim, Images};
 use crate::host::{self, HostError};
 use crate::model::Millis;
+use copies::Copies;
 use errors::Failure;
 use locks::{Key, Locks};
 use store::{Id, Store, StoreError};
@@ -110,6 +112,7 @@ struct Inner {
     store: Store,
     images: Images,
     locks: Locks,
+    copies: Copies,
     /// The number of the loop device that a volume had last: only where to look first, and checked by the file behind it. A std
     /// mutex: held for a look-up only.
     devices: Mutex<BTreeMap<Id, u32>>,
@@ -150,6 +153,7 @@ impl Driver {
             store,
             images,
             locks: Locks::default(),
+            copies: Copies::default(),
             devices: Mutex::default(),
             calls: TaskTracker::new(),
             broken: CancellationToken::new(),

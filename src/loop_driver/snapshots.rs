@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::copies::Copying;
 use super::errors::Failure;
 use super::store::{Content, FILES, Group, Id, Snapshot, State, VERSION, Volume};
 use super::{Driver, now};
@@ -30,8 +31,13 @@ impl Driver {
     }
 
     /// Copies a volume's image as it is at one moment. The room for it was looked at.
-    pub(super) async fn copy_of_one(&self, volume: &Id, to: &Path) -> Result<Copy, Failure> {
-        let copies = vec![(volume.clone(), to.to_owned())];
+    pub(super) async fn copy_of_one(
+        &self,
+        volume: &Id,
+        to: &Path,
+        copying: &Copying,
+    ) -> Result<Copy, Failure> {
+        let copies = vec![(volume.clone(), to.to_owned(), copying)];
         let (copies, _moment) = self.copy_at_once(copies, u64::MAX).await?;
         copies.into_iter().next().ok_or_else(|| Failure::Lost("nothing was copied".to_owned()))
     }
@@ -46,14 +52,14 @@ impl Driver {
     /// `Precondition`: it cannot be of one moment as things are.
     async fn copy_at_once(
         &self,
-        copies: Vec<(Id, PathBuf)>,
+        copies: Vec<(Id, PathBuf, &Copying)>,
         mut room: u64,
     ) -> Result<(Vec<Copy>, Millis), Failure> {
         let (mut mounted, mut images) = (Vec::new(), Vec::new());
-        for (volume, to) in copies {
+        for (volume, to, copying) in copies {
             let (at, whole) = self.prepare_copy(&volume).await?;
             mounted.extend(at);
-            images.push((volume.clone(), self.store().volume_image(&volume), to, whole));
+            images.push((volume.clone(), self.store().volume_image(&volume), to, whole, copying));
         }
         let limit = self.config().freeze_limit;
         let frozen = match mounted.as_slice() {
@@ -64,10 +70,10 @@ impl Driver {
         let moment = now();
         fault::reached("snapshot:frozen");
         let mut done = Vec::new();
-        for (volume, from, to, whole) in &images {
+        for (volume, from, to, whole, copying) in &images {
             let progress = self.progress(volume.clone());
             let leave = Leave { room, until, whole: *whole };
-            match self.images().copy(from, to, leave, &progress).await {
+            match self.images().copy(from, to, leave, &progress, &copying.how_far).await {
                 Ok(copied) => {
                     done.push(copied);
                     let taken = self.images().allocated(vec![to.clone()]).await?;
@@ -85,7 +91,7 @@ impl Driver {
         if let Some(frozen) = frozen {
             frozen.thaw().await.map_err(not_at_once)?;
         }
-        for (_, _, to, _) in &images {
+        for (_, _, to, ..) in &images {
             self.images().sync(to).await?;
         }
         let allocated =
@@ -146,7 +152,11 @@ impl Driver {
             self.store().snapshots.put(snapshot.clone()).await?;
         }
         fault::reached("snapshot:intent");
-        let copies = wanted.iter().map(|one| (one.volume.clone(), self.store().snapshot_image(&one.id)));
+        let copying: Vec<_> = wanted.iter().map(|one| self.inner.copies.begin(one.volume.clone())).collect();
+        let copies = wanted
+            .iter()
+            .zip(&copying)
+            .map(|(one, copying)| (one.volume.clone(), self.store().snapshot_image(&one.id), copying));
         let room = self.room(Allocation::Thick).await?;
         let taken = match self.copy_at_once(copies.collect(), room).await {
             Ok((copies, moment)) => {

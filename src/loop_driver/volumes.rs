@@ -5,6 +5,7 @@ use std::path::Path;
 use tracing::{info, warn};
 
 use super::ask;
+use super::copies::Copying;
 use super::errors::Failure;
 use super::store::{Content, Id, Snapshot, Source, State, VERSION, Volume, VolumeState};
 use super::{Driver, now, uuid};
@@ -144,13 +145,19 @@ impl Driver {
 
     /// Makes a volume that is written down ready.
     async fn finish(&self, volume: &mut Volume, origin: Option<Origin>) -> Result<(), Failure> {
-        self.fill(volume, origin).await?;
+        let copying = self.inner.copies.begin(volume.id.clone());
+        self.fill(volume, origin, &copying).await?;
         volume.state = VolumeState::Ready;
         Ok(self.store().volumes.put(volume.clone()).await?)
     }
 
     /// Makes the image and what is in it, and syncs it.
-    async fn fill(&self, volume: &mut Volume, origin: Option<Origin>) -> Result<(), Failure> {
+    async fn fill(
+        &self,
+        volume: &mut Volume,
+        origin: Option<Origin>,
+        copying: &Copying,
+    ) -> Result<(), Failure> {
         let image = self.store().volume_image(&volume.id);
         self.check_room().await?;
         let Some(origin) = origin else {
@@ -167,13 +174,13 @@ impl Driver {
             return Ok(self.images().sync(&image).await?);
         };
         let (copied, allocated) = match &volume.source {
-            Some(Source::Volume(id)) => self.copy_of_one(id, &image).await?,
+            Some(Source::Volume(id)) => self.copy_of_one(id, &image, copying).await?,
             Some(Source::Snapshot(id)) => {
                 let from = self.store().snapshot_image(id);
                 let progress = self.progress(volume.id.clone());
                 // The room for it was looked at with the volume's own.
                 let leave = Leave { room: u64::MAX, until: None, whole: true };
-                let copied = self.images().copy(&from, &image, leave, &progress).await?;
+                let copied = self.images().copy(&from, &image, leave, &progress, &copying.how_far).await?;
                 (copied, self.images().allocated(vec![from]).await?.iter().sum())
             }
             None => return Err(Failure::Lost("a copy of nothing".to_owned())),

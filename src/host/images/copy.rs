@@ -44,9 +44,28 @@ pub struct Leave {
     pub whole: bool,
 }
 
+/// How far a copy got; told by who copies, read by whoever wants to know.
+#[derive(Debug, Default)]
+pub struct HowFar {
+    /// Bytes.
+    done: AtomicU64,
+    /// The bytes that are there to be copied, known when the first of them is; 0 until then, and where blocks are shared.
+    whole: AtomicU64,
+}
+
+impl HowFar {
+    /// Returns how much is copied, in whole percent, which never becomes less; `None` where nothing has to be copied, or it is
+    /// not known yet how much.
+    pub fn percent(&self) -> Option<u64> {
+        let whole = self.whole.load(Ordering::Relaxed);
+        let done = u128::from(self.done.load(Ordering::Relaxed).min(whole));
+        u64::try_from((done * 100).checked_div(u128::from(whole))?).ok()
+    }
+}
+
 impl Images {
     /// Copies an image to a file that must not be there yet, holes staying holes. It is not synced. Dropped, it ends soon, and
-    /// leaves what it has.
+    /// leaves what it has. `journal` hears of it now and then, `how_far` always knows.
     ///
     /// # Errors
     /// `Io`, `Deadline`: what there is of the copy stays, for the caller to remove. `Io` of the kind `Unsupported`: it was to
@@ -56,11 +75,11 @@ impl Images {
         from: &Path,
         to: &Path,
         leave: Leave,
-        progress: &Progress,
+        journal: &Progress,
+        how_far: &Arc<HowFar>,
     ) -> Result<Copied, HostError> {
         let (_waits, wanted) = Waits::new();
-        let done = Arc::new(AtomicU64::new(0));
-        let (source, target, counted) = (from.to_owned(), to.to_owned(), Arc::clone(&done));
+        let (source, target, counted) = (from.to_owned(), to.to_owned(), Arc::clone(how_far));
         // Not in the bounded share: copies are long, and there is one per volume at most.
         let copy = tokio::task::spawn_blocking(move || copy(&source, &target, leave, &counted, &wanted));
         tokio::pin!(copy);
@@ -78,14 +97,14 @@ impl Images {
                     }
                 },
                 Err(_elapsed) => {
-                    let now = done.load(Ordering::Relaxed);
+                    let now = how_far.done.load(Ordering::Relaxed);
                     still = if now == before { still + TELL } else { Duration::ZERO };
                     if still >= STANDSTILL {
                         let seconds = STANDSTILL.as_secs();
                         return Err(HostError::Deadline { doing: DOING, path: to.to_owned(), seconds });
                     }
                     before = now;
-                    progress.tell(format!("{} MiB copied", now >> 20));
+                    journal.tell(format!("{} MiB copied", now >> 20));
                 }
             }
         }
@@ -96,7 +115,7 @@ fn copy(
     from: &Path,
     to: &Path,
     leave: Leave,
-    done: &AtomicU64,
+    how_far: &HowFar,
     wanted: &Wanted,
 ) -> Result<Copied, HostError> {
     let fail = failed(DOING, to);
@@ -120,6 +139,7 @@ fn copy(
     rustix::fs::ftruncate(&target, length).map_err(&fail)?;
     // What is still in the page cache counts as a hole on some file systems until it is written out.
     rustix::fs::fsync(&source).map_err(&fail)?;
+    how_far.whole.store(written(&source, length).map_err(&fail)?, Ordering::Relaxed);
     let mut at = 0;
     while let Some((start, end)) = data(&source, at, length).map_err(&fail)? {
         at = start;
@@ -135,7 +155,7 @@ fn copy(
                 Ok(0) => return Err(fail(Errno::IO)),
                 Ok(copied) => {
                     at += u64::try_from(copied).unwrap_or(0);
-                    done.fetch_add(u64::try_from(copied).unwrap_or(0), Ordering::Relaxed);
+                    how_far.done.fetch_add(u64::try_from(copied).unwrap_or(0), Ordering::Relaxed);
                 }
                 Err(Errno::INTR) => {}
                 Err(e) => return Err(fail(e)),
@@ -143,6 +163,16 @@ fn copy(
         }
     }
     Ok(Copied::Whole)
+}
+
+/// Counts the bytes that are in no hole. Blocks that were only reserved are in one, though the host counts them.
+fn written(file: &std::os::fd::OwnedFd, length: u64) -> Result<u64, Errno> {
+    let (mut at, mut bytes) = (0, 0);
+    while let Some((start, end)) = data(file, at, length)? {
+        bytes += end - start;
+        at = end;
+    }
+    Ok(bytes)
 }
 
 /// Finds the next piece that is no hole.

@@ -35,7 +35,7 @@ use super::unmount::GivenUp;
 use crate::model::MountTable;
 
 pub use attach::{Attached, Going, Held};
-pub use copy::{Copied, Leave};
+pub use copy::{Copied, HowFar, Leave};
 pub use file::{Allocation, FileId, ImageFile, Space};
 pub use file_system::{FsType, Grown};
 pub use freeze::{Frozen, as_keeper};

@@ -46,19 +46,26 @@ impl Driver {
         let promised = self.promised().await?;
         let mut found = Vec::new();
         for volume in volumes {
-            let troubles = self.troubles_with(&volume, &promised).await?;
+            // Of one that is being copied there is nothing yet that could be wrong.
+            let troubles = match volume.state {
+                VolumeState::Ready | VolumeState::Growing { .. } => {
+                    self.troubles_with(&volume, &promised).await?
+                }
+                VolumeState::Creating | VolumeState::Deleting => Vec::new(),
+            };
             found.push((volume, troubles));
         }
         Ok((found, next_token))
     }
 
-    /// Returns the volumes that a list shows, pods' own among them: one whose pod went without a word can be found by nothing
-    /// else.
+    /// Returns the volumes that a list shows: pods' own among them, since one whose pod went without a word is found by nothing
+    /// else; and those that are being copied, so that it can be seen how far they got.
     fn listed(&self) -> Vec<Volume> {
         let mut all = self.store().volumes.all();
         all.retain(|volume| match volume.state {
             VolumeState::Ready | VolumeState::Growing { .. } => true,
-            VolumeState::Creating | VolumeState::Deleting => false,
+            VolumeState::Creating => self.copied(&volume.id).is_some(),
+            VolumeState::Deleting => false,
         });
         all
     }

@@ -79,7 +79,7 @@ impl Controller for Driver {
             volume: Some(self.volume_message(&volume)),
             status: Some(csi::list_volumes_response::VolumeStatus {
                 published_node_ids: Vec::new(),
-                volume_condition: Some(condition(&troubles)),
+                volume_condition: Some(self.with_copy(&volume, condition(&troubles))),
             }),
         };
         let entries = volumes.into_iter().map(entry).collect();
@@ -241,7 +241,7 @@ impl Controller for Driver {
         let volume = self.asked_volume(&request.into_inner().volume_id)?;
         let status = csi::controller_get_volume_response::VolumeStatus {
             published_node_ids: Vec::new(),
-            volume_condition: Some(self.condition(&volume).await),
+            volume_condition: Some(self.with_copy(&volume, self.condition(&volume).await)),
         };
         let volume = Some(self.volume_message(&volume));
         Ok(Response::new(csi::ControllerGetVolumeResponse { volume, status: Some(status) }))
