@@ -9,8 +9,14 @@ use tokio::time::Instant;
 
 use crate::BoxFuture;
 use crate::csi::{CallError, Code, Driver};
-use crate::host::{BlockMap, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen, Tree, Usage};
-use crate::model::{BootId, Millis, MountIdentity, MountTable, Ownership, RootPath};
+use crate::host::{
+    BlockMap, DiskGrowth, DiskMounted, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen, Tree,
+    Usage,
+};
+use crate::model::{
+    BootId, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity, MountTable, Ownership,
+    RootPath,
+};
 use crate::proto::csi as api;
 
 /// A driver that notes who asks it what, and when.
@@ -186,6 +192,18 @@ impl Host for FakeHost {
         unreachable!()
     }
     fn read_token(&self, _: PathBuf) -> Done<'_, (String, Millis)> {
+        unreachable!()
+    }
+    fn inspect_disk(&self, _: PathBuf) -> Done<'_, Inspected> {
+        unreachable!()
+    }
+    fn format_disk(&self, _: PathBuf, _: Intent) -> Done<'_, Formatted> {
+        unreachable!()
+    }
+    fn mount_disk(&self, _: PathBuf, _: DiskMount, _: RootPath) -> Done<'_, DiskMounted> {
+        unreachable!()
+    }
+    fn grow_disk(&self, _: DiskGrowth) -> Done<'_, FsGrowth> {
         unreachable!()
     }
     fn volumes_on_disk(&self) -> Done<'_, Vec<FoundVolume>> {

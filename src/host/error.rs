@@ -48,6 +48,9 @@ pub enum HostError {
         /// Who: pid and command, or the mount and its namespace.
         holder: String,
     },
+    /// A disk is refused, or an operation on it failed.
+    #[error(transparent)]
+    Disk(Box<super::DiskError>),
     /// The kernel did not answer in time; whether it was done is not known.
     #[error("cannot {doing} {}: no answer within {seconds} s", path.display())]
     Deadline {

@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -29,19 +29,42 @@ pub(super) struct Ended {
     pub(super) status: ExitStatus,
     /// The end of what it said, on both streams.
     pub(super) said: String,
+    /// All that it wrote to its standard output, where that was kept.
+    pub(super) stdout: Vec<u8>,
 }
 
 /// Starts tools. Each holds a lock of ours open: as long as one is left of a process that was killed, nobody gets the lock.
 #[derive(Debug, Clone)]
 pub(super) struct Tools {
-    held: Arc<OwnedFd>,
+    held: Vec<Arc<OwnedFd>>,
+    /// Where they are looked for.
+    directories: Arc<[PathBuf]>,
     slots: Arc<Semaphore>,
 }
 
 impl Tools {
     /// Takes the lock that the tools are to hold open.
     pub(super) fn new(held: Arc<OwnedFd>) -> Self {
-        Self { held, slots: Arc::new(Semaphore::new(AT_A_TIME)) }
+        Self::holding(vec![held], PATH.map(PathBuf::from).into())
+    }
+
+    /// Takes descriptors that the tools are to hold open, each under the number that it has here: a lock, and what
+    /// `/proc/self/fd` names for them. Tools are looked for in these directories only.
+    pub(super) fn holding(held: Vec<Arc<OwnedFd>>, directories: Arc<[PathBuf]>) -> Self {
+        Self { held, directories, slots: Arc::new(Semaphore::new(AT_A_TIME)) }
+    }
+
+    /// Returns the directories in which tools are looked for unless somebody says otherwise.
+    pub(super) fn usual_directories() -> Vec<PathBuf> {
+        PATH.map(PathBuf::from).into()
+    }
+
+    /// Finds a tool where these tools are looked for.
+    ///
+    /// # Errors
+    /// `Io` with the package to install.
+    pub(super) fn tool(&self, name: &str, package: &'static str) -> Result<PathBuf, HostError> {
+        find_in(&self.directories, name, package)
     }
 
     /// Finds a tool.
@@ -49,12 +72,7 @@ impl Tools {
     /// # Errors
     /// `Io` with the package to install.
     pub(super) fn find(name: &str, package: &'static str) -> Result<PathBuf, HostError> {
-        let found = PATH.iter().map(|directory| Path::new(directory).join(name)).find(|path| path.is_file());
-        found.ok_or_else(|| HostError::Io {
-            doing: "find the program",
-            path: name.into(),
-            source: io::Error::new(io::ErrorKind::NotFound, format!("install {package}")),
-        })
+        find_in(&Self::usual_directories(), name, package)
     }
 
     /// Runs a tool to its end. Dropped, it is killed.
@@ -77,14 +95,13 @@ impl Tools {
         let _slot = self.slots.acquire().await.ok();
         let mut command = command(tool, arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        raw::tie(&mut command, self.held.as_fd());
+        raw::tie(&mut command, &self.held);
         let child = command.spawn().map_err(failed(tool))?;
         match tokio::time::timeout(limit, child.wait_with_output()).await {
             Ok(output) => {
                 let output = output.map_err(failed(about))?;
-                let mut said = output.stdout;
-                said.extend(output.stderr);
-                Ok(Ended { status: output.status, said: end_of(&said) })
+                let said = end_of(&[output.stdout.as_slice(), output.stderr.as_slice()].concat());
+                Ok(Ended { status: output.status, said, stdout: output.stdout })
             }
             Err(_elapsed) => {
                 Err(HostError::Deadline { doing, path: about.to_owned(), seconds: limit.as_secs() })
@@ -115,13 +132,13 @@ impl Tools {
         let for_tool = || said.try_clone().map_err(failed("make a file for", Path::new(name)));
         let mut command = command(tool, arguments);
         command.stdout(for_tool()?).stderr(for_tool()?).process_group(0);
-        raw::outlive(&mut command, self.held.as_fd());
+        raw::outlive(&mut command, &self.held);
         let mut child = command.spawn().map_err(failed("run", tool))?;
         let status = child.wait().await.map_err(failed("wait for", about))?;
         let mut text = Vec::new();
         let read = said.seek(SeekFrom::Start(0)).and_then(|_start| said.read_to_end(&mut text));
         read.map_err(failed("read", Path::new(name)))?;
-        Ok(Ended { status, said: end_of(&text) })
+        Ok(Ended { status, said: end_of(&text), stdout: Vec::new() })
     }
 
     /// As `run`, but any end other than success is an error with what the tool said.
@@ -148,6 +165,15 @@ impl Ended {
         let source = io::Error::other(format!("{name}: {}: {}", self.status, self.said));
         HostError::Io { doing, path: about.to_owned(), source }
     }
+}
+
+fn find_in(directories: &[PathBuf], name: &str, package: &'static str) -> Result<PathBuf, HostError> {
+    let found = directories.iter().map(|directory| directory.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| HostError::Io {
+        doing: "find the program",
+        path: name.into(),
+        source: io::Error::new(io::ErrorKind::NotFound, format!("install {package}")),
+    })
 }
 
 fn command<A: AsRef<OsStr>>(tool: &Path, arguments: impl IntoIterator<Item = A>) -> Command {

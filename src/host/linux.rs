@@ -12,6 +12,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::block::Blocks;
 use super::child::{Children, Place};
+use super::disk::{DiskGrowth, DiskMounted};
+use super::exec::Tools;
 use super::mount_table::{self, Reader};
 use super::path::Root;
 use super::pool::Pool;
@@ -20,7 +22,10 @@ use super::{
     Usage, empty_dir, loops, on_disk, raw, startup, token, unmount, users,
 };
 use crate::BoxFuture;
-use crate::model::{BootId, Millis, MountIdentity, MountTable, Ownership, RootPath};
+use crate::model::{
+    BootId, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity, MountTable, Ownership,
+    RootPath,
+};
 
 /// How long a call on a local file system may take (design 5, "Deadlines").
 const LIMIT: Duration = Duration::from_secs(30);
@@ -45,6 +50,8 @@ pub struct Linux {
     looks: users::Looks,
     blocks: Blocks,
     programs: Children,
+    /// Where the tools for disks are looked for.
+    tools_in: Vec<PathBuf>,
 }
 
 impl Linux {
@@ -102,6 +109,7 @@ impl Linux {
             given_up,
             blocks,
             programs: Children::new(),
+            tools_in: Tools::usual_directories(),
         })
     }
 
@@ -110,6 +118,21 @@ impl Linux {
     pub fn with_child_program(mut self, program: PathBuf) -> Self {
         self.programs = self.programs.with_program(program);
         self
+    }
+
+    /// Looks for blkid, mkfs and the other tools for disks in these directories only.
+    #[must_use]
+    pub fn with_tools_in(mut self, directories: Vec<PathBuf>) -> Self {
+        self.tools_in = directories;
+        self
+    }
+
+    pub(super) fn tools_in(&self) -> &[PathBuf] {
+        &self.tools_in
+    }
+
+    pub(super) fn programs(&self) -> &Children {
+        &self.programs
     }
 
     /// Returns the root directory: absolute and without symlinks, as the mount table shows it.
@@ -299,6 +322,27 @@ impl Host for Linux {
             let path = file.clone();
             self.local("read the token file", path, move |_root| token::read(&file)).await
         })
+    }
+
+    fn inspect_disk(&self, device: PathBuf) -> BoxFuture<'_, Result<Inspected, HostError>> {
+        Box::pin(self.inspect(device))
+    }
+
+    fn format_disk(&self, device: PathBuf, intent: Intent) -> BoxFuture<'_, Result<Formatted, HostError>> {
+        Box::pin(self.format(device, intent))
+    }
+
+    fn mount_disk(
+        &self,
+        device: PathBuf,
+        mount: DiskMount,
+        at: RootPath,
+    ) -> BoxFuture<'_, Result<DiskMounted, HostError>> {
+        Box::pin(self.mount(device, mount, at))
+    }
+
+    fn grow_disk(&self, growth: DiskGrowth) -> BoxFuture<'_, Result<FsGrowth, HostError>> {
+        Box::pin(self.grow(growth))
     }
 
     fn volumes_on_disk(&self) -> BoxFuture<'_, Result<Vec<FoundVolume>, HostError>> {

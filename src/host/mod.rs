@@ -8,17 +8,21 @@ pub mod lease;
 mod accounts;
 mod block;
 mod child;
+mod detached;
 mod device_users;
+mod disk;
 mod empty_dir;
 mod error;
 mod exec;
 mod files;
+mod grow;
 mod linux;
 mod listen;
 mod look;
 mod loops;
 mod mount_table;
 mod on_disk;
+mod options;
 mod path;
 mod pool;
 mod raw;
@@ -26,6 +30,7 @@ mod startup;
 mod token;
 mod unmount;
 mod users;
+mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -36,11 +41,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::BoxFuture;
 use crate::model::{
-    BootId, Millis, MountIdentity, MountTable, Ownership, PodUid, RootPath, SpecName, VolData,
+    BootId, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity, MountTable, Ownership,
+    PodUid, RootPath, SpecName, VolData,
 };
 
 pub use accounts::{group_number, is_member, set_group};
 pub use child::as_child;
+pub use disk::{DiskError, DiskGrowth, DiskMounted};
 pub use error::HostError;
 pub use linux::Linux;
 pub use listen::{ListenError, listen};
@@ -132,6 +139,34 @@ pub trait Host: Send + Sync + Debug {
 
     /// Reads a small file that the configuration names; returns its text and when it was changed, ms since the epoch.
     fn read_token(&self, file: PathBuf) -> BoxFuture<'_, Result<(String, Millis), HostError>>;
+
+    /// Looks at a block device: which disk it is, and what is on it. Nothing is written, and nobody is kept from it.
+    ///
+    /// Errors: `Disk`. What cannot be read or understood is no error but `Content::Unclear`.
+    fn inspect_disk(&self, device: PathBuf) -> BoxFuture<'_, Result<Inspected, HostError>>;
+
+    /// Makes the file system of an intent that is in the record, synced, on a device that nobody has, if that is blank or has
+    /// only what an mkfs with this intent left (design 6, rule 2). Dropped, mkfs is killed. May be called again with the same
+    /// intent, then `begun`.
+    ///
+    /// Errors: `Disk`; nothing was written unless `DiskError::may_have_written` says so. After any other error it is not known.
+    fn format_disk(&self, device: PathBuf, intent: Intent) -> BoxFuture<'_, Result<Formatted, HostError>>;
+
+    /// Checks the recorded file system of the recorded disk (kubelet.md 4.11) and mounts it on a directory where nothing is
+    /// mounted yet: read-only and with its options from the first moment on. What is mounted there already is left.
+    ///
+    /// Errors: `Disk`; nothing is mounted. After any other error it is not known.
+    fn mount_disk(
+        &self,
+        device: PathBuf,
+        mount: DiskMount,
+        at: RootPath,
+    ) -> BoxFuture<'_, Result<DiskMounted, HostError>>;
+
+    /// Lets a mounted file system take all of its device, where it does not (kubelet.md 4.13); its size is read back.
+    ///
+    /// Errors: `Disk`. It can be done again.
+    fn grow_disk(&self, growth: DiskGrowth) -> BoxFuture<'_, Result<FsGrowth, HostError>>;
 
     /// Lists the volumes that lie on disk below the root, ours and others', without touching what is mounted.
     fn volumes_on_disk(&self) -> BoxFuture<'_, Result<Vec<FoundVolume>, HostError>>;

@@ -9,6 +9,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use rustix::process::Pid;
 use tokio::io::Interest;
@@ -306,25 +307,25 @@ pub(super) fn set_attributes(mount: BorrowedFd<'_>, set: u64, clear: u64) -> io:
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Lets the command's process die with the thread that starts it, and keeps a descriptor open in it: a lock that is not free
-/// again before the process has ended.
-pub(super) fn tie(command: &mut tokio::process::Command, kept: BorrowedFd<'_>) {
-    let (parent, kept) = (rustix::process::getpid(), kept.as_raw_fd());
+/// Lets the command's process die with the thread that starts it, and keeps descriptors open in it, under the same numbers: a
+/// lock that is not free again before the process has ended, and what it is to work on.
+pub(super) fn tie(command: &mut tokio::process::Command, kept: &[Arc<OwnedFd>]) {
+    let (parent, kept) = (rustix::process::getpid(), kept.to_vec());
     let child = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         // A parent that died before that sends no signal.
         if rustix::process::getppid() != Some(parent) {
             return Err(io::Error::from(rustix::io::Errno::SRCH));
         }
-        keep_open(kept)
+        keep_open(&kept)
     };
-    // SAFETY: between fork and exec the closure makes three system calls; it allocates nothing and takes no lock.
+    // SAFETY: between fork and exec the closure makes system calls only; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(child) };
 }
 
-/// Keeps a descriptor open in the command's process, which no signal ends that is meant for all of a service: those are ignored.
-pub(super) fn outlive(command: &mut tokio::process::Command, kept: BorrowedFd<'_>) {
-    let kept = kept.as_raw_fd();
+/// Keeps descriptors open in the command's process, which no signal ends that is meant for all of a service: those are ignored.
+pub(super) fn outlive(command: &mut tokio::process::Command, kept: &[Arc<OwnedFd>]) {
+    let kept = kept.to_vec();
     let child = move || {
         for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
             // SAFETY: SIG_IGN is a disposition that needs no handler, and exec keeps it.
@@ -332,17 +333,18 @@ pub(super) fn outlive(command: &mut tokio::process::Command, kept: BorrowedFd<'_
                 return Err(io::Error::last_os_error());
             }
         }
-        keep_open(kept)
+        keep_open(&kept)
     };
     // SAFETY: between fork and exec the closure makes system calls only; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(child) };
 }
 
-/// Duplicates a descriptor for the program that is executed next.
-fn keep_open(kept: RawFd) -> io::Result<()> {
-    // SAFETY: dup takes a number, which may be that of no open descriptor, and touches no memory. The duplicate is not
-    // close-on-exec and belongs to the new program.
-    if unsafe { libc::dup(kept) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+/// Lets the program that is executed next have descriptors. Called between fork and exec: the table is the child's own.
+fn keep_open(kept: &[Arc<OwnedFd>]) -> io::Result<()> {
+    for fd in kept {
+        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+    }
+    Ok(())
 }
 
 /// Starts a child process that lets go of what a loop device holds, if that is still what `expected` says. Letting go of the

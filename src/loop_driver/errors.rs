@@ -83,7 +83,10 @@ impl Failure {
                 }
             }
             Self::Host(
-                HostError::NotEmpty { .. } | HostError::WrongKind { .. } | HostError::WrongMount { .. },
+                HostError::NotEmpty { .. }
+                | HostError::WrongKind { .. }
+                | HostError::WrongMount { .. }
+                | HostError::Disk(_),
             )
             | Self::Store(
                 StoreError::Foreign { .. } | StoreError::OfAnother { .. } | StoreError::Damaged { .. },

@@ -4,6 +4,7 @@
 
 mod ambient;
 mod call;
+mod disk;
 mod driver;
 mod event;
 mod have;
@@ -24,6 +25,10 @@ mod want;
 pub use ambient::{Ambient, Millis};
 pub use call::{
     AccessMode, Capability, ExpandArguments, PublishArguments, StageArguments, StagingKind, VolumeMode,
+};
+pub use disk::{
+    Checked, Content, DiskIdentity, DiskMount, FileSystem, Formatted, FsGrowth, FsKind, FsUuid, Inspected,
+    Intent, Mark,
 };
 pub use driver::{Connection, DriverInfo, DriverOrigin, DriverState};
 pub use event::{Event, EventKind, Events};

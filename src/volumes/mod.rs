@@ -169,6 +169,7 @@ pub fn host_failure(error: &HostError, effect: Effect) -> Failure {
         | HostError::NotEmpty { .. }
         | HostError::WrongKind { .. }
         | HostError::WrongMount { .. }
+        | HostError::Disk(_)
         | HostError::Deadline { .. } => {
             ("host", Retry::Backoff, "mend what the message names; volumed tries again by itself")
         }

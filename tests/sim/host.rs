@@ -7,10 +7,12 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
 use volumed::BoxFuture;
 use volumed::host::{
-    BlockMap, DeviceUsers, FoundVolume, Holder, Host, HostError, Part, Progress, Removal, Seen, Tree, Usage,
+    BlockMap, DeviceUsers, DiskGrowth, DiskMounted, FoundVolume, Holder, Host, HostError, Part, Progress,
+    Removal, Seen, Tree, Usage,
 };
 use volumed::model::{
-    BootId, Millis, MountIdentity, MountTable, MountsAt, Ownership, PodUid, RootPath, SpecName, VolData,
+    BootId, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity, MountTable, MountsAt,
+    Ownership, PodUid, RootPath, SpecName, VolData,
 };
 
 use super::holders::busy;
@@ -286,6 +288,27 @@ impl Host for SimHost {
 
     fn read_token(&self, _file: PathBuf) -> BoxFuture<'_, Result<(String, Millis), HostError>> {
         Box::pin(std::future::ready(Ok(("token".to_owned(), 0))))
+    }
+
+    fn inspect_disk(&self, device: PathBuf) -> BoxFuture<'_, Result<Inspected, HostError>> {
+        Box::pin(async move { self.world.inspect(&device).await })
+    }
+
+    fn format_disk(&self, device: PathBuf, intent: Intent) -> BoxFuture<'_, Result<Formatted, HostError>> {
+        Box::pin(async move { self.world.format(&device, &intent).await })
+    }
+
+    fn mount_disk(
+        &self,
+        device: PathBuf,
+        mount: DiskMount,
+        at: RootPath,
+    ) -> BoxFuture<'_, Result<DiskMounted, HostError>> {
+        Box::pin(async move { self.world.mount_disk(&device, &mount, &at).await })
+    }
+
+    fn grow_disk(&self, growth: DiskGrowth) -> BoxFuture<'_, Result<FsGrowth, HostError>> {
+        Box::pin(async move { self.world.grow_disk(&growth).await })
     }
 
     fn volumes_on_disk(&self) -> BoxFuture<'_, Result<Vec<FoundVolume>, HostError>> {

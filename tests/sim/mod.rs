@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod daemon;
+pub mod disks;
 pub mod driver;
 pub mod foreign;
 pub mod goal;

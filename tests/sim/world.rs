@@ -83,6 +83,8 @@ pub struct State {
     pub boot: u64,
     pub nodes: BTreeMap<PathBuf, Node>,
     pub mounts: Vec<Mount>,
+    /// By the path that each has now.
+    pub disks: BTreeMap<PathBuf, super::disks::SimDisk>,
     /// When mounts were made.
     pub made: BTreeMap<u64, Instant>,
     /// Where a driver was called and found everything done, and when. What vanishes in that moment is not missed: some drivers

@@ -9,7 +9,7 @@
 )]
 
 #[path = "alone.rs"]
-mod alone;
+pub mod alone;
 
 use std::path::{Path, PathBuf};
 

@@ -85,7 +85,9 @@ impl Children {
                     let source = explained(Errno::from_raw_os_error(errno));
                     Err(HostError::Io { doing: doing.words(), path, source })
                 }
-                other @ (Reply::Usage(..) | Reply::Alive(..)) => Err(misunderstood(&volume, &other)),
+                other @ (Reply::Usage(..) | Reply::Alive(..) | Reply::Lasts(_) | Reply::Disk(_)) => {
+                    Err(misunderstood(&volume, &other))
+                }
             };
             child.finish().await;
             return end;
@@ -93,7 +95,7 @@ impl Children {
     }
 
     /// Waits a moment for a child that was killed before it answered for this place: two must not change one volume.
-    async fn wait_for_earlier(&self, place: &Place) -> Result<(), HostError> {
+    pub(super) async fn wait_for_earlier(&self, place: &Place) -> Result<(), HostError> {
         let Some(earlier) = self.hung.at(place) else { return Ok(()) };
         let watch = earlier.try_clone().and_then(raw::watch_process).map_err(failed(CHANGE, &place.path))?;
         // Cancel-safe: nothing is taken out of a process descriptor.
@@ -195,7 +197,7 @@ impl Children {
     }
 }
 
-fn misunderstood(path: &Path, reply: &Reply) -> HostError {
+pub(super) fn misunderstood(path: &Path, reply: &Reply) -> HostError {
     failed(ASK, path)(io::Error::other(format!(
         "its child process gave an answer to something else: {reply:?}"
     )))

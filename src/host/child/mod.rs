@@ -6,6 +6,7 @@
 
 mod ask;
 mod calls;
+mod disk;
 mod inside;
 mod ownership;
 mod wire;
@@ -43,12 +44,16 @@ const END: Duration = Duration::from_secs(1);
 /// How many ownership changes run at a time (design 5, "Limits").
 const OWNERSHIP_AT_A_TIME: usize = 16;
 
+/// How many disks are worked on at a time.
+const DISKS_AT_A_TIME: usize = 16;
+
 /// Starts children, and knows those that were given up.
 #[derive(Debug)]
 pub(super) struct Children {
     program: PathBuf,
     hung: Arc<Hung>,
     changes: Semaphore,
+    disks: Semaphore,
 }
 
 impl Children {
@@ -58,6 +63,7 @@ impl Children {
             program: OWN_PROGRAM.into(),
             hung: Arc::default(),
             changes: Semaphore::new(OWNERSHIP_AT_A_TIME),
+            disks: Semaphore::new(DISKS_AT_A_TIME),
         }
     }
 

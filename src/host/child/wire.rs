@@ -7,7 +7,7 @@ use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::Usage;
+use crate::host::{Usage, disk};
 
 /// What the child is to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,6 +27,8 @@ pub(super) enum Request {
     Usage(Vec<OsString>),
     /// `Host::dead_mounts`: one `Alive` for each mount point.
     Alive(Vec<OsString>),
+    /// `Host::inspect_disk` and what follows from it.
+    Disk(disk::Ask),
 }
 
 /// What the child says. Errors of the kernel are errnos: both sides are on one machine.
@@ -49,6 +51,10 @@ pub(super) enum Reply {
     Usage(usize, Result<Usage, i32>),
     /// Whether the file system at the mount point of this index answers.
     Alive(usize, Result<(), i32>),
+    /// What comes now may last so many seconds.
+    Lasts(u64),
+    /// How the work on a disk ended.
+    Disk(Box<Result<disk::Answer, disk::DiskError>>),
 }
 
 /// What an ownership child was about to do.

@@ -9,9 +9,10 @@ use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use tokio::time::Instant;
 
+use super::super::wanted::{Waits, Wanted};
 use super::super::{HostError, Progress};
 use super::file::open;
-use super::{Images, Waits, Wanted, failed};
+use super::{Images, failed};
 
 const DOING: &str = "copy the image";
 

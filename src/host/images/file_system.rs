@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::HostError;
 use super::super::exec::{Ended, Tools};
+use super::super::grow::Grown;
+use super::super::{HostError, grow};
 use super::attach::FILE_SYSTEM_SECTOR;
 use super::{Going, Images};
+use crate::model::FsKind;
 
 /// How long making or growing a file system may take.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -32,15 +34,6 @@ pub enum FsType {
     Xfs,
     /// As `Xfs`.
     Btrfs,
-}
-
-/// How growing a mounted file system ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Grown {
-    /// It fills its device.
-    Whole,
-    /// ext4 asks for a capability that this process does not have.
-    NeedsSysResource,
 }
 
 impl FsType {
@@ -72,10 +65,14 @@ impl FsType {
     }
 
     fn package(self) -> &'static str {
+        grow::package(self.kind())
+    }
+
+    fn kind(self) -> FsKind {
         match self {
-            Self::Ext4 => "e2fsprogs",
-            Self::Xfs => "xfsprogs",
-            Self::Btrfs => "btrfs-progs",
+            Self::Ext4 => FsKind::Ext4,
+            Self::Xfs => FsKind::Xfs,
+            Self::Btrfs => FsKind::Btrfs,
         }
     }
 }
@@ -208,24 +205,7 @@ impl Images {
         node: &Path,
         mounted: &Path,
     ) -> Result<Grown, HostError> {
-        const DOING: &str = "grow the file system at";
-        let (tool, arguments): (_, Vec<OsString>) = match fs_type {
-            FsType::Ext4 => ("resize2fs", vec![node.into()]),
-            FsType::Xfs => ("xfs_growfs", vec!["-d".into(), mounted.into()]),
-            FsType::Btrfs => {
-                ("btrfs", vec!["filesystem".into(), "resize".into(), "max".into(), mounted.into()])
-            }
-        };
-        let tool = Tools::find(tool, fs_type.package())?;
-        let ended = self.inner.tools.run(DOING, mounted, &tool, arguments, LIMIT).await?;
-        if ended.status.success() {
-            return Ok(Grown::Whole);
-        }
-        // The words of resize2fs for EPERM of EXT4_IOC_RESIZE_FS.
-        if fs_type == FsType::Ext4 && ended.said.contains("Permission denied to resize filesystem") {
-            return Ok(Grown::NeedsSysResource);
-        }
-        Err(ended.failure(DOING, mounted, &tool))
+        grow::mounted(&self.inner.tools, fs_type.kind(), node, mounted, LIMIT).await
     }
 
     /// Replays the journal of an ext4 and mends what needs no decision.

@@ -2,13 +2,30 @@
 
 use std::path::Path;
 
+use rustix::fs::OFlags;
+
 use super::super::child::Place;
 use super::super::path::Root;
 use super::super::{HostError, Progress, Usage};
-use super::{Images, failed};
+use super::file::open;
+use super::{Images, Seen, failed};
 use crate::model::{Ownership, RootPath};
 
 impl Images {
+    /// Looks how what is mounted at a path is mounted.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn seen(&self, at: &Path) -> Result<Seen, HostError> {
+        let path = at.to_owned();
+        self.local("look at the mount at", at, move || {
+            let fail = failed("look at the mount at", &path);
+            let root = open(&path, OFlags::PATH | OFlags::DIRECTORY).map_err(&fail)?;
+            Seen::of(&root).map_err(fail)
+        })
+        .await
+    }
+
     /// Returns how full the file system at a path is.
     ///
     /// # Errors

@@ -9,17 +9,14 @@
 
 mod attach;
 mod copy;
-mod detached;
 mod file;
 mod file_system;
 mod freeze;
 mod inside;
 mod mount;
-mod options;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,15 +29,17 @@ use super::exec::Tools;
 use super::mount_table::Reader;
 use super::pool::Pool;
 use super::unmount::GivenUp;
+use super::wanted::{Waits, Wanted};
 use crate::model::MountTable;
 
+pub use super::grow::Grown;
+pub use super::options::{Attributes, Seen, of_the_file_system, ordered, read_only};
 pub use attach::{Attached, Going, Held};
 pub use copy::{Copied, HowFar, Leave};
 pub use file::{Allocation, FileId, ImageFile, Space};
-pub use file_system::{FsType, Grown};
+pub use file_system::FsType;
 pub use freeze::{Frozen, as_keeper};
 pub use mount::Mounted;
-pub use options::{Attributes, Seen, of_the_file_system, ordered, read_only};
 
 /// How long a call on a local file system may take (design 5, "Deadlines").
 const LIMIT: Duration = Duration::from_secs(60);
@@ -67,34 +66,6 @@ struct Inner {
     _lock: Arc<OwnedFd>,
     /// The same for the directory itself.
     _directory: Arc<OwnedFd>,
-}
-
-/// Tells work in a thread whether anybody still waits for it.
-#[derive(Debug)]
-struct Wanted(Arc<AtomicBool>);
-
-/// Who waits for work in a thread: with this goes what it is wanted for.
-#[derive(Debug)]
-struct Waits(Arc<AtomicBool>);
-
-impl Waits {
-    fn new() -> (Self, Wanted) {
-        let wanted = Arc::new(AtomicBool::new(true));
-        (Self(Arc::clone(&wanted)), Wanted(wanted))
-    }
-}
-
-impl Drop for Waits {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-}
-
-impl Wanted {
-    /// Refuses to go on where nobody waits any more.
-    fn check(&self) -> Result<(), Errno> {
-        if self.0.load(Ordering::Relaxed) { Ok(()) } else { Err(Errno::CANCELED) }
-    }
 }
 
 /// A directory that no other driver has any more. Tools of one that was killed may still work in it.

@@ -10,17 +10,18 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+use rustix::mount::OpenTreeFlags;
 use rustix::process::Signal;
 
+use super::super::detached::{Unmade, attach, make, place};
+use super::super::options::Options;
 use super::super::path::descriptor_path;
 use super::super::unmount::{self, wait};
+use super::super::wanted::Wanted;
 use super::super::{HostError, raw, users};
 use super::attach::Held;
-use super::detached::{Unmade, make};
 use super::file_system::FsType;
-use super::options::{Attributes, Options};
-use super::{Images, Inner, Wanted, failed};
+use super::{Attributes, Images, Inner, failed};
 use crate::error::Chain;
 use crate::model::{Mount, MountsAt};
 
@@ -89,12 +90,12 @@ impl Images {
         self.wanted("mount", &at.clone(), move |wanted| {
             let fail = failed("mount the file system at", &at);
             let place = place(&at, OFlags::DIRECTORY).map_err(&fail)?;
-            let mount = match make(&source, fs_type, &options, &at, wanted) {
+            let mount = match make(&source, fs_type.name(), &options, &at, wanted) {
                 Ok(mount) => mount,
                 Err(Unmade::Option(refused)) => return Ok(Mounted::OptionsRefused(refused)),
                 Err(Unmade::Other(Errno::INVAL, error)) if !options.own.is_empty() => {
                     // The kernel says the same of a file system that is none: one that can be mounted without them is well.
-                    let well = make(&source, fs_type, &options.common(), &at, wanted).is_ok();
+                    let well = make(&source, fs_type.name(), &options.common(), &at, wanted).is_ok();
                     let refused = format!("the kernel refuses the mount options {}", options.own.join(","));
                     let refused = format!("{refused}: {}", Chain(&error));
                     return if well { Ok(Mounted::OptionsRefused(refused)) } else { Err(error) };
@@ -114,7 +115,7 @@ impl Images {
     pub async fn replay(&self, device: &Held, fs_type: FsType, options: &[String]) -> Result<(), HostError> {
         let (source, options) = (device.node(), Options::of(options));
         self.wanted("replay the log of", &source.clone(), move |wanted| {
-            make(&source, fs_type, &options, &source, wanted)
+            make(&source, fs_type.name(), &options, &source, wanted)
                 .map(drop)
                 .map_err(|unmade| unmade.error(&source))
         })
@@ -297,12 +298,6 @@ fn take_away(inner: &Inner, mount: &Mount) -> Result<(), HostError> {
     }
 }
 
-/// Opens what is at a path for its place alone: nothing at the end of it is followed.
-fn place(path: &Path, kind: OFlags) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC | kind;
-    rustix::fs::open(path, flags, Mode::empty())
-}
-
 pub(super) fn real(fd: &OwnedFd, given: &Path) -> Result<PathBuf, HostError> {
     descriptor_path(fd).map_err(|source| HostError::Io {
         doing: "find the real path of",
@@ -321,13 +316,6 @@ fn show(source: &OwnedFd, at: &OwnedFd, with: Attributes, wanted: &Wanted) -> Re
         done.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     }
     attach(&tree, at, wanted)
-}
-
-/// Lets everybody see a mount, if it is still wanted: one that came after its call was given up would be nobody's.
-fn attach(mount: &OwnedFd, at: &OwnedFd, wanted: &Wanted) -> Result<(), Errno> {
-    wanted.check()?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(mount, "", at, "", flags)
 }
 
 #[cfg(test)]
@@ -349,7 +337,7 @@ mod tests {
             let _told_to: Result<(), _> = gone.recv();
             let place = place(&at, OFlags::DIRECTORY).unwrap();
             tell.send(attach(&place, &place, wanted).unwrap_err()).unwrap();
-            let unmade = make(&at, FsType::Ext4, &Options::of(&[]), &at, wanted).unwrap_err();
+            let unmade = make(&at, "ext4", &Options::of(&[]), &at, wanted).unwrap_err();
             tell.send(match unmade {
                 Unmade::Other(e, _) => e,
                 Unmade::Option(_) => Errno::INVAL,

@@ -1,14 +1,11 @@
 //! The options of mount(8): sorted out for the kernel, told alike however they are written, and looked for in what is mounted.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{OFlags, StatVfsMountFlags};
+use rustix::fs::StatVfsMountFlags;
+use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
-
-use super::super::HostError;
-use super::file::open;
-use super::{Images, failed};
 
 /// The options, sorted out.
 #[derive(Debug, PartialEq, Eq)]
@@ -129,22 +126,16 @@ impl Seen {
     }
 }
 
-impl Images {
-    /// Looks how what is mounted at a path is mounted.
+impl Seen {
+    /// Looks at a mount by a descriptor of its root directory.
     ///
     /// # Errors
-    /// `Io`.
-    pub async fn seen(&self, at: &Path) -> Result<Seen, HostError> {
-        let path = at.to_owned();
-        self.local("look at the mount at", at, move || {
-            let fail = failed("look at the mount at", &path);
-            let root = open(&path, OFlags::PATH | OFlags::DIRECTORY).map_err(&fail)?;
-            let flags = rustix::fs::fstatvfs(&root).map_err(&fail)?.f_flag;
-            let group = rustix::fs::fstat(&root).map_err(&fail)?.st_gid;
-            let read_only = flags.contains(StatVfsMountFlags::RDONLY);
-            Ok(Seen { read_only, group, attributes: attributes(flags) })
-        })
-        .await
+    /// The kernel's.
+    pub(super) fn of(root: &OwnedFd) -> Result<Self, Errno> {
+        let flags = rustix::fs::fstatvfs(root)?.f_flag;
+        let group = rustix::fs::fstat(root)?.st_gid;
+        let read_only = flags.contains(StatVfsMountFlags::RDONLY);
+        Ok(Self { read_only, group, attributes: attributes(flags) })
     }
 }
 

@@ -1,16 +1,16 @@
-//! The file system of an image as a mount that is attached nowhere yet.
+//! A file system as a mount that is attached nowhere yet, with its options, and the moment when everybody sees it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MoveMountFlags};
 
-use super::super::HostError;
-use super::Wanted;
-use super::file_system::FsType;
+use super::HostError;
 use super::options::Options;
+use super::wanted::Wanted;
 
 const MOUNTING: &str = "mount the file system at";
 
@@ -37,7 +37,7 @@ impl Unmade {
 /// Makes a mount that is attached nowhere yet, if it is still wanted.
 pub(super) fn make(
     source: &Path,
-    fs_type: FsType,
+    fs_type: &str,
     options: &Options,
     at: &Path,
     wanted: &Wanted,
@@ -47,7 +47,7 @@ pub(super) fn make(
     };
     wanted.check().map_err(|e| other(e, e.into()))?;
     let context =
-        rustix::mount::fsopen(fs_type.name(), FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| other(e, e.into()))?;
+        rustix::mount::fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| other(e, e.into()))?;
     let worded = |e: Errno| {
         let (said, source) = (said(&context), io::Error::from(e));
         if said.is_empty() { source } else { io::Error::other(format!("{source}: {said}")) }
@@ -70,6 +70,25 @@ pub(super) fn make(
         rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, options.attributes)
     };
     configure().map_err(|e| other(e, worded(e)))
+}
+
+/// Opens what is at a path for its place alone: nothing at the end of it is followed.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn place(path: &Path, kind: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC | kind;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+/// Lets everybody see a mount, if it is still wanted: one that came after its call was given up would be nobody's.
+///
+/// # Errors
+/// The kernel's; nothing is mounted.
+pub(super) fn attach(mount: &OwnedFd, at: &OwnedFd, wanted: &Wanted) -> Result<(), Errno> {
+    wanted.check()?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", at, "", flags)
 }
 
 /// Reads what the kernel has to say about a file system that it would not mount: `e ext4: Unknown parameter 'nonsense'`.

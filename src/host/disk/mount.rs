@@ -1,0 +1,233 @@
+//! Mounts of the file system of a device, and its growth while it is mounted.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::super::detached::{Unmade, attach, make};
+use super::super::grow::{self, Grown};
+use super::super::mount_table;
+use super::super::options::Options;
+use super::super::path::Root;
+use super::super::wanted::Waits;
+use super::check;
+use super::device::{Device, size};
+use super::error::{DiskError, failed};
+use super::{DiskMounted, LOOK, MOUNT, limit, places};
+use crate::model::{
+    Checked, Content, DiskMount, FileSystem, FsGrowth, FsKind, Mount, MountTable, MountsAt, RootPath,
+};
+
+/// Where something is mounted.
+#[derive(Debug)]
+pub(super) struct At {
+    pub(super) root: PathBuf,
+    pub(super) path: RootPath,
+}
+
+impl At {
+    fn absolute(&self) -> PathBuf {
+        self.root.join(self.path.as_path())
+    }
+}
+
+/// Checks the recorded file system of the recorded disk and mounts it on an empty place: read-only and with its options from
+/// the first moment that anybody can see it.
+///
+/// # Errors
+/// Nothing is mounted.
+pub(super) async fn mount(device: &Device, asked: &DiskMount, at: &At) -> Result<DiskMounted, DiskError> {
+    device.must_be(&asked.identity)?;
+    if let Some(mount) = already(device, &asked.file_system, at)? {
+        return Ok(DiskMounted {
+            checked: Checked::Not("it is mounted".to_owned()),
+            mount: mount.identity(),
+            already: true,
+        });
+    }
+    let found = device.content().await?;
+    if found != Content::FileSystem(asked.file_system.clone()) {
+        let recorded = asked.file_system.clone();
+        return Err(DiskError::OtherContent { path: device.path.clone(), recorded, found });
+    }
+    let mut options = Options::of(&asked.options);
+    options.read_only |= asked.read_only;
+    let checked = if options.read_only {
+        Checked::Not("it is mounted read-only".to_owned())
+    } else {
+        device.lasts(check::LIMIT);
+        check::before_mount(device, asked.file_system.kind).await?
+    };
+    device.lasts(MOUNT);
+    show(device, &asked.file_system, &options, at)?;
+    match already(device, &asked.file_system, at)? {
+        Some(mount) => Ok(DiskMounted { checked, mount: mount.identity(), already: false }),
+        None => Err(other_mount(device, at, "it was unmounted at once".to_owned())),
+    }
+}
+
+/// Mounts it.
+fn show(device: &Device, file_system: &FileSystem, options: &Options, at: &At) -> Result<(), DiskError> {
+    let absolute = at.absolute();
+    let root = Root::existing(&at.root).map_err(failed("open the root directory", &at.root))?;
+    // Also refuses what something is mounted on by now.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let place = root
+        .open_at(&at.path, flags)
+        .map_err(|e| DiskError::from(root.failed("mount at", &at.path, "an empty directory", e)))?;
+    let refused = |why: String| DiskError::Options { path: device.path.clone(), at: absolute.clone(), why };
+    let (_waits, wanted) = Waits::new();
+    let mount = make(&device.node()?, file_system.kind.name(), options, &absolute, &wanted);
+    let mount = mount.map_err(|unmade| match unmade {
+        Unmade::Option(why) => refused(why),
+        Unmade::Other(_, error) => error.into(),
+    })?;
+    // The node may be another disk's by now: what was mounted has to be what was looked at.
+    let top = rustix::fs::openat(&mount, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let stat = top.and_then(rustix::fs::fstat).map_err(failed("look at the mount of", &device.path))?;
+    let number = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    if !is_on(device, file_system, number)? {
+        return Err(other_mount(device, at, "its node became another device's meanwhile".to_owned()));
+    }
+    attach(&mount, &place, &wanted).map_err(failed("mount at", &absolute))
+}
+
+/// Returns the mount of a device's file system at a place, if it is there alone and is that.
+///
+/// # Errors
+/// `OtherMount`: something else is there.
+fn already(device: &Device, file_system: &FileSystem, at: &At) -> Result<Option<Mount>, DiskError> {
+    let absolute = at.absolute();
+    let table = table()?;
+    match table.at(&absolute) {
+        MountsAt::None => Ok(None),
+        MountsAt::One(mount) if is_on(device, file_system, mount.device)? && mount.root == Path::new("/") => {
+            Ok(Some(mount.clone()))
+        }
+        MountsAt::One(mount) => Err(other_mount(device, at, mount.identity().to_string())),
+        MountsAt::Stacked(mounts) => {
+            Err(other_mount(device, at, format!("{} mounts are stacked there", mounts.len())))
+        }
+    }
+}
+
+fn other_mount(device: &Device, at: &At, found: String) -> DiskError {
+    DiskError::OtherMount { path: device.path.clone(), at: at.absolute(), found }
+}
+
+/// Returns whether a mounted file system with this device number is the one on the device.
+fn is_on(device: &Device, file_system: &FileSystem, number: (u32, u32)) -> Result<bool, DiskError> {
+    match file_system.kind {
+        FsKind::Ext3 | FsKind::Ext4 | FsKind::Xfs => Ok(number == device.number),
+        // A btrfs has a number of its own, and a directory of its devices.
+        FsKind::Btrfs => {
+            let name = device.sysfs.name().map_err(failed("find the name of", &device.path))?;
+            let name = name.replace('/', "!");
+            let link = format!("/sys/fs/btrfs/{}/devices/{name}/dev", file_system.uuid);
+            let (major, minor) = device.number;
+            let text = std::fs::read_to_string(link).unwrap_or_default();
+            Ok(number.0 == 0 && text.trim() == format!("{major}:{minor}"))
+        }
+    }
+}
+
+fn table() -> Result<MountTable, DiskError> {
+    let path = Path::new("/proc/thread-self/mountinfo");
+    let text = std::fs::read(path).map_err(failed("read", path))?;
+    let lines = mount_table::parse(&text).map_err(failed("read", path))?;
+    Ok(MountTable::new(lines.into_iter().map(|line| line.mount)))
+}
+
+/// Lets a mounted file system take all of its device, where it does not.
+///
+/// # Errors
+/// `NotWhole` where it says afterwards that it is smaller; it can be done again.
+pub(super) async fn grow(device: &Device, file_system: &FileSystem, at: &At) -> Result<FsGrowth, DiskError> {
+    let absolute = at.absolute();
+    let Some(mount) = already(device, file_system, at)? else {
+        return Err(other_mount(device, at, "nothing is mounted there".to_owned()));
+    };
+    let (from, grain) = fs_size(device, file_system.kind, &absolute).await?;
+    // Read again: it is the growth of the device that brings us here.
+    let whole = |bytes: u64, device: u64| bytes.saturating_add(grain) > device;
+    let bytes = size(&device.fd).map_err(failed("find the size of", &device.path))?;
+    if whole(from, bytes) {
+        return Ok(FsGrowth::Enough { bytes: from });
+    }
+    if mount.read_only {
+        let why = "it is mounted read-only".to_owned();
+        return Err(DiskError::Failed { doing: "grow the file system at".to_owned(), path: absolute, why });
+    }
+    let node = device.in_tools();
+    let limit = limit(bytes);
+    device.lasts(limit + LOOK);
+    match grow::mounted(&device.tools, file_system.kind, &node, &absolute, limit).await? {
+        Grown::Whole => {}
+        Grown::NeedsSysResource => {
+            let why = "volumed needs the capability CAP_SYS_RESOURCE for it".to_owned();
+            return Err(DiskError::Failed {
+                doing: "grow the file system at".to_owned(),
+                path: absolute,
+                why,
+            });
+        }
+    }
+    let (now, _) = fs_size(device, file_system.kind, &absolute).await?;
+    if whole(now, bytes) {
+        return Ok(FsGrowth::Grown { from, bytes: now });
+    }
+    Err(DiskError::NotWhole { path: device.path.clone(), bytes: now, device: bytes })
+}
+
+/// Returns the size of a mounted file system, and the least by which it can be smaller than its device and yet not grow.
+async fn fs_size(device: &Device, kind: FsKind, mounted: &Path) -> Result<(u64, u64), DiskError> {
+    let superblock = places::superblock(&device.fd, kind).map_err(failed("read", &device.path))?;
+    let superblock = superblock.ok_or_else(|| DiskError::Failed {
+        doing: "find the superblock of".to_owned(),
+        path: device.path.clone(),
+        why: format!("there is no {kind}"),
+    })?;
+    match kind {
+        FsKind::Ext3 | FsKind::Ext4 | FsKind::Btrfs => Ok((superblock.bytes, superblock.grain)),
+        // Of a mounted xfs the superblock on the device may be an old one.
+        FsKind::Xfs => Ok((xfs_size(device, mounted).await?, superblock.grain)),
+    }
+}
+
+/// Asks a mounted xfs for its size.
+async fn xfs_size(device: &Device, mounted: &Path) -> Result<u64, DiskError> {
+    const DOING: &str = "find the size of the file system at";
+    let tool = device.tools.tool("xfs_growfs", grow::package(FsKind::Xfs))?;
+    // -n changes nothing and prints what is.
+    let ended = device.tools.run(DOING, mounted, &tool, ["-n".as_ref(), mounted.as_os_str()], LOOK).await?;
+    let bytes = ended.status.success().then(|| xfs_bytes(&String::from_utf8_lossy(&ended.stdout))).flatten();
+    bytes.ok_or_else(|| DiskError::Failed {
+        doing: DOING.to_owned(),
+        path: mounted.to_owned(),
+        why: format!("xfs_growfs: {}: {}", ended.status, ended.said),
+    })
+}
+
+/// Reads `data     =                       bsize=4096   blocks=76800, imaxpct=25`.
+fn xfs_bytes(text: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with("data "))?;
+    let of = |name: &str| {
+        let value = line.split_whitespace().find_map(|word| word.strip_prefix(name))?;
+        value.trim_end_matches(',').parse::<u64>().ok()
+    };
+    of("bsize=")?.checked_mul(of("blocks=")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_of_an_xfs_is_read() {
+        let text = "meta-data=/dev/loop0 isize=512    agcount=4, agsize=19200 blks\n         =  crc=1\n\
+                    data     =                       bsize=4096   blocks=76800, imaxpct=25\n\
+                    log      =internal log           bsize=4096   blocks=16384, version=2\n";
+        assert_eq!(xfs_bytes(text), Some(76800 * 4096));
+        assert_eq!(xfs_bytes("log =internal log bsize=4096 blocks=16384"), None);
+    }
+}
