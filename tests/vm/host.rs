@@ -20,7 +20,8 @@ impl Machine {
     /// Starts volumed and the driver, now and at every boot, and waits until they know each other.
     pub fn start_services(&mut self) {
         self.manifest("driver", DRIVER);
-        self.sh("systemctl enable --quiet --now volumed.socket volumed.service volumed-csi-loop.service");
+        let units = "volumed.socket volumed.service volumed-csi-loop.service";
+        self.sh(&format!("systemctl enable --quiet --no-reload {units}; systemctl start {units}"));
         self.driver_is_ready();
     }
 

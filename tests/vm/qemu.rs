@@ -38,6 +38,9 @@ pub fn hardware() -> Vec<String> {
     for port in 0..PORTS {
         words.extend(words_of_port(port));
     }
+    // Without the security modules: nobody here has rules for them, and an emulated processor takes its time over them.
+    let kernel = "console=ttyS0 rw quiet panic=-1 mitigations=off tsc=reliable no_timer_check lsm=";
+    words.extend(["-append".to_owned(), kernel.to_owned()]);
     words
 }
 
@@ -65,7 +68,6 @@ impl Qemu {
             .arg(image.join("vmlinuz"))
             .arg("-initrd")
             .arg(image.join("initrd.img"))
-            .args(["-append", "console=ttyS0 rw quiet panic=-1 mitigations=off tsc=reliable no_timer_check"])
             .args(["-chardev", &format!("file,id=console,path={},append=on", at("console"))])
             .args(["-chardev", &format!("socket,id=wire,path={},server=on,wait=off", at("wire"))])
             .args(["-chardev", &format!("file,id=told,path={},append=on", at("told"))])
