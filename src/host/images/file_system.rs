@@ -41,7 +41,12 @@ pub enum Grown {
     Whole,
     /// ext4 asks for a capability that this process does not have.
     NeedsSysResource,
+    /// The kernel lets no btrfs have a size between what it has and `BTRFS_LEAST_GROWN`: 6.1 is one of those.
+    TooSmall,
 }
+
+/// What a btrfs grows to on every kernel, in bytes: btrfs_ioctl_resize of older ones answers EINVAL to less.
+pub const BTRFS_LEAST_GROWN: u64 = 256 << 20;
 
 impl FsType {
     /// All of them.
@@ -198,7 +203,7 @@ impl Images {
         held.is_some_and(|held| held & (1 << CAP_SYS_RESOURCE) != 0)
     }
 
-    /// Grows a mounted file system to the size of its device.
+    /// Grows a mounted file system to the size of its device, which has so many bytes.
     ///
     /// # Errors
     /// With what the tool said; it can be done again.
@@ -207,6 +212,7 @@ impl Images {
         fs_type: FsType,
         node: &Path,
         mounted: &Path,
+        bytes: u64,
     ) -> Result<Grown, HostError> {
         const DOING: &str = "grow the file system at";
         let (tool, arguments): (_, Vec<OsString>) = match fs_type {
@@ -224,6 +230,9 @@ impl Images {
         // The words of resize2fs for EPERM of EXT4_IOC_RESIZE_FS.
         if fs_type == FsType::Ext4 && ended.said.contains("Permission denied to resize filesystem") {
             return Ok(Grown::NeedsSysResource);
+        }
+        if fs_type == FsType::Btrfs && bytes < BTRFS_LEAST_GROWN && ended.said.contains("Invalid argument") {
+            return Ok(Grown::TooSmall);
         }
         Err(ended.failure(DOING, mounted, &tool))
     }

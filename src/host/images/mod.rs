@@ -37,7 +37,7 @@ use crate::model::MountTable;
 pub use attach::{Attached, Going, Held};
 pub use copy::{Copied, Leave};
 pub use file::{Allocation, FileId, ImageFile, Space};
-pub use file_system::{FsType, Grown};
+pub use file_system::{BTRFS_LEAST_GROWN, FsType, Grown};
 pub use freeze::{Frozen, as_keeper};
 pub use mount::Mounted;
 pub use options::{Attributes, Seen, of_the_file_system, ordered, read_only};
