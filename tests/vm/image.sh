@@ -79,6 +79,8 @@ make_image() {
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --include="$(IFS=, && echo "${packages[*]}")" --customize-hook="$here/guest/configure.sh" \
     "$release" "$tree" "${sources[@]}"
+  # Without one every boot would be the first one, which enables all services. mmdebstrap leaves none.
+  echo 0123456789abcdef0123456789abcdef >"$tree/etc/machine-id"
   mv "$tree/boot/vmlinuz" "$temporary/vmlinuz"
   "$here/guest/initrd.sh" "$tree" >"$temporary/initrd.img"
   truncate --size=8G "$temporary/root.img"

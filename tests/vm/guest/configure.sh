@@ -18,7 +18,6 @@ chroot "$tree" bash -euo pipefail -c '
   depmod "$(ls /usr/lib/modules)"'
 
 echo machine >"$tree/etc/hostname"
-echo 0123456789abcdef0123456789abcdef >"$tree/etc/machine-id"
 : >"$tree/etc/fstab"
 # Kept over a power cut, for the person who reads of a failure.
 mkdir -p "$tree/var/log/journal" "$tree/opt/programs"
