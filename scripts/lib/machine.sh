@@ -30,6 +30,14 @@ root jq jq
 drivers go golang-go
 drivers go ca-certificates
 drivers jq jq
+vm qemu-system-x86_64 qemu-system-x86
+vm qemu-img qemu-utils
+vm mmdebstrap mmdebstrap
+vm mkfs.ext4 e2fsprogs
+vm cpio cpio
+vm xz xz-utils
+vm strip binutils
+vm setpriv util-linux
 bench fio fio
 bench losetup mount
 bench fsfreeze util-linux

@@ -15,7 +15,12 @@ pub enum Grown {
     Whole,
     /// ext4 asks for a capability that this process does not have.
     NeedsSysResource,
+    /// The kernel lets no btrfs have a size between what it has and `BTRFS_LEAST_GROWN`: 6.1 is one of those.
+    TooSmall,
 }
+
+/// What a btrfs grows to on every kernel, in bytes: btrfs_ioctl_resize of older ones answers EINVAL to less.
+pub const BTRFS_LEAST_GROWN: u64 = 256 << 20;
 
 /// Returns the Debian package that has a file system's tools.
 pub(super) fn package(kind: FsKind) -> &'static str {
@@ -26,16 +31,16 @@ pub(super) fn package(kind: FsKind) -> &'static str {
     }
 }
 
-/// Grows a mounted file system to the size of its device. `node` is what the tools of ext4 are given, `mounted` what those of
-/// the others are.
+/// Grows a mounted file system to the size of its device, which has so many bytes. `node` is what the tools of ext4 are given,
+/// `mounted` what those of the others are.
 ///
 /// # Errors
 /// With what the tool said; it can be done again.
 pub(super) async fn mounted(
     tools: &Tools,
     kind: FsKind,
-    node: &Path,
-    mounted: &Path,
+    (node, mounted): (&Path, &Path),
+    bytes: u64,
     limit: Duration,
 ) -> Result<Grown, HostError> {
     const DOING: &str = "grow the file system at";
@@ -52,6 +57,9 @@ pub(super) async fn mounted(
     // The words of resize2fs for EPERM of EXT4_IOC_RESIZE_FS.
     if tool.ends_with("resize2fs") && ended.said.contains("Permission denied to resize filesystem") {
         return Ok(Grown::NeedsSysResource);
+    }
+    if kind == FsKind::Btrfs && bytes < BTRFS_LEAST_GROWN && ended.said.contains("Invalid argument") {
+        return Ok(Grown::TooSmall);
     }
     Err(ended.failure(DOING, mounted, &tool))
 }

@@ -161,15 +161,18 @@ pub(super) async fn grow(device: &Device, file_system: &FileSystem, at: &At) -> 
     let node = device.in_tools();
     let limit = limit(bytes);
     device.lasts(limit + LOOK);
-    match grow::mounted(&device.tools, file_system.kind, &node, &absolute, limit).await? {
+    let refused = |why: &str| DiskError::Failed {
+        doing: "grow the file system at".to_owned(),
+        path: absolute.clone(),
+        why: why.to_owned(),
+    };
+    match grow::mounted(&device.tools, file_system.kind, (&node, &absolute), bytes, limit).await? {
         Grown::Whole => {}
         Grown::NeedsSysResource => {
-            let why = "volumed needs the capability CAP_SYS_RESOURCE for it".to_owned();
-            return Err(DiskError::Failed {
-                doing: "grow the file system at".to_owned(),
-                path: absolute,
-                why,
-            });
+            return Err(refused("volumed needs the capability CAP_SYS_RESOURCE for it"));
+        }
+        Grown::TooSmall => {
+            return Err(refused("this kernel grows no btrfs to less than 256 MiB; make the device larger"));
         }
     }
     let (now, _) = fs_size(device, file_system.kind, &absolute).await?;

@@ -195,7 +195,7 @@ impl Images {
         held.is_some_and(|held| held & (1 << CAP_SYS_RESOURCE) != 0)
     }
 
-    /// Grows a mounted file system to the size of its device.
+    /// Grows a mounted file system to the size of its device, which has so many bytes.
     ///
     /// # Errors
     /// With what the tool said; it can be done again.
@@ -204,8 +204,9 @@ impl Images {
         fs_type: FsType,
         node: &Path,
         mounted: &Path,
+        bytes: u64,
     ) -> Result<Grown, HostError> {
-        grow::mounted(&self.inner.tools, fs_type.kind(), node, mounted, LIMIT).await
+        grow::mounted(&self.inner.tools, fs_type.kind(), (node, mounted), bytes, LIMIT).await
     }
 
     /// Replays the journal of an ext4 and mends what needs no decision.

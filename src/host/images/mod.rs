@@ -32,7 +32,7 @@ use super::unmount::GivenUp;
 use super::wanted::{Waits, Wanted};
 use crate::model::MountTable;
 
-pub use super::grow::Grown;
+pub use super::grow::{BTRFS_LEAST_GROWN, Grown};
 pub use super::options::{Attributes, Seen, of_the_file_system, ordered, read_only};
 pub use attach::{Attached, Going, Held};
 pub use copy::{Copied, HowFar, Leave};

@@ -6,7 +6,7 @@ use tracing::info;
 
 use super::stage::needs_sys_resource;
 use crate::execute::fault;
-use crate::host::images::Grown;
+use crate::host::images::{BTRFS_LEAST_GROWN, Grown};
 use crate::loop_driver::Driver;
 use crate::loop_driver::ask;
 use crate::loop_driver::errors::Failure;
@@ -38,9 +38,10 @@ impl Driver {
         if let (Content::FileSystem(fs_type), Some(device)) = (volume.content, place.device()?)
             && volume.grown < volume.bytes
         {
-            match self.images().grow_mounted(fs_type, &device.node(), &path).await? {
+            match self.images().grow_mounted(fs_type, &device.node(), &path, volume.bytes).await? {
                 Grown::Whole => {}
                 Grown::NeedsSysResource => return Err(needs_sys_resource(id)),
+                Grown::TooSmall => return Err(too_small(id)),
             }
             fault::reached("expand:grown");
             volume.grown = volume.bytes;
@@ -49,4 +50,15 @@ impl Driver {
         }
         Ok(volume.bytes)
     }
+}
+
+/// Says that a btrfs of this size does not grow on this kernel. A failed precondition, not OUT_OF_RANGE: the volume can be used
+/// as it is, and with that answer it comes up for its pods (kubelets and volumed take it so).
+fn too_small(id: &Id) -> Failure {
+    Failure::Precondition(format!(
+        "the volume {id} and its device are larger, but the kernel grows no btrfs to less than {} MiB \
+         (BTRFS_IOC_RESIZE: EINVAL). Make the volume at least that large, and unpublish and unstage it: it grows when it is \
+         staged again. Until then what is in it stays as large as it was",
+        BTRFS_LEAST_GROWN >> 20
+    ))
 }

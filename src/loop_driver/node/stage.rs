@@ -187,7 +187,8 @@ impl Driver {
         if read_only(flags) {
             return Ok(());
         }
-        if volume.grown < volume.bytes && self.images().grow_mounted(fs_type, node, at).await? == Grown::Whole
+        if volume.grown < volume.bytes
+            && self.images().grow_mounted(fs_type, node, at, volume.bytes).await? == Grown::Whole
         {
             volume.grown = volume.bytes;
             self.store().volumes.put(volume.clone()).await?;
