@@ -38,6 +38,8 @@ pub struct Config {
     /// This node's name; `None`: the host's.
     #[serde(deserialize_with = "values::node_name")]
     pub node_name: Option<String>,
+    /// This node's labels, for the nodeAffinity of PersistentVolumes.
+    pub node_labels: BTreeMap<String, String>,
     /// The group, by name or number, that may use the read-only calls of the control socket.
     pub group: Option<String>,
     /// Between the two complete readings that must both lack a thing before it is taken down.
@@ -157,6 +159,7 @@ impl Default for Config {
             state_dir: PathBuf::from("/var/lib/volumed"),
             socket: PathBuf::from("/run/volumed/control.sock"),
             node_name: None,
+            node_labels: BTreeMap::new(),
             group: None,
             removal_grace: Duration::from_secs(1),
             brake_release_after: None,

@@ -17,7 +17,8 @@ fn every_key_is_read() {
          rpc-timeout = \"30s\"\nlog-level = \"debug\"\n\
          [drivers.\"nfs.csi.k8s.io\"]\nendpoint = \"unix:///run/nfs.sock\"\ntimeout = \"5m\"\n\
          [[tokens]]\nservice-account = \"db/robot\"\naudience = \"vault\"\nfile = \"/run/tokens/vault\"\n\
-         [[tokens]]\nservice-account = \"db/robot\"\naudience = \"\"\nfile = \"/run/tokens/api\"\n",
+         [[tokens]]\nservice-account = \"db/robot\"\naudience = \"\"\nfile = \"/run/tokens/api\"\n\
+         [node-labels]\ndisk = \"nvme\"\n",
     );
     let driver = DriverConfig { endpoint: "/run/nfs.sock".into(), timeout: Some(Duration::from_secs(300)) };
     let token = |audience: &str, file: &str| TokenConfig {
@@ -31,6 +32,7 @@ fn every_key_is_read() {
         state_dir: "/s".into(),
         socket: "/c.sock".into(),
         node_name: Some("n1".into()),
+        node_labels: [("disk".to_owned(), "nvme".to_owned())].into(),
         group: Some("volumes".into()),
         removal_grace: Duration::from_millis(500),
         brake_release_after: Some(Duration::from_secs(3600)),

@@ -216,6 +216,7 @@ impl House {
             layout,
             node: node.clone(),
             tokens: token_files(config),
+            node_labels: config.node_labels.clone(),
             ambient: Arc::clone(&ambient),
             started,
             events,

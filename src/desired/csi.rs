@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use k8s_openapi::api::core::v1::{
-    CSIPersistentVolumeSource, CSIVolumeSource, PersistentVolume, PersistentVolumeClaim,
+    CSIPersistentVolumeSource, CSIVolumeSource, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec};
 use sha2::{Digest, Sha256};
@@ -38,16 +38,13 @@ pub(super) fn persistent(
     bound: &Bound<'_>,
 ) -> Result<Place, Hold> {
     let Bound { name, volume, claim, read_only } = *bound;
-    let spec = volume
-        .spec
-        .as_ref()
-        .ok_or_else(|| hold::invalid(format!("PersistentVolume {name} has no spec"), "write its spec"))?;
+    let spec = spec_of(name, volume)?;
     let volume_mode = modes::volume_mode(name, spec, usage)?;
     let Some(csi) = &spec.csi else {
         let what = source::kind_of_persistent(spec).unwrap_or("without a source");
         return Err(hold::not_supported(
             format!("PersistentVolume {name}: {what}"),
-            "use a PersistentVolume with a csi source",
+            "use a PersistentVolume with a csi or local source",
         ));
     };
     let driver = driver_of(index, name, csi)?;
@@ -97,6 +94,18 @@ pub(super) fn persistent(
         id: pod.publication(Plugin::Csi, name)?,
         volume: WantedVolume::Csi(Box::new(want)),
     })
+}
+
+/// Returns what a PV says of itself.
+///
+/// # Errors
+/// The hold, when it says nothing.
+pub(super) fn spec_of<'a>(
+    name: &str,
+    volume: &'a PersistentVolume,
+) -> Result<&'a PersistentVolumeSpec, Hold> {
+    let missing = || hold::invalid(format!("PersistentVolume {name} has no spec"), "write its spec");
+    volume.spec.as_ref().ok_or_else(missing)
 }
 
 /// Returns the driver of a PV that is the only one with its handle.

@@ -55,6 +55,15 @@ pub(super) fn of_empty_dir(pod: &PodView<'_>) -> Result<Option<Ownership>, Hold>
     Ok(group(pod)?.map(|group| Ownership { group, on_root_mismatch: false }))
 }
 
+/// Returns the group of a local volume, to which no fsGroupPolicy applies (kubelet.md 4.6).
+///
+/// # Errors
+/// As `of_csi`.
+pub(super) fn of_local(pod: &PodView<'_>) -> Result<Option<Ownership>, Hold> {
+    let Some(group) = group(pod)? else { return Ok(None) };
+    Ok(Some(Ownership { group, on_root_mismatch: on_root_mismatch(pod)? }))
+}
+
 fn policy(spec: Option<&CSIDriverSpec>, driver: &DriverName) -> Result<Policy, Hold> {
     match spec.and_then(|s| s.fs_group_policy.as_deref()).unwrap_or_default() {
         "None" => Ok(Policy::Never),

@@ -3,6 +3,7 @@
 //! `Resolver` looks at one reading alone; `Absences` looks at readings over time and decides what is to be taken down.
 
 mod absence;
+mod affinity;
 mod brake;
 mod changes;
 mod claim;
@@ -10,6 +11,7 @@ mod csi;
 mod group;
 mod hold;
 mod index;
+mod local;
 mod modes;
 mod node;
 mod pod;

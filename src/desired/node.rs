@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 pub struct Node {
     /// Its name: attachments to others do not count.
     pub name: String,
+    /// Its labels, which PersistentVolumes' nodeAffinity may name; `kubernetes.io/hostname` is its name unless it is among them.
+    pub labels: BTreeMap<String, String>,
     /// Where its tokens are.
     pub tokens: TokenFiles,
 }

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use super::csi::Bound;
 use super::index::Index;
 use super::pod::{Place, PodView, Usage};
-use super::{ResolvedPod, ResolvedVolume, ResolvedWant, claim, csi, hold, quantity, source};
+use super::{ResolvedPod, ResolvedVolume, ResolvedWant, claim, csi, hold, local, quantity, source};
 use crate::manifest::Sourced;
 use crate::model::{Hold, Link, LinkState, ObjectRef, PodIdentity, PodUid, Wanted};
 
@@ -165,12 +165,12 @@ fn claimed(
         let mode = spec.and_then(|s| s.access_modes.as_ref()?.first().cloned());
         found.access_mode = Some(mode.unwrap_or_else(|| "ReadWriteOnce".to_owned()));
         let read_only = source.read_only.unwrap_or_default();
-        csi::persistent(
-            index,
-            pod,
-            &usage,
-            &Bound { name: pv, volume: object, claim: (name, claim), read_only },
-        )
+        let bound = Bound { name: pv, volume: object, claim: (name, claim), read_only };
+        let spec = csi::spec_of(pv, object)?;
+        match &spec.local {
+            Some(source) => local::persistent(index, pod, &usage, &bound, spec, source),
+            None => csi::persistent(index, pod, &usage, &bound),
+        }
     });
     found
 }

@@ -122,7 +122,7 @@ impl Executor {
     fn driver(&self, volume: &RecordedVolume) -> Result<Option<DriverLine>, Failure> {
         let name = match volume {
             RecordedVolume::Csi { driver, .. } => driver,
-            RecordedVolume::EmptyDir => return Ok(None),
+            RecordedVolume::EmptyDir | RecordedVolume::Local { .. } => return Ok(None),
         };
         let entry = self.drivers.borrow().drivers.get(name).cloned();
         let entry = entry.ok_or_else(|| Failure {

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use crate::BoxFuture;
 use crate::csi::{CallError, Code, Driver};
 use crate::host::{
-    BlockMap, DiskGrowth, DiskMounted, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen, Tree,
-    Usage,
+    Bind, BlockMap, DiskGrowth, DiskMounted, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen,
+    Tree, Usage,
 };
 use crate::model::{
     BootId, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity, MountTable, Ownership,
@@ -167,6 +167,9 @@ impl Host for FakeHost {
         unreachable!()
     }
     fn unmount(&self, _: RootPath, _: MountIdentity) -> Done<'_, ()> {
+        unreachable!()
+    }
+    fn bind(&self, _: Bind) -> Done<'_, ()> {
         unreachable!()
     }
     fn remove_empty_dir(&self, _: RootPath) -> Done<'_, ()> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::bind::Refusal;
 use super::block::Blocks;
 use super::child::{Children, Place};
 use super::disk::{DiskGrowth, DiskMounted};
@@ -18,8 +19,8 @@ use super::mount_table::{self, Reader};
 use super::path::Root;
 use super::pool::Pool;
 use super::{
-    BlockMap, DeviceUsers, Directory, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen, Tree,
-    Usage, empty_dir, loops, on_disk, raw, startup, token, unmount, users,
+    Bind, BlockMap, DeviceUsers, Directory, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen,
+    Tree, Usage, empty_dir, loops, on_disk, raw, startup, token, unmount, users,
 };
 use crate::BoxFuture;
 use crate::model::{
@@ -219,6 +220,23 @@ impl Host for Linux {
             // The work gives itself up at its own limit, with the child; the pool's is only for a queue that does not move.
             let work = move || unmount::unmount(&root, &table, &given_up, &path, &expected, unmount::LIMIT);
             self.children.run("unmount", &absolute, unmount::LIMIT + LIMIT, work).await
+        })
+    }
+
+    fn bind(&self, bind: Bind) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move {
+            if !bind.may_hang(&*self.mounts().await?) {
+                let wanted = bind.clone();
+                let shown =
+                    self.local("show", bind.source.clone(), move |root| Ok(wanted.show(root))).await?;
+                match shown {
+                    Ok(()) => return Ok(()),
+                    // Where it leads nobody knows.
+                    Err(Refusal::Symlink) => {}
+                    Err(refusal) => return Err(bind.refused(self.root.path(), refusal)),
+                }
+            }
+            self.programs.bind(self.root.path(), &bind).await
         })
     }
 

@@ -6,6 +6,7 @@ pub mod images;
 pub mod lease;
 
 mod accounts;
+mod bind;
 mod block;
 mod child;
 mod detached;
@@ -46,6 +47,7 @@ use crate::model::{
 };
 
 pub use accounts::{group_number, is_member, set_group};
+pub use bind::Bind;
 pub use child::as_child;
 pub use disk::{DiskError, DiskGrowth, DiskMounted};
 pub use error::HostError;
@@ -87,6 +89,12 @@ pub trait Host: Send + Sync + Debug {
 
     /// Unmounts a path below the root if exactly this mount is there, alone, with nothing below it. Never lazily.
     fn unmount(&self, path: RootPath, expected: MountIdentity) -> BoxFuture<'_, Result<(), HostError>>;
+
+    /// Shows a directory of the host on an empty one below the root: its own mount alone, not those below it. Where it is shown
+    /// already nothing is done. The way to it may hang: then this ends at its deadline.
+    ///
+    /// Errors: `WrongKind`: it is no directory; `WrongMount`: something else is mounted there; `Io`.
+    fn bind(&self, bind: Bind) -> BoxFuture<'_, Result<(), HostError>>;
 
     /// Removes an emptyDir that volumed made, content and all, after a look that found no mount at or below it in any mount
     /// namespace and no open file or working directory below it (design rule 1). Otherwise nothing is deleted: `Busy`.

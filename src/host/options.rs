@@ -83,7 +83,7 @@ impl Attributes {
     }
 
     /// Returns what is set, and what is cleared before that.
-    pub(super) fn bits(self) -> (u64, u64) {
+    pub(in crate::host) fn bits(self) -> (u64, u64) {
         (self.set.bits().into(), self.clear.bits().into())
     }
 }

@@ -159,11 +159,14 @@ pub enum Plugin {
     EmptyDir,
     /// `kubernetes.io/host-path`
     HostPath,
+    /// `kubernetes.io/local-volume`
+    #[serde(rename = "local-volume")]
+    Local,
 }
 
 impl Plugin {
     /// Every plugin there is.
-    pub const ALL: [Self; 3] = [Self::Csi, Self::EmptyDir, Self::HostPath];
+    pub const ALL: [Self; 4] = [Self::Csi, Self::EmptyDir, Self::HostPath, Self::Local];
 
     /// Returns the plugin's name, `kubernetes.io/csi`.
     pub fn name(self) -> &'static str {
@@ -171,6 +174,7 @@ impl Plugin {
             Self::Csi => "kubernetes.io/csi",
             Self::EmptyDir => "kubernetes.io/empty-dir",
             Self::HostPath => "kubernetes.io/host-path",
+            Self::Local => "kubernetes.io/local-volume",
         }
     }
 
@@ -180,6 +184,7 @@ impl Plugin {
             Self::Csi => "kubernetes.io~csi",
             Self::EmptyDir => "kubernetes.io~empty-dir",
             Self::HostPath => "kubernetes.io~host-path",
+            Self::Local => "kubernetes.io~local-volume",
         }
     }
 
@@ -199,6 +204,11 @@ impl VolumeKey {
     pub fn csi(driver: &DriverName, handle: &str) -> Self {
         // A driver's name has no '^', so no two pairs make one key.
         Self(format!("{}/{driver}^{handle}", Plugin::Csi.name()).into())
+    }
+
+    /// Returns the key of a local volume: `kubernetes.io/local-volume/<PersistentVolume>`.
+    pub fn local(volume: &SpecName) -> Self {
+        Self(format!("{}/{volume}", Plugin::Local.name()).into())
     }
 
     /// Returns the key of a volume that belongs to one pod: `<plugin>/<podUID>-<spec name>`.

@@ -78,6 +78,11 @@ pub enum RecordedVolume {
     },
     /// A directory that volumed made.
     EmptyDir,
+    /// A directory of the host's.
+    Local {
+        /// Which.
+        path: PathBuf,
+    },
 }
 
 /// How far a call got.

@@ -55,6 +55,8 @@ pub struct Wanted {
 pub enum WantedVolume {
     /// Driven by a CSI driver.
     Csi(Box<CsiWant>),
+    /// A directory of the host that a PersistentVolume names.
+    Local(Box<LocalWant>),
     /// An empty directory on disk.
     EmptyDir {
         /// The group that it is given to.
@@ -65,6 +67,23 @@ pub enum WantedVolume {
         /// Absolute, without `..`.
         path: PathBuf,
     },
+}
+
+/// A wanted local volume (kubelet.md 4.6).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalWant {
+    /// The host's directory: absolute, without `..`.
+    pub path: PathBuf,
+    /// As written: what is shown to the pod has those of every mount.
+    pub mount_flags: Vec<String>,
+    /// Kubernetes' name of `accessModes[0]`; ReadWriteOnce when there is none.
+    pub access_mode: String,
+    /// The pod's readOnly.
+    pub read_only: bool,
+    /// As of a CSI volume.
+    pub single_pod: bool,
+    /// The pod's fsGroup, for what nobody else on this node has.
+    pub ownership: Option<Ownership>,
 }
 
 /// A wanted CSI volume.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use crate::model::{
     AccessMode, Attach, BlockedCause, Capability, CsiWant, DriverInfo, ExpandArguments, Layout, Lifecycle,
-    PublicationId, PublicationPlan, PublishArguments, StageArguments, StagingKind, VolumeMode, Wanted,
-    WantedVolume,
+    LocalWant, PublicationId, PublicationPlan, PublishArguments, StageArguments, StagingKind, VolumeMode,
+    Wanted, WantedVolume,
 };
 
 pub(super) type Refused = (BlockedCause, String);
@@ -38,6 +38,7 @@ pub(super) fn publication(
 ) -> Result<PublicationPlan, Refused> {
     let arguments = match (&wanted.volume, info) {
         (WantedVolume::Csi(csi), Some(info)) => Some(publish(layout, id, wanted, csi, info, staged)?),
+        (WantedVolume::Local(local), _) => Some(show(layout, id, local)?),
         (WantedVolume::Csi(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. }, _) => None,
     };
     Ok(PublicationPlan {
@@ -46,6 +47,24 @@ pub(super) fn publication(
         claim: wanted.claim.clone(),
         manifest: wanted.manifest.clone(),
         arguments,
+    })
+}
+
+/// Returns how a local volume is shown; nobody is called.
+fn show(layout: &Layout, id: &PublicationId, local: &LocalWant) -> Result<PublishArguments, Refused> {
+    Ok(PublishArguments {
+        target_path: layout.absolute(&layout.target(id)),
+        staging_path: None,
+        publish_context: BTreeMap::new(),
+        capability: Capability {
+            volume_mode: VolumeMode::Filesystem,
+            mount_group: String::new(),
+            fs_type: String::new(),
+            mount_flags: local.mount_flags.clone(),
+            access_mode: access_mode(&local.access_mode, true)?,
+        },
+        read_only: local.read_only,
+        volume_context: BTreeMap::new(),
     })
 }
 
@@ -110,17 +129,17 @@ fn staging_path(layout: &Layout, id: &PublicationId, csi: &CsiWant) -> PathBuf {
     })
 }
 
+fn access_mode(name: &str, multi_writer_capable: bool) -> Result<AccessMode, Refused> {
+    AccessMode::from_kubernetes(name, multi_writer_capable).ok_or_else(|| {
+        (
+            BlockedCause::new("access-mode-unknown", format!("access mode {name:?} is not known")),
+            "use ReadWriteOnce, ReadWriteOncePod, ReadOnlyMany or ReadWriteMany".to_owned(),
+        )
+    })
+}
+
 fn capability(csi: &CsiWant, info: &DriverInfo) -> Result<Capability, Refused> {
-    let access_mode = AccessMode::from_kubernetes(&csi.access_mode, info.single_node_multi_writer)
-        .ok_or_else(|| {
-            (
-                BlockedCause::new(
-                    "access-mode-unknown",
-                    format!("access mode {:?} is not known", csi.access_mode),
-                ),
-                "use ReadWriteOnce, ReadWriteOncePod, ReadOnlyMany or ReadWriteMany".to_owned(),
-            )
-        })?;
+    let access_mode = access_mode(&csi.access_mode, info.single_node_multi_writer)?;
     let mount_group = match csi.fs_group.filter(|_| info.volume_mount_group) {
         Some(group) => group.ownership.group.to_string(),
         None => String::new(),

@@ -20,7 +20,7 @@ pub use retry::{Due, Now, Retries, RetryState};
 
 use crate::model::{
     Actual, Blocked, BlockedCause, Connection, CsiWant, Desired, DriverInfo, DriverName, Foreign, Have,
-    HavePublication, HaveStaging, Layout, PodUid, PublicationId, PublishArguments, RecordedVolume,
+    HavePublication, HaveStaging, Layout, LocalWant, PodUid, PublicationId, PublishArguments, RecordedVolume,
     StagingKind, Step, StepKind, VolumeKey, Want, Wanted, WantedVolume,
 };
 
@@ -126,7 +126,7 @@ impl<'a> View<'a> {
     fn wanted_csi(&self) -> Option<&'a CsiWant> {
         self.wanted().find_map(|(_, wanted)| match &wanted.volume {
             WantedVolume::Csi(csi) => Some(&**csi),
-            WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
         })
     }
 
@@ -138,21 +138,21 @@ impl<'a> View<'a> {
                 Ok(info) => Some(info),
                 Err(_) => return false,
             },
-            WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
         };
         self.is_another(wanted)
             || arguments::publication(self.world.layout, id, wanted, info, self.staging_kind())
                 .is_ok_and(|plan| plan.arguments != have.arguments)
     }
 
-    /// Whether an inline volume names another driver now: its key does not say which.
+    /// Whether an inline volume names another driver now, or a local one another path: their keys do not say which.
     fn is_another(&self, wanted: &Wanted) -> bool {
-        match (&wanted.volume, self.have) {
-            (WantedVolume::Csi(csi), Some(have)) => have.volume != recorded(csi),
-            (WantedVolume::Csi(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. }, _) => {
-                false
-            }
-        }
+        let wanted = match &wanted.volume {
+            WantedVolume::Csi(csi) => recorded(csi),
+            WantedVolume::Local(local) => recorded_local(local),
+            WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => return false,
+        };
+        self.have.is_some_and(|have| have.volume != wanted)
     }
 
     fn staging_kind(&self) -> Option<StagingKind> {
@@ -195,7 +195,7 @@ impl<'a> View<'a> {
     fn recorded_driver_ready(&self) -> Result<(), (BlockedCause, String)> {
         match self.have.map(|have| &have.volume) {
             Some(RecordedVolume::Csi { driver, .. }) => self.driver(driver).map(|_| ()),
-            Some(RecordedVolume::EmptyDir) | None => Ok(()),
+            Some(RecordedVolume::EmptyDir | RecordedVolume::Local { .. }) | None => Ok(()),
         }
     }
 
@@ -225,6 +225,10 @@ impl<'a> View<'a> {
             },
         }
     }
+}
+
+fn recorded_local(local: &LocalWant) -> RecordedVolume {
+    RecordedVolume::Local { path: local.path.clone() }
 }
 
 fn recorded(csi: &CsiWant) -> RecordedVolume {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::chooser::Chooser;
-use super::{FOREIGN_REMEDY, View, arguments, recorded};
+use super::{FOREIGN_REMEDY, View, arguments, recorded, recorded_local};
 use crate::model::{
     Adoption, BlockedCause, CsiWant, DriverInfo, Foreign, FsGroup, Growth, HaveStaging, HoldCode, Lifecycle,
     MountIdentity, Ownership, Presence, PublicationId, PublicationPlan, PublishStep, RecordedVolume,
@@ -162,7 +162,7 @@ impl View<'_> {
         }
         let csi = match &wanted.volume {
             WantedVolume::HostPath { .. } => return,
-            WantedVolume::EmptyDir { .. } => None,
+            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } => None,
             WantedVolume::Csi(csi) => Some(&**csi),
         };
         if !staged {
@@ -221,6 +221,12 @@ impl View<'_> {
                 let ownership = csi.fs_group.and_then(|group| ours_to_own(group, info));
                 (recorded(csi), Arc::clone(&csi.publish_secrets), csi.tokens.clone(), ownership)
             }
+            WantedVolume::Local(local) => {
+                // What another pod has keeps the group that it has (kubelet.md 4.6).
+                let is_alone = self.published().all(|(other, _)| other == id);
+                let ownership = local.ownership.filter(|_| is_alone);
+                (recorded_local(local), Arc::default(), None, ownership)
+            }
             WantedVolume::EmptyDir { ownership } => {
                 (RecordedVolume::EmptyDir, Arc::default(), None, *ownership)
             }
@@ -229,7 +235,7 @@ impl View<'_> {
         let repeats = matches!(&wanted.volume, WantedVolume::Csi(csi) if csi.republish);
         let growth = match &wanted.volume {
             WantedVolume::Csi(csi) => self.growth(id, csi, &plan, info),
-            WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
         };
         PublishStep {
             key: self.key.clone(),
@@ -272,7 +278,7 @@ impl View<'_> {
             self.world.actual.on_node.get(&csi.driver).into_iter().flatten().collect();
         let is_its = |foreign: &&Foreign| match &foreign.volume {
             Some(RecordedVolume::Csi { driver, .. }) => *driver == csi.driver,
-            Some(RecordedVolume::EmptyDir) | None => false,
+            Some(RecordedVolume::EmptyDir | RecordedVolume::Local { .. }) | None => false,
         };
         here.extend(self.world.actual.foreign.iter().filter(is_its).filter_map(|f| f.key.as_ref()));
         let count = here.len();
@@ -299,8 +305,12 @@ impl View<'_> {
 
     /// Refuses a second pod of a ReadWriteOncePod volume (csi.md 10, 24).
     fn only_pod(&self, id: &PublicationId, wanted: &Wanted) -> Result<(), arguments::Refused> {
-        let WantedVolume::Csi(csi) = &wanted.volume else { return Ok(()) };
-        if !csi.single_pod {
+        let single_pod = match &wanted.volume {
+            WantedVolume::Csi(csi) => csi.single_pod,
+            WantedVolume::Local(local) => local.single_pod,
+            WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => false,
+        };
+        if !single_pod {
             return Ok(());
         }
         let mut others = self.published().map(|(other, _)| other).filter(|other| other.pod != id.pod);

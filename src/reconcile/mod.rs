@@ -11,6 +11,7 @@ mod show;
 mod steps;
 mod wish;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub struct Parts {
     pub node: String,
     /// The files with service-account tokens that the configuration names.
     pub tokens: TokenFiles,
+    /// This node's labels.
+    pub node_labels: BTreeMap<String, String>,
     /// Clock and chance.
     pub ambient: Arc<Ambient>,
     /// tokio time from which all ms of `ReadingState` and of retries count.

@@ -119,7 +119,11 @@ impl Loop {
             round_at: None,
             operator,
             progress: mpsc::unbounded_channel(),
-            resolver: Resolver::new(Node { name: parts.node.clone(), tokens: parts.tokens.clone() }),
+            resolver: Resolver::new(Node {
+                name: parts.node.clone(),
+                labels: parts.node_labels.clone(),
+                tokens: parts.tokens.clone(),
+            }),
             resolved: Resolved::default(),
             shown_pods: Shown::default(),
             absences,
@@ -364,7 +368,7 @@ pub(super) fn millis(duration: Duration) -> u64 {
 pub(super) fn driver_of(record: &VolumeRecord) -> Option<&DriverName> {
     match &record.volume {
         RecordedVolume::Csi { driver, .. } => Some(driver),
-        RecordedVolume::EmptyDir => None,
+        RecordedVolume::EmptyDir | RecordedVolume::Local { .. } => None,
     }
 }
 

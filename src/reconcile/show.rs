@@ -174,7 +174,9 @@ impl Loop {
                 let there = here.map_or(Presence::No, |have| have.presence);
                 let (path, presence) = match &wanted.volume {
                     WantedVolume::HostPath { path } => (path.clone(), Presence::Yes),
-                    WantedVolume::EmptyDir { .. } => (self.target(id, VolumeMode::Filesystem), there),
+                    WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } => {
+                        (self.target(id, VolumeMode::Filesystem), there)
+                    }
                     WantedVolume::Csi(csi) => (self.target(id, csi.volume_mode), there),
                 };
                 let status = PublicationStatus {
@@ -228,7 +230,7 @@ pub(super) fn wanted_driver(want: &Want) -> Option<&DriverName> {
     match want {
         Want::Wanted(wanted) => match &wanted.volume {
             WantedVolume::Csi(csi) => Some(&csi.driver),
-            WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
         },
         Want::Held(_) | Want::Absent => None,
     }
@@ -244,7 +246,7 @@ fn csi_of(
     wants.into_iter().flat_map(BTreeMap::values).find_map(|want| match want {
         Want::Wanted(wanted) => match &wanted.volume {
             WantedVolume::Csi(csi) => Some((csi.driver.clone(), csi.handle.clone())),
-            WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
         },
         Want::Held(_) | Want::Absent => None,
     })

@@ -2,6 +2,7 @@
 
 mod csi;
 mod empty_dir;
+mod local;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -146,6 +147,7 @@ pub fn of(volume: &RecordedVolume) -> &'static dyn VolumeType {
     match volume {
         RecordedVolume::Csi { .. } => &csi::Csi,
         RecordedVolume::EmptyDir => &empty_dir::EmptyDir,
+        RecordedVolume::Local { .. } => &local::Local,
     }
 }
 

@@ -106,6 +106,7 @@ impl Node {
             layout: Layout::new(&root),
             node: NODE.to_owned(),
             tokens: token_files(top.path()),
+            node_labels: BTreeMap::new(),
             ambient: Arc::new(Ambient::new(1, || 0)),
             started: Instant::now(),
             events: Events::new(move |event| {

@@ -49,7 +49,7 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
             if !is_shown {
                 wrong.push(format!("{place} is not shown as published: {shown:?}"));
             }
-            if place.plugin == Plugin::Csi {
+            if place.plugin != Plugin::EmptyDir {
                 published(state, &place, &mut mounts, &mut wrong);
             }
         }
@@ -114,7 +114,7 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
     }
     let is_kept = |record: &VolumeRecord| match &record.volume {
         RecordedVolume::Csi { handle, .. } => state.is_kept(handle),
-        RecordedVolume::EmptyDir => false,
+        RecordedVolume::EmptyDir | RecordedVolume::Local { .. } => false,
     };
     for (key, disk) in &state.records {
         let Some(record) = &disk.written else { continue };
@@ -178,6 +178,10 @@ fn published(
         if mapped.is_none() || !linked {
             wrong.push(format!("{place} has no device: mapped {mapped:?}, linked {linked}"));
         }
+        return;
+    }
+    if place.plugin == Plugin::Local {
+        // A kubelet writes none for it.
         return;
     }
     let data = target.parent().map(|parent| parent.join("vol_data.json"));

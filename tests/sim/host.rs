@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
 use volumed::BoxFuture;
 use volumed::host::{
-    BlockMap, DeviceUsers, DiskGrowth, DiskMounted, FoundVolume, Holder, Host, HostError, Part, Progress,
-    Removal, Seen, Tree, Usage,
+    Bind, BlockMap, DeviceUsers, DiskGrowth, DiskMounted, FoundVolume, Holder, Host, HostError, Part,
+    Progress, Removal, Seen, Tree, Usage,
 };
 use volumed::model::{
     BootId, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity, MountTable, MountsAt,
@@ -154,6 +154,29 @@ impl Host for SimHost {
             self.world.violations(wrong);
             self.world.unmount(&path);
             Ok(())
+        })
+    }
+
+    fn bind(&self, bind: Bind) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            let (target, source) = (absolute(&bind.target), bind.source.display().to_string());
+            if self.world.fault(3) {
+                return Err(failed("show", bind.source));
+            }
+            match self.world.table().at(&target) {
+                MountsAt::None => {}
+                MountsAt::One(mount) if mount.source == source => return Ok(()),
+                MountsAt::One(_) | MountsAt::Stacked(_) => {
+                    return Err(HostError::WrongMount { path: target, found: "another mount".to_owned() });
+                }
+            }
+            if !self.world.lock().is_to_be_shown(&target) {
+                self.world.violation(format!("5: {} is bound without an intent", target.display()));
+            }
+            self.world.mount(&target, &source);
+            self.world.pause().await;
+            if self.world.fault(3) { Err(failed("show", bind.source)) } else { Ok(()) }
         })
     }
 

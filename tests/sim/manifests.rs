@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    CSIPersistentVolumeSource, CSIVolumeSource, Container, EmptyDirVolumeSource, ObjectReference,
-    PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource,
-    PersistentVolumeSpec, Pod, PodSpec, Volume, VolumeDevice, VolumeMount,
+    CSIPersistentVolumeSource, CSIVolumeSource, Container, EmptyDirVolumeSource, LocalVolumeSource,
+    ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec,
+    PersistentVolumeClaimVolumeSource, PersistentVolumeSpec, Pod, PodSpec, Volume, VolumeDevice, VolumeMount,
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -16,7 +16,7 @@ use volumed::manifest::{Manifests, Objects, Sourced, Stale};
 use volumed::model::{DirectoryState, ManifestSource, Problem, ReadingState};
 
 use super::twins::CLAIM;
-use super::wish::{self, DRIVERS, Damage, PodWish, VOLUMES, Wish};
+use super::wish::{self, DRIVERS, Damage, LOCAL, LOCAL_CLAIM, LOCAL_VOLUME, PodWish, VOLUMES, Wish};
 
 /// The manifest reader of one life: it remembers the last good version of what it has read.
 #[derive(Debug, Default)]
@@ -49,6 +49,11 @@ impl Reading {
             let read = || claim_object(volume, &pv, CLAIM);
             taken.take(CLAIM, name, &self.good.claims, &mut objects.claims, read);
         }
+        let read = || local_object(wish);
+        taken.take(LOCAL_VOLUME, LOCAL.to_owned(), &self.good.volumes, &mut objects.volumes, read);
+        let name = ("default".to_owned(), LOCAL.to_owned());
+        let read = || claim_object(0, LOCAL, LOCAL);
+        taken.take(LOCAL_CLAIM, name, &self.good.claims, &mut objects.claims, read);
         for (driver, name) in DRIVERS.iter().enumerate() {
             let file = format!("driver{driver}");
             let read = || driver_object(name, wish.republish && driver == 1);
@@ -163,6 +168,16 @@ fn pv_object(wish: &Wish, volume: u64, name: &str, claim: &str) -> PersistentVol
     PersistentVolume { metadata: named(name, None), spec: Some(spec), status: None }
 }
 
+fn local_object(wish: &Wish) -> PersistentVolume {
+    let path = if wish.moved { "/srv/new" } else { "/srv/old" };
+    let spec = PersistentVolumeSpec {
+        access_modes: modes(0),
+        local: Some(LocalVolumeSource { path: path.to_owned(), fs_type: None }),
+        ..PersistentVolumeSpec::default()
+    };
+    PersistentVolume { metadata: named(LOCAL, None), spec: Some(spec), status: None }
+}
+
 fn claim_object(volume: u64, pv: &str, name: &str) -> PersistentVolumeClaim {
     let spec = PersistentVolumeClaimSpec {
         access_modes: modes(volume),
@@ -208,6 +223,17 @@ fn pod_object(name: &str, wish: &PodWish) -> Pod {
         let source = CSIVolumeSource { driver: DRIVERS[driver].to_owned(), ..CSIVolumeSource::default() };
         volumes.push(Volume { name: "inline".to_owned(), csi: Some(source), ..Volume::default() });
         mounts.push("inline".to_owned());
+    }
+    if wish.local {
+        volumes.push(Volume {
+            name: "disk".to_owned(),
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: LOCAL.to_owned(),
+                read_only: Some(wish.read_only),
+            }),
+            ..Volume::default()
+        });
+        mounts.push("disk".to_owned());
     }
     if wish.empty_dir {
         let source = EmptyDirVolumeSource::default();

@@ -143,6 +143,15 @@ impl State {
     }
 
     /// Whether a record says that what is at the path is being undone (28).
+    /// Whether a record says that something is about to be shown at a path.
+    pub fn is_to_be_shown(&self, path: &Path) -> bool {
+        self.records.values().filter_map(|disk| disk.written.as_ref()).any(|record| {
+            let mut intended =
+                record.publications.values().filter(|p| matches!(p.state, CallState::Intended { .. }));
+            intended.any(|p| p.arguments.as_ref().is_some_and(|arguments| arguments.target_path == path))
+        })
+    }
+
     pub fn is_being_undone(&self, path: &Path) -> bool {
         self.records.values().filter_map(|disk| disk.written.as_ref()).any(|record| {
             let staging = record.staging.as_ref();

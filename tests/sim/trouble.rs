@@ -175,7 +175,11 @@ impl Life {
         let name = self.any_pod();
         match self.wish.pods.get_mut(&name) {
             Some(pod) if self.world.below(4) == 0 => {
-                pod.empty_dir = !pod.empty_dir;
+                if self.world.below(2) == 0 {
+                    pod.local = !pod.local;
+                } else {
+                    pod.empty_dir = !pod.empty_dir;
+                }
                 self.world.tell(|| format!("edit {name} {pod:?}"));
             }
             Some(pod) if self.world.below(3) == 0 => {
@@ -185,6 +189,10 @@ impl Life {
             Some(_) | None if self.world.below(2) == 0 => {
                 self.wish.grown[wish::index(volume)] += 1;
                 self.world.tell(|| format!("pv{volume} grows"));
+            }
+            Some(_) | None if self.world.below(3) == 0 => {
+                self.wish.moved = !self.wish.moved;
+                self.world.tell(|| format!("the local volume is another directory: {}", self.wish.moved));
             }
             Some(_) | None => {
                 self.wish.attributes[wish::index(volume)] += 1;

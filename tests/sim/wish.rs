@@ -8,11 +8,16 @@ use volumed::model::{Layout, Plugin, PodUid, PublicationId, SpecName};
 use super::twins::{CLAIM, Twin};
 use super::world::{ROOT, World};
 
+/// The files of the local volume and its claim, in `Damage`.
+pub const LOCAL_VOLUME: &str = "local-volume";
+pub const LOCAL_CLAIM: &str = "local-claim";
 /// The simulated drivers' names.
 pub const DRIVERS: [&str; 2] = ["one.example.com", "two.example.com"];
 /// How many PVs there are; claim `c<i>` is bound to PV `pv<i>`.
 pub const VOLUMES: u64 = PVS as u64;
 const PVS: usize = 5;
+/// The PV and the claim of the local volume.
+pub const LOCAL: &str = "disk";
 
 /// What one pod uses.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -23,6 +28,8 @@ pub struct PodWish {
     /// The driver of an inline volume.
     pub inline: Option<usize>,
     pub empty_dir: bool,
+    /// It uses the claim of the local volume.
+    pub local: bool,
     /// It uses the claim of a second PV.
     pub twin: Option<Twin>,
     /// `metadata.deletionTimestamp`
@@ -48,6 +55,8 @@ pub struct Wish {
     pub twin: Option<Twin>,
     /// Only the second one is there.
     pub replaced: bool,
+    /// The local volume is another directory than at first.
+    pub moved: bool,
     /// The second driver's CSIDriver says `requiresRepublish`.
     pub republish: bool,
 }
@@ -129,7 +138,8 @@ pub fn files(wish: &Wish) -> Vec<String> {
     let volumes = (0..VOLUMES).flat_map(|volume| [format!("pv{volume}"), format!("c{volume}")]);
     let drivers = (0..DRIVERS.len()).map(|driver| format!("driver{driver}"));
     let twin = wish.twin.iter().flat_map(|twin| [twin.name(), CLAIM.to_owned()]);
-    wish.pods.keys().cloned().chain(volumes).chain(drivers).chain(twin).collect()
+    let local = [LOCAL_VOLUME.to_owned(), LOCAL_CLAIM.to_owned()];
+    wish.pods.keys().cloned().chain(volumes).chain(drivers).chain(twin).chain(local).collect()
 }
 
 /// Invents a pod.
@@ -139,6 +149,7 @@ pub fn pod(world: &World) -> PodWish {
         read_only: world.below(5) == 0,
         inline: usize::try_from(world.below(6)).ok().filter(|driver| *driver < DRIVERS.len()),
         empty_dir: world.below(3) == 0,
+        local: world.below(3) == 0,
         twin: None,
         leaving: false,
     }
@@ -160,6 +171,9 @@ pub fn places(pod: &str, wish: &PodWish) -> Vec<PublicationId> {
     if wish.inline.is_some() {
         places.push(place(pod, Plugin::Csi, "inline".to_owned()));
     }
+    if wish.local {
+        places.push(place(pod, Plugin::Local, LOCAL.to_owned()));
+    }
     if wish.empty_dir {
         places.push(place(pod, Plugin::EmptyDir, "scratch".to_owned()));
     }
@@ -180,6 +194,9 @@ pub fn volume_named(name: &str) -> Option<u64> {
 /// Returns where a place is mounted, if it is a CSI volume's.
 pub fn target(place: &PublicationId) -> PathBuf {
     let layout = Layout::new(ROOT);
+    if place.plugin == Plugin::Local {
+        return layout.absolute(&layout.publication(place));
+    }
     let is_block = volume_at(place).is_some_and(|volume| is_block(&handle(volume)));
     layout.absolute(&if is_block { layout.block_target(place) } else { layout.csi_target(place) })
 }

@@ -111,7 +111,7 @@ impl World {
     }
 
     fn resolved(&self) -> Resolved {
-        let node = Node { name: "node-1".to_owned(), tokens: self.tokens.clone() };
+        let node = Node { name: "node-1".to_owned(), tokens: self.tokens.clone(), ..Node::default() };
         Resolver::new(node).resolve(&Arc::new(self.manifests.clone()))
     }
 

@@ -1,6 +1,6 @@
 //! Which volumes count, and what kinds there are.
 
-use crate::model::{HoldCode, Plugin, WantedVolume};
+use crate::model::{HoldCode, LocalWant, Plugin, WantedVolume};
 
 use super::*;
 
@@ -76,7 +76,6 @@ fn what_is_not_supported_yet_says_so_and_stops_no_other() {
 fn a_pv_that_is_not_csi_is_not_supported_yet() {
     for (source, name) in [
         (json!({"nfs": {"server": "s", "path": "/"}}), "nfs"),
-        (json!({"local": {"path": "/x"}}), "local"),
         (json!({"hostPath": {"path": "/x"}}), "hostPath"),
     ] {
         let mut pv = pv("pv-1", json!({"spec": source}));
@@ -90,4 +89,68 @@ fn no_source_or_two_sources_is_no_empty_dir() {
     World::with_source(json!({})).is_held(HoldCode::ObjectInvalid, "names no source");
     World::with_source(json!({"emptyDir": {}, "hostPath": {"path": "/"}}))
         .is_held(HoldCode::ObjectInvalid, "several sources");
+}
+
+fn local(source: Value) -> World {
+    let mut volume = json!({
+        "kind": "PersistentVolume", "metadata": {"name": "pv-1"},
+        "spec": {"local": {"path": "/srv/data"}, "accessModes": ["ReadWriteOnce"], "mountOptions": ["noatime"]},
+    });
+    merge(&mut volume["spec"], source);
+    World::with_claim().add(volume)
+}
+
+#[test]
+fn a_local_volume_is_the_host_s_directory() {
+    let (key, id, wanted) = local(json!({})).wanted_of("data");
+    assert_eq!(key.as_str(), "kubernetes.io/local-volume/pv-1");
+    assert_eq!((id.plugin, id.spec.as_str()), (Plugin::Local, "pv-1"));
+    let WantedVolume::Local(local) = wanted.volume else { panic!("{wanted:?}") };
+    assert_eq!(
+        *local,
+        LocalWant {
+            path: "/srv/data".into(),
+            mount_flags: vec!["noatime".to_owned()],
+            access_mode: "ReadWriteOnce".to_owned(),
+            read_only: false,
+            single_pod: false,
+            ownership: None,
+        }
+    );
+}
+
+#[test]
+fn a_local_volume_that_could_be_another_is_held() {
+    for (source, words) in [
+        (json!({"local": {"path": "srv"}}), "is not an absolute path"),
+        (json!({"local": {"path": ""}}), "is not an absolute path"),
+        (json!({"local": {"path": "/srv/../etc"}}), "has a .."),
+        (json!({"volumeMode": "Block"}), "volumeMode"),
+        (json!({"local": {"path": "/srv", "fsType": "xfs"}}), "fsType xfs"),
+        (
+            json!({"nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                {"key": "kubernetes.io/hostname", "operator": "In", "values": ["node-2"]}
+            ]}]}}}),
+            "does not name this node: its name is node-1",
+        ),
+    ] {
+        let hold = local(source).hold();
+        assert!(hold.detail.contains(words), "{hold:?} does not say {words:?}");
+    }
+}
+
+#[test]
+fn readers_of_a_local_volume_change_no_group() {
+    let group = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data", "readOnly": true}}]);
+    for (pod_volumes, modes, changes) in [
+        (json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]), "ReadWriteOnce", true),
+        (json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]), "ReadOnlyMany", false),
+        (group, "ReadWriteOnce", false),
+    ] {
+        let mut pod = pod(&pod_volumes);
+        merge(&mut pod["spec"], json!({"securityContext": {"fsGroup": 4711}}));
+        let wanted = local(json!({"accessModes": [modes]})).add(pod).wanted_of("data").2;
+        let WantedVolume::Local(local) = wanted.volume else { panic!("{wanted:?}") };
+        assert_eq!((local.ownership.is_some(), !local.read_only), (changes, changes), "{modes}");
+    }
 }

@@ -85,9 +85,11 @@ impl Children {
                     let source = explained(Errno::from_raw_os_error(errno));
                     Err(HostError::Io { doing: doing.words(), path, source })
                 }
-                other @ (Reply::Usage(..) | Reply::Alive(..) | Reply::Lasts(_) | Reply::Disk(_)) => {
-                    Err(misunderstood(&volume, &other))
-                }
+                other @ (Reply::Usage(..)
+                | Reply::Alive(..)
+                | Reply::Lasts(_)
+                | Reply::Disk(_)
+                | Reply::Bound(_)) => Err(misunderstood(&volume, &other)),
             };
             child.finish().await;
             return end;

@@ -49,7 +49,8 @@ impl Children {
                 | Reply::Owned
                 | Reply::Failed { .. }
                 | Reply::Usage(..)
-                | Reply::Alive(..)) => return Err(misunderstood(&path, &other)),
+                | Reply::Alive(..)
+                | Reply::Bound(_)) => return Err(misunderstood(&path, &other)),
             }
         }
     }

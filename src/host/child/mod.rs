@@ -5,6 +5,7 @@
 //! the whole process from ever exiting.
 
 mod ask;
+mod bind;
 mod calls;
 mod disk;
 mod inside;

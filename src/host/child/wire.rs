@@ -7,7 +7,7 @@ use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Usage, disk};
+use crate::host::{Usage, bind, disk};
 
 /// What the child is to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,6 +27,8 @@ pub(super) enum Request {
     Usage(Vec<OsString>),
     /// `Host::dead_mounts`: one `Alive` for each mount point.
     Alive(Vec<OsString>),
+    /// `Host::bind`.
+    Bind(bind::Ask),
     /// `Host::inspect_disk` and what follows from it.
     Disk(disk::Ask),
 }
@@ -51,6 +53,8 @@ pub(super) enum Reply {
     Usage(usize, Result<Usage, i32>),
     /// Whether the file system at the mount point of this index answers.
     Alive(usize, Result<(), i32>),
+    /// Whether it is shown.
+    Bound(Result<(), bind::Refusal>),
     /// What comes now may last so many seconds.
     Lasts(u64),
     /// How the work on a disk ended.

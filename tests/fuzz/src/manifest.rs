@@ -124,6 +124,10 @@ fn paths(layout: &Layout, pod: &PodUid, id: &PublicationId, wanted: &Wanted) {
                 below(&path, devices);
             }
         }
+        WantedVolume::Local(local) => {
+            assert!(local.path.is_absolute(), "{}", local.path.display());
+            assert!(!local.path.components().any(|c| c == Component::ParentDir), "{}", local.path.display());
+        }
         WantedVolume::EmptyDir { .. } => {
             below(&layout.empty_dir_marker(&id.pod, &id.spec), &format!("pods/{}/plugins", id.pod.as_str()));
         }

@@ -1,0 +1,157 @@
+//! Local volumes: a directory of the host, shown to pods by bind mounts (kubelet.md 4.6). Nothing is staged, and what the
+//! directory holds is never touched but for its group.
+
+use super::{Answer, Call, ExpandError, Place, Site, VolumeType, host_failure, own, pod_directories};
+use crate::BoxFuture;
+use crate::host::{Bind, Directory, HostError, Progress, Removal, Tree};
+use crate::model::{
+    BlockedCause, Effect, ExpandArguments, Failure, MountsAt, PublishStep, RecordedVolume, Retry, SecretMap,
+    StageArguments, StageStep,
+};
+
+/// The type.
+#[derive(Debug)]
+pub(super) struct Local;
+
+impl VolumeType for Local {
+    fn stage<'a>(
+        &'a self,
+        _site: &'a Site,
+        _call: &'a Call,
+        _step: &'a StageStep,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn publish<'a>(
+        &'a self,
+        site: &'a Site,
+        call: &'a Call,
+        step: &'a PublishStep,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            let (RecordedVolume::Local { path }, Some(arguments)) = (&call.volume, &step.plan.arguments)
+            else {
+                return Err(Failure::not_done(
+                    "no-arguments",
+                    "the record is not that of a local volume",
+                    "report this as a fault of volumed",
+                ));
+            };
+            let target = site.layout.publication(&step.id);
+            let not_done = |error: HostError| failure(&error, Effect::NotDone);
+            let mounts = site.host.mounts().await.map_err(not_done)?;
+            let shown = &arguments.target_path;
+            // An earlier try may have left its mount: the directory lies below it.
+            if matches!(mounts.at(shown), MountsAt::None) {
+                let directory = Directory { path: target.clone(), mode: 0o750, exact: false };
+                let tree = Tree { directories: vec![directory], files: Vec::new() };
+                site.host.create(tree).await.map_err(not_done)?;
+            }
+            let bind = Bind {
+                source: path.clone(),
+                target,
+                read_only: arguments.read_only,
+                options: arguments.capability.mount_flags.clone(),
+            };
+            site.host.bind(bind).await.map_err(|error| match error {
+                // Whether it got there is not known.
+                HostError::Deadline { .. } | HostError::Busy { .. } => failure(&error, Effect::MayBeDone),
+                error => failure(&error, Effect::NotDone),
+            })
+        })
+    }
+
+    fn finish_publication<'a>(
+        &'a self,
+        site: &'a Site,
+        step: &'a PublishStep,
+        progress: &'a Progress,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            // What was unmounted again at once must not pass for a driver's volume without a mount: the pod would write to the
+            // host's own disk.
+            let target = site.layout.absolute(&site.layout.publication(&step.id));
+            let mounts = site.host.mounts().await.map_err(|error| failure(&error, Effect::MayBeDone))?;
+            if matches!(mounts.at(&target), MountsAt::None) {
+                return Err(Failure {
+                    effect: Effect::MayBeDone,
+                    settled: true,
+                    retry: Retry::Backoff,
+                    cause: BlockedCause::new(
+                        "vanished",
+                        format!("{} was unmounted as soon as it was mounted", target.display()),
+                    ),
+                    remedy: "find out who unmounts it; volumed goes on by itself".to_owned(),
+                });
+            }
+            match step.ownership {
+                Some(ownership) => own(site, site.layout.publication(&step.id), ownership, progress).await,
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn expand<'a>(
+        &'a self,
+        _call: &'a Call,
+        _arguments: &'a ExpandArguments,
+        _secrets: &'a SecretMap,
+    ) -> BoxFuture<'a, Result<(), ExpandError>> {
+        // A directory is as large as what it lies on.
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Says that it may go: what is recorded there is unmounted by `execute`, which knows it (design 5, "Undo").
+    fn unpublish<'a>(
+        &'a self,
+        _site: &'a Site,
+        _call: &'a Call,
+        _place: Place<'a>,
+        _forced: bool,
+    ) -> BoxFuture<'a, Result<Answer, Failure>> {
+        Box::pin(async { Ok(Answer::Done) })
+    }
+
+    fn clean_publication<'a>(
+        &'a self,
+        site: &'a Site,
+        place: Place<'a>,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            let target = site.layout.publication(place.id);
+            let if_empty = pod_directories(&target);
+            let removal = Removal { directories: vec![target], if_empty, ..Removal::default() };
+            site.host.remove(removal).await.map_err(|error| host_failure(&error, Effect::MayBeDone))
+        })
+    }
+
+    fn unstage<'a>(
+        &'a self,
+        _site: &'a Site,
+        _call: &'a Call,
+        _arguments: &'a StageArguments,
+    ) -> BoxFuture<'a, Result<Answer, Failure>> {
+        Box::pin(async { Ok(Answer::Done) })
+    }
+
+    fn clean_staging<'a>(
+        &'a self,
+        _site: &'a Site,
+        _arguments: &'a StageArguments,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// Says what to do about a directory that cannot be shown.
+fn failure(error: &HostError, effect: Effect) -> Failure {
+    let remedy = match error {
+        HostError::WrongKind { .. } => "let spec.local.path of the PersistentVolume name a directory",
+        HostError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            "make the directory that spec.local.path names, or mount what it lies on; volumed goes on by itself"
+        }
+        _ => return host_failure(error, effect),
+    };
+    Failure { retry: Retry::Soon, remedy: remedy.to_owned(), ..host_failure(error, effect) }
+}
