@@ -99,7 +99,7 @@ mod tests {
     use super::*;
     use crate::model::HoldCode;
 
-    fn checked(terms: Value) -> Result<(), Hold> {
+    fn checked(terms: &Value) -> Result<(), Hold> {
         let spec = json!({"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}});
         let node = Node {
             name: "n1".to_owned(),
@@ -129,16 +129,16 @@ mod tests {
             (json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}), true),
             (json!({}), false),
         ] {
-            assert_eq!(checked(json!([term])).is_ok(), fits, "{term}");
+            assert_eq!(checked(&json!([term])).is_ok(), fits, "{term}");
         }
         // One of the terms is enough; all of a term's expressions are needed.
         assert!(
-            checked(json!([expression("disk", "Exists", &[]), expression("rack", "Exists", &[])])).is_ok()
+            checked(&json!([expression("disk", "Exists", &[]), expression("rack", "Exists", &[])])).is_ok()
         );
         let both = json!([{"matchExpressions": [
             {"key": "rack", "operator": "Exists"}, {"key": "disk", "operator": "Exists"}
         ]}]);
-        assert!(checked(both).is_err());
+        assert!(checked(&both).is_err());
     }
 
     #[test]
@@ -149,10 +149,10 @@ mod tests {
             expression("rack", "Gt", &[]),
             expression("rack", "In", &[]),
         ] {
-            let hold = checked(json!([term])).unwrap_err();
+            let hold = checked(&json!([term])).unwrap_err();
             assert!(hold.code == HoldCode::ObjectInvalid && hold.detail.contains("rack"), "{hold:?}");
         }
-        let hold = checked(json!([expression("rack", "In", &["8"])])).unwrap_err();
+        let hold = checked(&json!([expression("rack", "In", &["8"])])).unwrap_err();
         assert!(hold.detail.contains("kubernetes.io/hostname=n1,rack=7"), "{hold:?}");
     }
 }

@@ -79,7 +79,7 @@ impl Daemon {
             layout: Layout::new(ROOT),
             node: "node".to_owned(),
             tokens: volumed::desired::TokenFiles::default(),
-            node_labels: std::collections::BTreeMap::new(),
+            node_labels: BTreeMap::new(),
             ambient: Arc::new(Ambient::new(world.below(u64::MAX), move || {
                 i64::try_from(started.elapsed().as_millis()).unwrap_or(0)
             })),
