@@ -245,3 +245,73 @@ fn what_a_kubelet_shows_there_is_left_to_it() {
     host.wait(&["--for=released", "pod/a"]);
     assert_released(&host);
 }
+
+#[test]
+fn what_is_mounted_below_the_directory_later_is_not_shown_and_keeps_nothing() {
+    let host = TestHost::new();
+    let _daemon = host.volumed(&[]);
+    let (disk, other) = (directory(&host, "disk"), directory(&host, "other"));
+    // As systemd makes all of a host's.
+    run("mount", &["--bind", disk.to_str().expect("text"), disk.to_str().expect("text")]);
+    run("mount", &["--make-shared", disk.to_str().expect("text")]);
+    fs::create_dir(disk.join("below")).expect("a directory");
+    host.manifest("local.yaml", &local(&disk, ""));
+    host.manifest("a.yaml", &pod_using("a", "uid-a", "data"));
+    host.wait(&["pod/a"]);
+    let below = disk.join("below");
+    run("mount", &["--bind", other.to_str().expect("text"), below.to_str().expect("text")]);
+    assert!(below.join("file").exists(), "it is mounted on the host");
+    assert!(!target(&host, "uid-a").join("below/file").exists(), "it is shown to the pod");
+    host.remove_manifest("a.yaml");
+    host.wait(&["--for=released", "pod/a"]);
+    assert!(below.join("file").exists(), "the host's mount was taken away");
+    umount(&below);
+    umount(&disk);
+    assert_released(&host);
+}
+
+#[test]
+fn a_disk_that_is_not_mounted_any_more_is_not_taken_for_its_empty_mount_point() {
+    let host = TestHost::new();
+    let _daemon = host.volumed(&[]);
+    let (disk, behind) = (host.path("disk"), host.path("behind"));
+    for path in [&disk, &behind] {
+        fs::create_dir(path).expect("a directory");
+    }
+    let (disk_text, behind_text) = (disk.to_str().expect("text"), behind.to_str().expect("text"));
+    run("mount", &["-t", "tmpfs", "none", behind_text]);
+    run("mount", &["--bind", behind_text, disk_text]);
+    fs::write(disk.join("file"), "disk").expect("a file");
+    host.manifest("local.yaml", &local(&disk, ""));
+    host.manifest("a.yaml", &pod_using("a", "uid-a", "data"));
+    host.wait(&["pod/a"]);
+    let a = target(&host, "uid-a");
+    umount(&disk);
+    assert_eq!(text(&a.join("file")), "disk");
+    umount(&a);
+    let why = until_blocked(&host, "a", "host");
+    assert!(why.contains("is its disk mounted?"), "{why}");
+    assert!(!host.mounts().contains(&a), "the empty directory is shown");
+    run("mount", &["--bind", behind_text, disk_text]);
+    until("it is shown again", || a.join("file").exists());
+    host.remove_manifest("a.yaml");
+    host.wait(&["--for=released", "pod/a"]);
+    umount(&disk);
+    umount(&behind);
+    assert_released(&host);
+}
+
+#[test]
+fn the_root_directory_and_what_holds_it_are_no_volume() {
+    let host = TestHost::new();
+    let _daemon = host.volumed(&[]);
+    for path in [Path::new("/"), &host.root, &host.root.join("pods")] {
+        host.manifest("local.yaml", &local(path, ""));
+        host.manifest("a.yaml", &pod_using("a", "uid-a", "data"));
+        let why = until_blocked(&host, "a", "host");
+        assert!(why.contains("the root directory of volumed"), "{why}");
+        host.remove_manifest("a.yaml");
+        host.wait(&["--for=released", "pod/a"]);
+    }
+    assert_released(&host);
+}

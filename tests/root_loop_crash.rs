@@ -270,7 +270,11 @@ fn a_restart_unmounts_nothing_and_a_block_volume_of_nobody_lets_its_device_go() 
     driver.restart(&[]);
     assert_eq!((driver.host.mounts(), loop_devices(&driver.dir)), before);
     // What it was used for was in another boot.
-    fs::remove_file(driver.dir.join("volumes/b/use.json")).unwrap();
+    let noted = driver.dir.join("volumes/b/use.json");
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let text = fs::read_to_string(&noted).unwrap();
+    assert!(text.contains(boot.trim()), "{text}");
+    fs::write(&noted, text.replace(boot.trim(), "another")).unwrap();
     driver.restart(&[]);
     assert_eq!(loop_devices(&driver.dir).len(), 1, "only the mounted one stays");
     driver.stage("b", &driver.staging("b"), &block).unwrap();

@@ -144,3 +144,27 @@ async fn an_attachment_for_which_nobody_waits_any_more_does_not_stay() {
     assert!(stayed < 10, "{stayed} of 20 stayed");
     until("no loop device is left", || loop_devices(&directory).is_empty());
 }
+
+#[test]
+fn a_number_whose_node_a_pod_still_shows_is_given_to_no_volume() {
+    let driver = Loop::new();
+    let used = As::block();
+    for id in ["v", "w"] {
+        driver.create(id, &used, MIB, From::Nothing);
+    }
+    let (staged, target) = (driver.staging("v"), driver.target("t"));
+    driver.stage("v", &staged, &used).unwrap();
+    driver.publish("v", &staged, &target, &used, false).unwrap();
+    let device = device_of(&driver);
+    run("losetup", &["--detach", path(&device)]);
+    until("it is detached", || loop_devices(&driver.dir).is_empty());
+    driver.stage("w", &driver.staging("w"), &used).unwrap();
+    assert_ne!(device_of(&driver), device, "the pod of v has w's device");
+    driver.unpublish("v", &target).unwrap();
+    driver.unstage("v", &staged).unwrap();
+    driver.unstage("w", &driver.staging("w")).unwrap();
+    for id in ["v", "w"] {
+        driver.delete(id).unwrap();
+    }
+    driver.assert_nothing_left();
+}

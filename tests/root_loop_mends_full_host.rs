@@ -58,12 +58,13 @@ fn a_target_that_went_on_a_full_host_keeps_nobody_from_a_snapshot() {
     fill_host(&driver);
     driver.unpublish("v", &target).unwrap();
     fs::remove_file(filler(&driver)).unwrap();
-    let noted = || fs::read_to_string(driver.dir.join("volumes/v/use.json")).unwrap();
-    assert!(noted().contains(path(&target)), "the host was not full");
+    let noted = driver.dir.join("volumes/v/use.json");
+    assert!(!noted.exists(), "the host was not full: what it says is not so any more");
     // While it is staged, and after that.
     driver.snapshot("v", "staged").unwrap();
     driver.unstage("v", &staged).unwrap();
-    assert!(!noted().contains(path(&target)), "{}", noted());
+    let text = fs::read_to_string(&noted).unwrap();
+    assert!(!text.contains(path(&target)), "{text}");
     driver.snapshot("v", "unstaged").unwrap();
     for snapshot in ["staged", "unstaged"] {
         driver.delete_snapshot(snapshot).unwrap();
@@ -161,6 +162,25 @@ fn an_image_that_has_to_go_stays_while_a_loop_device_has_it() {
     assert!(why.contains(&device), "{why}");
     assert!(condemned.exists(), "it was unlinked");
     run("losetup", &["--detach", &device]);
+    driver.delete("v").unwrap();
+    fs::remove_file(filler(&driver)).unwrap();
+    driver.assert_nothing_left();
+}
+
+#[test]
+fn what_was_staged_on_a_full_host_is_staged_after_a_restart_and_nothing_older_is() {
+    let mut driver = Loop::on("ext4", "64M");
+    let used = As::block();
+    driver.create_as("v", &used, 8 * MIB, From::Nothing, &[("allocation", "thick")]).unwrap();
+    let (old, new, target) = (driver.staging("old"), driver.staging("new"), driver.target("t"));
+    driver.stage("v", &old, &used).unwrap();
+    fill_host(&driver);
+    driver.unstage("v", &old).unwrap();
+    driver.stage("v", &new, &used).unwrap();
+    driver.restart(&[]);
+    driver.publish("v", &new, &target, &used, false).unwrap();
+    driver.unpublish("v", &target).unwrap();
+    driver.unstage("v", &new).unwrap();
     driver.delete("v").unwrap();
     fs::remove_file(filler(&driver)).unwrap();
     driver.assert_nothing_left();

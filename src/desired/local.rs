@@ -51,13 +51,15 @@ pub(super) fn persistent(
     }
     let access = modes::access(name, spec)?;
     let read_only = bound.read_only || access.readers_only;
+    let options = spec.mount_options.clone().unwrap_or_default();
+    let nobody_writes = read_only || options.iter().flat_map(|o| o.split(',')).any(|o| o.trim() == "ro");
     let want = LocalWant {
         path: path.components().collect(),
-        mount_flags: spec.mount_options.clone().unwrap_or_default(),
+        mount_flags: options,
         access_mode: access.first.to_owned(),
         read_only,
         single_pod: access.single_pod,
-        ownership: group::of_local(pod)?.filter(|_| !read_only),
+        ownership: group::of_local(pod)?.filter(|_| !nobody_writes),
     };
     let id = pod.publication(Plugin::Local, name)?;
     Ok(Place { key: VolumeKey::local(&id.spec), id, volume: WantedVolume::Local(Box::new(want)) })

@@ -168,6 +168,10 @@ fn claimed(
         let bound = Bound { name: pv, volume: object, claim: (name, claim), read_only };
         let spec = csi::spec_of(pv, object)?;
         match &spec.local {
+            Some(_) if spec.csi.is_some() => Err(hold::invalid(
+                format!("PersistentVolume {pv} names several sources: csi and local"),
+                "leave one source",
+            )),
             Some(source) => local::persistent(index, pod, &usage, &bound, spec, source),
             None => csi::persistent(index, pod, &usage, &bound),
         }

@@ -144,7 +144,7 @@ impl Executor {
 impl Work<'_> {
     fn call(&self) -> Result<Call, Failure> {
         let driver = self.executor.driver(&self.record.volume)?;
-        Ok(Call { volume: self.record.volume.clone(), driver })
+        Ok(Call { volume: self.record.volume.clone(), driver, shown_on: None })
     }
 
     fn site(&self) -> Site {

@@ -86,10 +86,11 @@ impl Work<'_> {
     }
 
     pub(super) async fn publish(&mut self, step: &PublishStep) -> Result<Outcome, Failure> {
-        let call = self.call()?;
+        let mut call = self.call()?;
         let id = &step.id;
         guard::before_publication(self.executor, &self.record, step).await?;
         let before = self.record.publications.get(id).cloned();
+        call.shown_on = before.as_deref().and_then(|before| shown_on(before, &self.executor.boot));
         self.intend_publication(step).await?;
         fault::reached("publish:intent");
         let site = self.site();
@@ -184,6 +185,18 @@ impl Work<'_> {
                 remedy: "look at the driver's log".to_owned(),
             }),
         }
+    }
+}
+
+/// Returns the number of the device whose mount was recorded in this boot.
+fn shown_on(before: &PublicationRecord, boot: &BootId) -> Option<(u32, u32)> {
+    match &before.state {
+        CallState::Done { mount: RecordedMount::Mount(mount) }
+            if before.boot == *boot && mount.fs_type != "btrfs" =>
+        {
+            Some(mount.device)
+        }
+        CallState::Done { .. } | CallState::Planned | CallState::Intended { .. } | CallState::Undoing => None,
     }
 }
 

@@ -13,7 +13,8 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 use serde::{Deserialize, Serialize};
 
 use super::options::{Attributes, of_the_file_system, read_only};
-use super::path::Root;
+use super::path::{self, Root};
+use super::wanted::{Waits, Wanted};
 use super::{HostError, raw};
 use crate::model::{MountTable, RootPath, has_server};
 
@@ -28,6 +29,9 @@ pub struct Bind {
     pub read_only: bool,
     /// Options of mount(8): those that every mount has.
     pub options: Vec<String>,
+    /// The number of the device that it lay on when it was shown before, in this boot: another one is refused, since the disk is
+    /// not mounted there any more.
+    pub before: Option<(u32, u32)>,
 }
 
 /// The same, for a child process.
@@ -38,6 +42,7 @@ pub(super) struct Ask {
     target: OsString,
     read_only: bool,
     options: Vec<String>,
+    before: Option<(u32, u32)>,
 }
 
 /// Why a directory is not shown.
@@ -51,14 +56,25 @@ pub(super) enum Refusal {
     Target(i32),
     /// Something else is mounted on the target.
     Covered,
+    /// It is below the root, or the root is below it.
+    Root,
+    /// It lies on another file system than before.
+    OtherFileSystem,
+    /// Something lies in the target.
+    NotEmpty,
     /// These options are a file system's.
     Options(Vec<String>),
 }
 
 impl Bind {
-    /// Returns whether the way to the source may lead over a file system with a server.
-    pub(super) fn may_hang(&self, table: &MountTable) -> bool {
-        table.iter().any(|mount| self.source.starts_with(&mount.point) && has_server(&mount.fs_type))
+    /// Returns whether the way to the source or the target may lead over a file system with a server.
+    pub(super) fn may_hang(&self, root: &Path, table: &MountTable) -> bool {
+        let target = root.join(self.target.as_path());
+        table.iter().any(|mount| {
+            let is_met = self.source.starts_with(&mount.point) || target.starts_with(&mount.point);
+            // An automount becomes what nobody knows.
+            is_met && (has_server(&mount.fs_type) || mount.fs_type == "autofs")
+        })
     }
 
     pub(super) fn ask(&self, root: &Path) -> Ask {
@@ -68,12 +84,13 @@ impl Bind {
             target: self.target.as_path().into(),
             read_only: self.read_only,
             options: self.options.clone(),
+            before: self.before,
         }
     }
 
-    /// Shows it, following no symlink on the way to the source.
-    pub(super) fn show(&self, root: &Root) -> Result<(), Refusal> {
-        show(root, &self.source, &self.target, (self.read_only, &self.options), ResolveFlags::NO_SYMLINKS)
+    /// Shows it if it is still wanted, following no symlink on the way to the source.
+    pub(super) fn show(&self, root: &Root, wanted: &Wanted) -> Result<(), Refusal> {
+        show(root, self, ResolveFlags::NO_SYMLINKS, wanted)
     }
 
     /// Puts a refusal in words.
@@ -88,7 +105,17 @@ impl Bind {
             Refusal::Symlink => io("open", source, Errno::LOOP.into()),
             Refusal::Target(errno) => io("bind at", target, io::Error::from_raw_os_error(errno)),
             Refusal::Covered => {
-                HostError::WrongMount { path: target, found: "another directory is shown there".to_owned() }
+                HostError::WrongMount { path: target, found: "it is shown there otherwise".to_owned() }
+            }
+            Refusal::NotEmpty => HostError::NotEmpty { path: target },
+            Refusal::Root => {
+                let found = "the root directory of volumed, or above or below it";
+                HostError::WrongKind { path: source, found, expected: "a directory of its own" }
+            }
+            Refusal::OtherFileSystem => {
+                let found =
+                    "on another file system than when it was shown before: is its disk mounted?".to_owned();
+                HostError::WrongMount { path: source, found }
             }
             Refusal::Options(options) => {
                 let problem = format!(
@@ -107,17 +134,21 @@ pub(super) fn answer(ask: &Ask) -> Result<(), Refusal> {
     let Some(target) = RootPath::new(Path::new(&ask.target)) else {
         return Err(Refusal::Target(Errno::INVAL.raw_os_error()));
     };
-    show(&root, Path::new(&ask.source), &target, (ask.read_only, &ask.options), ResolveFlags::empty())
+    let bind = Bind {
+        source: ask.source.clone().into(),
+        target,
+        read_only: ask.read_only,
+        options: ask.options.clone(),
+        before: ask.before,
+    };
+    // Who does not wait any more kills this process.
+    let (_waits, wanted) = Waits::new();
+    show(&root, &bind, ResolveFlags::empty(), &wanted)
 }
 
-fn show(
-    root: &Root,
-    source: &Path,
-    target: &RootPath,
-    (nobody_writes, options): (bool, &[String]),
-    resolve: ResolveFlags,
-) -> Result<(), Refusal> {
-    let others: Vec<String> = of_the_file_system(options).into_iter().collect();
+fn show(root: &Root, bind: &Bind, resolve: ResolveFlags, wanted: &Wanted) -> Result<(), Refusal> {
+    let Bind { source, target, .. } = bind;
+    let others: Vec<String> = of_the_file_system(&bind.options).into_iter().collect();
     if !others.is_empty() {
         return Err(Refusal::Options(others));
     }
@@ -127,22 +158,41 @@ fn show(
         Errno::LOOP if resolve.contains(ResolveFlags::NO_SYMLINKS) => Refusal::Symlink,
         e => Refusal::Source(e.raw_os_error()),
     })?;
+    let real = path::descriptor_path(&source).map_err(|_| Refusal::Source(Errno::IO.raw_os_error()))?;
+    if root.path().starts_with(&real) || real.starts_with(root.path()) {
+        return Err(Refusal::Root);
+    }
+    let found = rustix::fs::fstat(&source).map_err(|e| Refusal::Source(e.raw_os_error()))?.st_dev;
+    let found = (rustix::fs::major(found), rustix::fs::minor(found));
+    if bind.before.is_some_and(|before| before != found) {
+        return Err(Refusal::OtherFileSystem);
+    }
+    let attributes = Attributes::also(&bind.options, bind.read_only || read_only(&bind.options));
     let failed = |e: Errno| Refusal::Target(e.raw_os_error());
     let target = match root.open_at(target, flags) {
         Ok(target) => target,
         // Something is mounted there: an earlier try's, or a kubelet's.
         Err(Errno::XDEV) => {
             let there = root.open_mounted(target).map_err(failed)?;
-            return if is_same(&source, &there).map_err(failed)? { Ok(()) } else { Err(Refusal::Covered) };
+            let same =
+                is_same(&source, &there).map_err(failed)? && attributes.are_on(&there).map_err(failed)?;
+            return if same { Ok(()) } else { Err(Refusal::Covered) };
         }
         Err(e) => return Err(failed(e)),
     };
+    let inside =
+        rustix::fs::openat(&target, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    if !inside.and_then(path::names).map_err(failed)?.is_empty() {
+        return Err(Refusal::NotEmpty);
+    }
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = rustix::mount::open_tree(&source, "", flags).map_err(|e| Refusal::Source(e.raw_os_error()))?;
-    let (set, clear) = Attributes::also(options, nobody_writes || read_only(options)).bits();
-    raw::set_attributes(tree.as_fd(), set, clear)
+    let (set, clear) = attributes.bits();
+    // What is mounted below the source later must not appear below the target, nor be unmounted from there.
+    raw::set_attributes(tree.as_fd(), set, clear, libc::MS_PRIVATE)
         .map_err(|e| Refusal::Target(e.raw_os_error().unwrap_or(Errno::IO.raw_os_error())))?;
+    wanted.check().map_err(failed)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(&tree, "", &target, "", flags).map_err(failed)
 }

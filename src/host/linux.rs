@@ -18,6 +18,7 @@ use super::exec::Tools;
 use super::mount_table::{self, Reader};
 use super::path::Root;
 use super::pool::Pool;
+use super::wanted::Waits;
 use super::{
     Bind, BlockMap, DeviceUsers, Directory, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen,
     Tree, Usage, empty_dir, loops, on_disk, raw, startup, token, unmount, users,
@@ -225,10 +226,11 @@ impl Host for Linux {
 
     fn bind(&self, bind: Bind) -> BoxFuture<'_, Result<(), HostError>> {
         Box::pin(async move {
-            if !bind.may_hang(&*self.mounts().await?) {
-                let wanted = bind.clone();
-                let shown =
-                    self.local("show", bind.source.clone(), move |root| Ok(wanted.show(root))).await?;
+            if !bind.may_hang(self.root.path(), &*self.mounts().await?) {
+                let asked = bind.clone();
+                let (_waits, wanted) = Waits::new();
+                let work = move |root: &Root| Ok(asked.show(root, &wanted));
+                let shown = self.local("show", bind.source.clone(), work).await?;
                 match shown {
                     Ok(()) => return Ok(()),
                     // Where it leads nobody knows.

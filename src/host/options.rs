@@ -82,6 +82,18 @@ impl Attributes {
         Self { set: Options::of(options).attributes, clear }
     }
 
+    /// Returns whether what is mounted has them.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn are_on(self, mounted: &OwnedFd) -> Result<bool, Errno> {
+        let found = rustix::fs::fstatvfs(mounted)?.f_flag;
+        let read_only = found.contains(StatVfsMountFlags::RDONLY)
+            || !self.set.contains(MountAttrFlags::MOUNT_ATTR_RDONLY);
+        let others = self.set - MountAttrFlags::MOUNT_ATTR_RDONLY;
+        Ok(read_only && attributes(found).contains(others))
+    }
+
     /// Returns what is set, and what is cleared before that.
     pub(in crate::host) fn bits(self) -> (u64, u64) {
         (self.set.bits().into(), self.clear.bits().into())

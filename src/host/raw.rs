@@ -286,12 +286,17 @@ pub(super) fn thaw(mounted: BorrowedFd<'_>) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// `mount_setattr(mount, "", AT_EMPTY_PATH, { attr_set: set, attr_clr: clear })`
+/// `mount_setattr(mount, "", AT_EMPTY_PATH, { attr_set: set, attr_clr: clear, propagation })`; a propagation of 0 leaves it.
 ///
 /// # Errors
 /// The kernel's.
-pub(super) fn set_attributes(mount: BorrowedFd<'_>, set: u64, clear: u64) -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
+pub(super) fn set_attributes(
+    mount: BorrowedFd<'_>,
+    set: u64,
+    clear: u64,
+    propagation: u64,
+) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 };
     // SAFETY: the path is a NUL-terminated literal, `attributes` is live across the call and the size passed is its own, so
     // the kernel reads nothing else; it writes nothing.
     let done = unsafe {

@@ -98,7 +98,8 @@ impl Driver {
         };
         let place = self.place(id).await?;
         let shown = !place.mounts.is_empty() || !place.binds.is_empty();
-        Ok(shown || self.store().usage(id).await.staging.is_some())
+        // Of what could not be written down on a full host nothing is known.
+        Ok(shown || self.store().usage(id).await.staging.is_some() || !self.store().is_noted(id))
     }
 }
 

@@ -223,7 +223,8 @@ impl View<'_> {
             }
             WantedVolume::Local(local) => {
                 // What another pod has keeps the group that it has (kubelet.md 4.6).
-                let is_alone = self.published().all(|(other, _)| other == id);
+                let is_alone =
+                    self.published().all(|(other, have)| other == id || have.presence != Presence::Yes);
                 let ownership = local.ownership.filter(|_| is_alone);
                 (recorded_local(local), Arc::default(), None, ownership)
             }

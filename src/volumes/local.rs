@@ -53,12 +53,14 @@ impl VolumeType for Local {
                 target,
                 read_only: arguments.read_only,
                 options: arguments.capability.mount_flags.clone(),
+                before: call.shown_on,
             };
-            site.host.bind(bind).await.map_err(|error| match error {
-                // Whether it got there is not known.
-                HostError::Deadline { .. } | HostError::Busy { .. } => failure(&error, Effect::MayBeDone),
-                error => failure(&error, Effect::NotDone),
-            })
+            let Err(error) = site.host.bind(bind).await else { return Ok(()) };
+            // A child may have mounted it and died before it said so.
+            let mounts = site.host.mounts().await;
+            let is_there = mounts.is_ok_and(|mounts| !matches!(mounts.at(shown), MountsAt::None));
+            let is_known = !matches!(error, HostError::Deadline { .. } | HostError::Busy { .. });
+            Err(failure(&error, if is_known && !is_there { Effect::NotDone } else { Effect::MayBeDone }))
         })
     }
 
@@ -147,6 +149,9 @@ impl VolumeType for Local {
 /// Says what to do about a directory that cannot be shown.
 fn failure(error: &HostError, effect: Effect) -> Failure {
     let remedy = match error {
+        HostError::WrongMount { .. } => {
+            "mount the disk that spec.local.path lies on, or remove the pods that use the volume: then it is shown as it is now"
+        }
         HostError::WrongKind { .. } => "let spec.local.path of the PersistentVolume name a directory",
         HostError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             "make the directory that spec.local.path names, or mount what it lies on; volumed goes on by itself"

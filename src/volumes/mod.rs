@@ -36,6 +36,9 @@ pub struct Call {
     pub volume: RecordedVolume,
     /// Its driver; `None` for types without one.
     pub driver: Option<DriverLine>,
+    /// The device number of what was published at the same place earlier in this boot; `None` where it says nothing (btrfs has
+    /// other ones in stat).
+    pub shown_on: Option<(u32, u32)>,
 }
 
 /// A line to a driver.

@@ -128,6 +128,7 @@ spec:
     )
 }
 
-fn named(pods: &[&str]) -> String {
+/// Returns pods as volumectl has them.
+pub fn named(pods: &[&str]) -> String {
     pods.iter().map(|pod| format!("pod/{pod}")).collect::<Vec<_>>().join(" ")
 }

@@ -23,6 +23,8 @@ impl Children {
     pub(in crate::host) async fn bind(&self, root: &Path, bind: &Bind) -> Result<(), HostError> {
         let path = bind.source.clone();
         let place = Place { path: path.clone(), mount: None, fs_type: None };
+        // Never closed; and if it were, only the limit would be gone.
+        let _slot = self.binds.acquire().await.ok();
         self.wait_for_earlier(&place).await?;
         let mut child = self.start(BTreeMap::from([(0, place)]))?;
         let ask = Request::Bind(bind.ask(root));

@@ -45,6 +45,9 @@ const END: Duration = Duration::from_secs(1);
 /// How many ownership changes run at a time (design 5, "Limits").
 const OWNERSHIP_AT_A_TIME: usize = 16;
 
+/// How many directories are shown that may hang.
+const BINDS_AT_A_TIME: usize = 16;
+
 /// How many disks are worked on at a time.
 const DISKS_AT_A_TIME: usize = 16;
 
@@ -55,6 +58,7 @@ pub(super) struct Children {
     hung: Arc<Hung>,
     changes: Semaphore,
     disks: Semaphore,
+    binds: Semaphore,
 }
 
 impl Children {
@@ -65,6 +69,7 @@ impl Children {
             hung: Arc::default(),
             changes: Semaphore::new(OWNERSHIP_AT_A_TIME),
             disks: Semaphore::new(DISKS_AT_A_TIME),
+            binds: Semaphore::new(BINDS_AT_A_TIME),
         }
     }
 

@@ -92,6 +92,9 @@ impl Device {
             lock(fd, to, path).await?;
         }
         let bytes = size(&fd).map_err(failed("find the size of", path))?;
+        if bytes == 0 {
+            return Err(missing("there without a byte: nothing is behind it".to_owned()));
+        }
         let tools = Tools::holding(held, directories);
         Ok(Self { path: path.to_owned(), fd, number, bytes, sysfs, tools, tell })
     }

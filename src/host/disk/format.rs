@@ -48,13 +48,13 @@ pub(super) async fn format(device: &Device, intent: &Intent) -> Result<Formatted
     if !make {
         return Err(DiskError::NotBlank { path: path(), found: first });
     }
-    // Once more, now that whoever looked meanwhile has gone: only then it is written to.
+    device.must_be_free().await?;
+    device.must_be(&intent.identity)?;
+    // Last of all, now that whoever had it open meanwhile has gone: only then it is written to.
     let then = device.content().await?;
     if then != first {
         return Err(DiskError::Changed { path: path(), first, then });
     }
-    device.must_be_free().await?;
-    device.must_be(&intent.identity)?;
     make_it(device, &intent.file_system, intent.begun).await?;
     let found = device.content().await.map_err(|e| not_made(device, e.to_string()))?;
     if found != Content::FileSystem(intent.file_system.clone()) {

@@ -11,7 +11,8 @@ use super::super::lease::{self, Lease};
 use super::super::loops::{self, Loop};
 use super::super::{HostError, raw};
 use super::file::{FileId, open};
-use super::{Images, failed};
+use super::{Images, Inner, failed};
+use crate::model::Mount;
 
 /// What the names of our devices begin with, for who looks at `losetup --list`.
 const NAME: &str = "volumed-csi-loop:";
@@ -104,6 +105,7 @@ impl Images {
     /// `Io`: nothing is attached.
     pub async fn attach(&self, image: &Path, volume: &str, going: Going) -> Result<Held, HostError> {
         let (path, volume) = (image.to_owned(), volume.to_owned());
+        let inner = std::sync::Arc::clone(&self.inner);
         self.wanted("attach", image, move |wanted| {
             let file = open(&path, OFlags::RDWR).map_err(failed("open", &path))?;
             // Always the same: left to the kernel, the sectors of an image would become larger with its first reflink.
@@ -113,8 +115,7 @@ impl Images {
             };
             // Until it is clear that somebody still waits for it, it goes by itself.
             let flags = raw::LO_FLAGS_AUTOCLEAR | raw::LO_FLAGS_DIRECT_IO;
-            let (node, number) = loops::configure(&file, name_for(&volume), flags, block_size)?;
-            let held = Held { node, number };
+            let held = take(&inner, &file, name_for(&volume), (flags, block_size), &path)?;
             if going == Going::WhenTold {
                 wanted.check().map_err(failed("attach", &path))?;
                 raw::loop_stay(held.node.as_fd()).map_err(|source| HostError::Io {
@@ -256,6 +257,41 @@ impl Images {
         let work = move || loops::let_go(&one, &inner.given_up, loops::LIMIT);
         self.inner.slow.run("let go of", &device.node(), limit, work).await
     }
+}
+
+/// Takes a loop device whose node nobody shows: a pod from which somebody took the device away that it was shown still has
+/// the node, and would see and write to this volume.
+fn take(
+    inner: &Inner,
+    file: &OwnedFd,
+    name: [u8; 64],
+    (flags, block_size): (u32, u32),
+    path: &Path,
+) -> Result<Held, HostError> {
+    /// The kernel gives the lowest free number, so those that are shown are held meanwhile; they go by themselves.
+    const TRIES: usize = 64;
+    let mut shown = Vec::new();
+    while shown.len() < TRIES {
+        let (node, number) = loops::configure(file, name, flags, block_size)?;
+        let held = Held { node, number };
+        let name = format!("loop{number}");
+        let table = inner.table()?;
+        let is_it = |mount: &&Mount| {
+            matches!(mount.fs_type.as_str(), "devtmpfs" | "tmpfs")
+                && mount.root.file_name().is_some_and(|root| root == name.as_str())
+        };
+        match table.iter().find(is_it) {
+            None => return Ok(held),
+            Some(mount) => {
+                tracing::warn!(at = %mount.point.display(), "{name} is free, but still shown there");
+            }
+        }
+        shown.push(held);
+    }
+    Err(HostError::Busy {
+        path: path.to_owned(),
+        holder: format!("{TRIES} stale mounts of loop devices' nodes"),
+    })
 }
 
 /// Returns whether nobody has the file open that is at a path. Where that cannot be found out somebody may have.

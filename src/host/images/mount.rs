@@ -312,7 +312,7 @@ fn show(source: &OwnedFd, at: &OwnedFd, with: Attributes, wanted: &Wanted) -> Re
     let tree = rustix::mount::open_tree(source, "", flags)?;
     if with != Attributes::default() {
         let (set, clear) = with.bits();
-        let done = raw::set_attributes(tree.as_fd(), set, clear);
+        let done = raw::set_attributes(tree.as_fd(), set, clear, 0);
         done.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     }
     attach(&tree, at, wanted)

@@ -36,7 +36,7 @@ impl Driver {
         let staging = self.directory(staging).await?;
         let mut usage = self.store().usage(id).await;
         let staged = match volume.content {
-            Content::Block => place.device()?.is_some() && usage.staging.is_some(),
+            Content::Block => place.device()?.is_some(),
             Content::FileSystem(_) => place.at(&staging).is_some(),
         };
         if !staged {

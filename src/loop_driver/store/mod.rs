@@ -23,7 +23,7 @@ pub(super) use meta::{
     Volume, VolumeState,
 };
 pub(super) use shelf::{Entry, Shelf};
-use shelf::{META, blocking, replace};
+use shelf::{META, blocking, forget, replace};
 
 /// The name of an image in the directory of its volume or snapshot.
 pub(super) const IMAGE: &str = "image";
@@ -190,6 +190,9 @@ impl Store {
         let text = serde_json::to_vec_pretty(usage).map_err(|e| StoreError::io("write", &path, e.into()))?;
         match blocking("write", &path.clone(), move || replace(&path, &text, false)).await {
             Err(full) if full.is_no_room() => {
+                // What it says is not so any more: after a restart less is known, but nothing that is wrong.
+                let path = self.volumes.directory(id).join(USE);
+                blocking("remove", &path.clone(), move || forget(&path)).await?;
                 warn!(volume = %id, "its use is not written down, the host is full: {}", Chain(&full));
             }
             written => written?,
@@ -206,6 +209,11 @@ impl Store {
         self.volumes.remove(id, FILES).await?;
         self.uses().remove(id);
         Ok(())
+    }
+
+    /// Returns whether something is written down of a volume's use, if only that there is none.
+    pub(super) fn is_noted(&self, id: &Id) -> bool {
+        self.volumes.directory(id).join(USE).try_exists().unwrap_or(false)
     }
 
     fn uses(&self) -> MutexGuard<'_, BTreeMap<Id, Use>> {

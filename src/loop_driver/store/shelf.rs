@@ -168,6 +168,19 @@ pub(super) fn replace(path: &Path, text: &[u8], durable: bool) -> Result<(), Sto
     }
 }
 
+/// Removes a file that is replaced, and what was to replace it.
+pub(super) fn forget(path: &Path) -> Result<(), StoreError> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(TEMPORARY);
+    for path in [path, Path::new(&temporary)] {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(StoreError::io("remove", path, e)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Syncs a directory: the names in it.
 pub(super) fn sync(directory: &Path) -> Result<(), StoreError> {
     let synced = std::fs::File::open(directory).and_then(|directory| directory.sync_all());
