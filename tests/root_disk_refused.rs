@@ -117,7 +117,7 @@ fn another_disk_at_the_path_is_not_formatted() {
         let intent = host.intent(&disk, FsKind::Ext4).await;
         disk.detach();
         let refused = host.format(&disk, &intent).await;
-        assert!(matches!(&refused, Err(DiskError::OtherDisk { .. })), "{refused:?}");
+        assert!(matches!(&refused, Err(DiskError::NoDevice { .. })), "{refused:?}");
         let other = host.file("other");
         fs::File::create(&other).unwrap().set_len(BYTES).unwrap();
         run("losetup", &[disk.name(), text(&other)]);

@@ -137,8 +137,9 @@ impl Loop {
         if have.is_none() && publications.is_empty() && running.is_none() {
             return None;
         }
-        let csi = csi_of(have.map(|have| &have.volume), want.map(|want| &want.publications))
-            .or_else(|| csi_of(running?.brings.as_ref(), None));
+        // A first step goes on for what it was begun for, though the wish names another driver by now.
+        let is = have.map(|have| &have.volume).or_else(|| running?.brings.as_ref());
+        let csi = csi_of(is, want.map(|want| &want.publications));
         let staging = have.and_then(|have| have.staging.as_ref());
         let plugin = match (&csi, publications.keys().next()) {
             (Some(_), _) | (None, None) => crate::model::Plugin::Csi.name(),
