@@ -235,6 +235,7 @@ pub(super) fn past(event: &Event) -> PastEvent {
             format!("{step}{} failed (try {attempts}): {code}: {}", for_pod(pod.as_ref()), cause.detail)
         }
         EventKind::Held { pod, volume, hold } => format!("{volume} of {pod} held: {}", hold.detail),
+        EventKind::Noted { note, .. } => note.clone(),
         EventKind::Vanished { path, .. } => {
             format!("the mount at {} vanished and is made again", path.display())
         }

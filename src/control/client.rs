@@ -15,6 +15,9 @@ use crate::proto::control::control_client::ControlClient;
 
 /// How long an answer that needs no waiting may take.
 const ANSWER: Duration = Duration::from_secs(30);
+
+/// The same, where disks are looked at first.
+const LOOK: Duration = Duration::from_secs(180);
 /// How long a restart of volumed may take in the middle of a wait.
 const RESTART: Duration = Duration::from_secs(60);
 /// Between two looks whether it is back.
@@ -211,6 +214,19 @@ impl Client {
     /// When volumed does not answer or refuses; the reason says what was done.
     pub async fn release(&mut self, what: String, force: bool) -> Result<api::ReleaseResponse, ClientError> {
         let answer = self.calls.release(timed(api::ReleaseRequest { what, force }, ANSWER)).await;
+        answer.map(tonic::Response::into_inner).map_err(|refusal| self.error(&refusal))
+    }
+
+    /// Lets the disks that are there now be those of a pod's or claim's volumes. Looking at a disk takes its time.
+    ///
+    /// # Errors
+    /// When volumed does not answer or refuses; the reason says what was done.
+    pub async fn accept_identity(
+        &mut self,
+        object: String,
+    ) -> Result<api::AcceptIdentityResponse, ClientError> {
+        let asked = timed(api::AcceptIdentityRequest { object }, LOOK);
+        let answer = self.calls.accept_identity(asked).await;
         answer.map(tonic::Response::into_inner).map_err(|refusal| self.error(&refusal))
     }
 

@@ -78,6 +78,13 @@ pub enum Request {
         /// What is taken down, in words.
         reply: oneshot::Sender<Result<Vec<String>, String>>,
     },
+    /// Let the disks that are there now be those of an object's volumes.
+    AcceptIdentity {
+        /// Whose.
+        object: ObjectRef,
+        /// Which disks were and are recorded, in words.
+        reply: oneshot::Sender<Result<Vec<String>, String>>,
+    },
 }
 
 /// What an approval came to.

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use tonic::Status as Refusal;
 
-use super::names::{HandoverName, ScopeName};
+use super::names::{HandoverName, ObjectName, ScopeName};
 use super::server::{MAX_OBJECTS, Server, count};
 use super::{Request, paused, views};
 use crate::model::{Handover, Scope, Status};
@@ -104,6 +104,19 @@ impl Server {
         let (what, force) = (name.handover(), asked.force);
         let done = self.ask(|reply| Request::Release { what, force, reply }).await?.map_err(refused)?;
         Ok(api::ReleaseResponse { done, unknown: Vec::new() })
+    }
+
+    pub(super) async fn do_accept_identity(
+        &self,
+        asked: api::AcceptIdentityRequest,
+    ) -> Result<api::AcceptIdentityResponse, Refusal> {
+        let name: ObjectName = parsed(&asked.object)?;
+        if !views::is_known(&self.status.borrow(), &name) {
+            return Ok(api::AcceptIdentityResponse { done: Vec::new(), unknown: vec![name.to_string()] });
+        }
+        let object = name.object();
+        let done = self.ask(|reply| Request::AcceptIdentity { object, reply }).await?.map_err(refused)?;
+        Ok(api::AcceptIdentityResponse { done, unknown: Vec::new() })
     }
 }
 

@@ -187,6 +187,14 @@ impl Control for Server {
         self.allow(&call, Access::Change).await?;
         self.do_release(call.into_inner()).await.map(Response::new)
     }
+
+    async fn accept_identity(
+        &self,
+        call: Call<api::AcceptIdentityRequest>,
+    ) -> Result<Response<api::AcceptIdentityResponse>, Refusal> {
+        self.allow(&call, Access::Change).await?;
+        self.do_accept_identity(call.into_inner()).await.map(Response::new)
+    }
 }
 
 fn parse(names: &[String]) -> Result<Vec<ObjectName>, Refusal> {

@@ -67,6 +67,9 @@ async fn answer(
         Request::Release { what, force, reply } => {
             let _stopping = commands.send(Command::Release { what, force, reply }).await;
         }
+        Request::AcceptIdentity { object, reply } => {
+            let _stopping = commands.send(Command::AcceptIdentity { object, reply }).await;
+        }
     }
 }
 

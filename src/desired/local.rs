@@ -1,14 +1,19 @@
-//! Local volumes: a directory of this host that a PersistentVolume names (kubelet.md 4.6).
+//! Local volumes: a directory or a block device of this host that a PersistentVolume names (kubelet.md 4.6).
 
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{LocalVolumeSource, PersistentVolumeSpec};
+use k8s_openapi::api::core::v1::{LocalVolumeSource, PersistentVolume, PersistentVolumeSpec};
 
 use super::csi::Bound;
 use super::index::Index;
 use super::pod::{Place, PodView, Usage};
-use super::{affinity, group, hold, modes};
-use crate::model::{Hold, LocalWant, Plugin, VolumeKey, VolumeMode, WantedVolume};
+use super::{affinity, group, hold, modes, size};
+use crate::model::{
+    DeviceWant, FsKind, Hold, LocalWant, Plugin, SizeWant, VolumeKey, VolumeMode, WantedVolume,
+};
+
+/// The PersistentVolume's annotation that lets its file system grow as soon as its device does.
+const AUTO_GROW: &str = "volumed.io/auto-grow";
 
 /// Returns the volume behind a PV with a local source.
 ///
@@ -26,7 +31,7 @@ pub(super) fn persistent(
     let invalid = |problem: &str| {
         hold::invalid(
             format!("PersistentVolume {name}: spec.local.path {:?} {problem}", source.path),
-            "write the absolute path of a directory, without ..",
+            "write the absolute path of a directory or device, without ..",
         )
     };
     let path = Path::new(&source.path);
@@ -37,30 +42,70 @@ pub(super) fn persistent(
         return Err(invalid("has a .."));
     }
     affinity::check(name, spec, index.node)?;
-    if modes::volume_mode(name, spec, usage)? == VolumeMode::Block {
-        return Err(hold::not_supported(
-            format!("PersistentVolume {name}: a local volume of volumeMode Block"),
-            "use volumeMode Filesystem with a directory, or a CSI driver",
-        ));
-    }
-    if let Some(fs_type) = source.fs_type.as_deref().filter(|fs_type| !fs_type.is_empty()) {
-        return Err(hold::not_supported(
-            format!("PersistentVolume {name}: spec.local.fsType {fs_type}: a device that is to be mounted"),
-            "mount the device (systemd.mount, /etc/fstab) and name its directory, without fsType",
-        ));
-    }
+    let mode = modes::volume_mode(name, spec, usage)?;
+    let path: PathBuf = path.components().collect();
     let access = modes::access(name, spec)?;
     let read_only = bound.read_only || access.readers_only;
     let options = spec.mount_options.clone().unwrap_or_default();
-    let nobody_writes = read_only || options.iter().flat_map(|o| o.split(',')).any(|o| o.trim() == "ro");
-    let want = LocalWant {
-        path: path.components().collect(),
-        mount_flags: options,
-        access_mode: access.first.to_owned(),
-        read_only,
-        single_pod: access.single_pod,
-        ownership: group::of_local(pod)?.filter(|_| !nobody_writes),
-    };
+    let ro = options.iter().flat_map(|o| o.split(',')).any(|o| o.trim() == "ro");
+    let ownership = group::of_local(pod)?.filter(|_| !read_only && !ro);
     let id = pod.publication(Plugin::Local, name)?;
-    Ok(Place { key: VolumeKey::local(&id.spec), id, volume: WantedVolume::Local(Box::new(want)) })
+    let fs_type = source.fs_type.as_deref().filter(|fs_type| !fs_type.is_empty());
+    let volume = if is_device(&path, mode, fs_type) {
+        let (claim, object) = bound.claim;
+        let size = size::wanted((name, spec), (claim, object), access.many_writers)?;
+        WantedVolume::Device(Box::new(DeviceWant {
+            path,
+            volume_mode: mode,
+            fs_type: file_system(name, fs_type)?,
+            mount_flags: options,
+            access_mode: access.first.to_owned(),
+            read_only,
+            source_read_only: access.readers_only || ro,
+            single_pod: access.single_pod,
+            ownership: ownership.filter(|_| mode == VolumeMode::Filesystem),
+            // Every node that shares the device through a network has its own file system to look after.
+            size: size.map(|size| SizeWant { every_node: false, ..size }),
+            auto_grow: auto_grow(name, bound.volume)?,
+        }))
+    } else {
+        WantedVolume::Local(Box::new(LocalWant {
+            path,
+            mount_flags: options,
+            access_mode: access.first.to_owned(),
+            read_only,
+            single_pod: access.single_pod,
+            ownership,
+        }))
+    };
+    Ok(Place { key: VolumeKey::local(&id.spec), id, volume })
+}
+
+/// Whether a path names a device rather than a directory. A kubelet looks what is there; but what is there is not known before its
+/// disk is, and a directory must not be taken for the device that is to be mounted on it. So the manifest says it.
+fn is_device(path: &Path, mode: VolumeMode, fs_type: Option<&str>) -> bool {
+    mode == VolumeMode::Block || fs_type.is_some() || path.starts_with("/dev")
+}
+
+fn file_system(volume: &str, fs_type: Option<&str>) -> Result<Option<FsKind>, Hold> {
+    let Some(name) = fs_type else { return Ok(None) };
+    FsKind::of(name).map(Some).ok_or_else(|| {
+        hold::not_supported(
+            format!("PersistentVolume {volume}: spec.local.fsType {name:?}"),
+            format!("write one of {}", FsKind::ALL.map(FsKind::name).join(", ")),
+        )
+    })
+}
+
+/// Reads the annotation that lets a file system follow its device.
+fn auto_grow(volume: &str, object: &PersistentVolume) -> Result<bool, Hold> {
+    let annotation = object.metadata.annotations.as_ref().and_then(|all| all.get(AUTO_GROW));
+    match annotation.map(String::as_str) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(other) => Err(hold::invalid(
+            format!("PersistentVolume {volume}: annotation {AUTO_GROW} {other:?} has no meaning"),
+            "write \"true\" or \"false\"",
+        )),
+    }
 }

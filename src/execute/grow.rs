@@ -45,6 +45,11 @@ impl Work<'_> {
         match self.call_expand(&growth.arguments, &growth.secrets).await {
             Ok(()) => Ok(()),
             Err(_) if self.is_refused_in_use() => self.remember(known, remembered).await,
+            // A disk that nobody made larger yet keeps no pod waiting: it grows when it is.
+            Err(failure) if self.device().is_some() => {
+                self.notes.push(failure.cause.detail);
+                self.remember(known, remembered).await
+            }
             Err(failure) => Err(failure),
         }
     }
@@ -55,7 +60,8 @@ impl Work<'_> {
         if let Some(open) = self.record.expansion.as_ref().filter(|e| e.state == ExpansionState::Open) {
             arguments.required_bytes = open.arguments.required_bytes;
         }
-        let call = self.call()?;
+        let mut call = self.call()?;
+        call.disk = self.known_disk_of_device().await?;
         self.intend(|record, _| {
             let expansion = ExpansionRecord {
                 arguments: arguments.clone(),
@@ -66,16 +72,22 @@ impl Work<'_> {
         })
         .await?;
         fault::reached("expand:intent");
-        self.progress.tell(format!("growing to {} bytes", arguments.required_bytes));
-        let grown = volumes::of(&self.record.volume).expand(&call, &arguments, secrets).await;
+        self.progress.tell(match arguments.required_bytes {
+            0 => "growing with its device".to_owned(),
+            bytes => format!("growing to {bytes} bytes"),
+        });
+        let grown = volumes::of(&self.record.volume).expand(&self.site(), &call, &arguments, secrets).await;
         fault::reached("expand:call");
         match grown {
             Ok(()) => {
-                let size = arguments.required_bytes;
-                let remembered = self.executor.store.set_size(self.key.clone(), size).await;
-                remembered.map_err(|error| store_failure(&error))?;
+                // Nothing was asked for but to be as large as its disk.
+                let size = Some(arguments.required_bytes).filter(|size| *size > 0);
+                if let Some(size) = size {
+                    let remembered = self.executor.store.set_size(self.key.clone(), size).await;
+                    remembered.map_err(|error| store_failure(&error))?;
+                }
                 self.update(Durability::Written, |record, _| {
-                    record.size = Some(size);
+                    record.size = size.or(record.size);
                     record.expansion = None;
                 })
                 .await

@@ -5,6 +5,7 @@
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
+mod disk;
 mod down;
 pub mod fault;
 mod grow;
@@ -20,7 +21,7 @@ use crate::csi::{DriverSet, Turns};
 use crate::error::Chain;
 use crate::host::{Host, Progress};
 use crate::model::{
-    BlockedCause, BootId, CallState, DriverName, Effect, Failure, Layout, Outcome, PublicationId,
+    Ambient, BlockedCause, BootId, CallState, DriverName, Effect, Failure, Layout, Outcome, PublicationId,
     RecordedVolume, Retry, Step, VolumeKey, VolumeRecord,
 };
 use crate::mutant::{self, Mutant};
@@ -37,6 +38,7 @@ pub struct Executor {
     layout: Layout,
     node: String,
     boot: BootId,
+    ambient: Arc<Ambient>,
     /// Calls younger than 5 s, by driver. A std mutex: held for a map look-up only.
     slots: Mutex<BTreeMap<DriverName, Arc<Semaphore>>>,
 }
@@ -50,6 +52,8 @@ pub struct Ended {
     pub result: Result<Outcome, Failure>,
     /// The driver answered OK and left no mount.
     pub not_a_mount_point: bool,
+    /// What else an operator should know of it.
+    pub notes: Vec<String>,
 }
 
 /// Calls per driver that are younger than 5 s (design 5).
@@ -63,6 +67,7 @@ struct Work<'a> {
     /// The record has reached the disk at least once.
     stored: bool,
     not_a_mount_point: bool,
+    notes: Vec<String>,
     /// The size that the volume turned out to have.
     size: Option<u64>,
     progress: Progress,
@@ -79,9 +84,10 @@ impl Executor {
         turns: Turns,
         layout: Layout,
         node: String,
+        ambient: Arc<Ambient>,
     ) -> Self {
         let boot = host.boot();
-        Self { host, store, drivers, turns, layout, node, boot, slots: Mutex::default() }
+        Self { host, store, drivers, turns, layout, node, boot, ambient, slots: Mutex::default() }
     }
 
     /// Takes a step. `record` is the volume's record as it is on disk. Dropping the future leaves what a crash would leave.
@@ -94,7 +100,8 @@ impl Executor {
             (None, Step::Stage(step)) => VolumeRecord::new(key.clone(), step.volume.clone()),
             (None, Step::Publish(step)) => VolumeRecord::new(key.clone(), step.volume.clone()),
             (None, Step::Republish(_) | Step::Expand(_) | Step::Unpublish { .. } | Step::Unstage { .. }) => {
-                return Ended { record: None, result: Ok(Outcome::AlreadyThere), not_a_mount_point: false };
+                let result = Ok(Outcome::AlreadyThere);
+                return Ended { record: None, result, not_a_mount_point: false, notes: Vec::new() };
             }
         };
         let mut work = Work {
@@ -103,6 +110,7 @@ impl Executor {
             record,
             stored,
             not_a_mount_point: false,
+            notes: Vec::new(),
             size: None,
             progress,
         };
@@ -115,14 +123,16 @@ impl Executor {
             Step::Unstage { force, .. } => work.unstage(force).await,
         };
         let record = (work.stored && !work.record.is_spent()).then_some(work.record);
-        Ended { record, result, not_a_mount_point: work.not_a_mount_point }
+        Ended { record, result, not_a_mount_point: work.not_a_mount_point, notes: work.notes }
     }
 
     /// Returns the driver of a volume, or why there is none to call.
     fn driver(&self, volume: &RecordedVolume) -> Result<Option<DriverLine>, Failure> {
         let name = match volume {
             RecordedVolume::Csi { driver, .. } => driver,
-            RecordedVolume::EmptyDir | RecordedVolume::Local { .. } => return Ok(None),
+            RecordedVolume::EmptyDir | RecordedVolume::Local { .. } | RecordedVolume::Device { .. } => {
+                return Ok(None);
+            }
         };
         let entry = self.drivers.borrow().drivers.get(name).cloned();
         let entry = entry.ok_or_else(|| Failure {
@@ -144,7 +154,7 @@ impl Executor {
 impl Work<'_> {
     fn call(&self) -> Result<Call, Failure> {
         let driver = self.executor.driver(&self.record.volume)?;
-        Ok(Call { volume: self.record.volume.clone(), driver, shown_on: None })
+        Ok(Call { volume: self.record.volume.clone(), driver, shown_on: None, disk: None })
     }
 
     fn site(&self) -> Site {

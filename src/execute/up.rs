@@ -3,20 +3,23 @@
 use super::{Work, fault, guard, set_publication, set_staging};
 use crate::model::{
     BlockedCause, BootId, CallState, Effect, ExpansionState, Failure, Outcome, PublicationRecord,
-    PublishStep, RecordedMount, Retry, StageStep, StagingRecord, VolumeRecord,
+    PublishStep, RecordedMount, Retry, StageStep, StagingKind, StagingRecord, VolumeRecord,
 };
 use crate::record::Durability;
-use crate::volumes;
+use crate::volumes::{self, Call};
 
 impl Work<'_> {
     pub(super) async fn stage(&mut self, step: &StageStep) -> Result<Outcome, Failure> {
-        let call = self.call()?;
+        let mut call = self.call()?;
         guard::before_staging(self.executor, &self.record, step).await?;
         let before = self.record.staging.clone();
         self.intend_staging(step).await?;
         fault::reached("stage:intent");
-        let site = self.site();
-        let sent = volumes::of(&self.record.volume).stage(&site, &call, step).await;
+        let sent = match self.prepare(&mut call, step).await {
+            Ok(()) => volumes::of(&self.record.volume).stage(&self.site(), &call, step).await,
+            Err(failure) => Err(failure),
+        };
+        let sent = sent.map(|notes| self.notes.extend(notes));
         fault::reached("stage:call");
         if let Some(failure) = unsent(&sent, step.adopt.is_some()) {
             let planned = |boot: &BootId| StagingRecord {
@@ -37,13 +40,22 @@ impl Work<'_> {
             Ok(mount) => mount,
             Err(failure) => return self.settle(failure, set_staging).await,
         };
-        self.not_a_mount_point = mount == RecordedMount::NotAMountPoint;
+        let is_to_mount = step.arguments.kind == StagingKind::Call;
+        self.not_a_mount_point = is_to_mount && mount == RecordedMount::NotAMountPoint;
         self.update(Durability::Written, |record, boot| {
             set_staging(record, (CallState::Done { mount }, boot.clone()));
         })
         .await?;
         fault::reached("stage:outcome");
         Ok(Outcome::Changed)
+    }
+
+    /// Looks after what the volume is on, before it is staged.
+    async fn prepare(&mut self, call: &mut Call, step: &StageStep) -> Result<(), Failure> {
+        if let Some(device) = self.device() {
+            call.disk = Some(self.prepare_disk(&device, step).await?);
+        }
+        Ok(())
     }
 
     /// Writes the staging's intent, and with it those of the publications that will follow: one synced record.
@@ -90,6 +102,7 @@ impl Work<'_> {
         let id = &step.id;
         guard::before_publication(self.executor, &self.record, step).await?;
         let before = self.record.publications.get(id).cloned();
+        call.disk = self.known_disk_of_device().await?;
         call.shown_on = before.as_deref().and_then(|before| shown_on(before, &self.executor.boot));
         self.intend_publication(step).await?;
         fault::reached("publish:intent");

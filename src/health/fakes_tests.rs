@@ -14,8 +14,8 @@ use crate::host::{
     Tree, Usage,
 };
 use crate::model::{
-    BootId, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity, MountTable, Ownership,
-    RootPath,
+    BootId, DiskIdentity, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity,
+    MountTable, Ownership, RootPath,
 };
 use crate::proto::csi as api;
 
@@ -154,6 +154,9 @@ impl Host for FakeHost {
     fn mounts(&self) -> Done<'_, Arc<MountTable>> {
         unreachable!()
     }
+    fn disks_changed(&self) -> BoxFuture<'_, ()> {
+        unreachable!()
+    }
     fn mounts_changed(&self) -> BoxFuture<'_, ()> {
         unreachable!()
     }
@@ -204,6 +207,9 @@ impl Host for FakeHost {
         unreachable!()
     }
     fn mount_disk(&self, _: PathBuf, _: DiskMount, _: RootPath) -> Done<'_, DiskMounted> {
+        unreachable!()
+    }
+    fn show_disk(&self, _: PathBuf, _: DiskIdentity, _: RootPath) -> Done<'_, ()> {
         unreachable!()
     }
     fn grow_disk(&self, _: DiskGrowth) -> Done<'_, FsGrowth> {

@@ -32,6 +32,9 @@ pub struct Bind {
     /// The number of the device that it lay on when it was shown before, in this boot: another one is refused, since the disk is
     /// not mounted there any more.
     pub before: Option<(u32, u32)>,
+    /// The source is a volume's own mount for the node, below the root, and nothing but that mount is shown: the options that are
+    /// a file system's are that mount's.
+    pub staged: bool,
 }
 
 /// The same, for a child process.
@@ -43,6 +46,7 @@ pub(super) struct Ask {
     read_only: bool,
     options: Vec<String>,
     before: Option<(u32, u32)>,
+    staged: bool,
 }
 
 /// Why a directory is not shown.
@@ -58,6 +62,8 @@ pub(super) enum Refusal {
     Covered,
     /// It is below the root, or the root is below it.
     Root,
+    /// The volume is not mounted for the node any more.
+    NotMounted,
     /// It lies on another file system than before.
     OtherFileSystem,
     /// Something lies in the target.
@@ -85,6 +91,7 @@ impl Bind {
             read_only: self.read_only,
             options: self.options.clone(),
             before: self.before,
+            staged: self.staged,
         }
     }
 
@@ -111,6 +118,9 @@ impl Bind {
             Refusal::Root => {
                 let found = "the root directory of volumed, or above or below it";
                 HostError::WrongKind { path: source, found, expected: "a directory of its own" }
+            }
+            Refusal::NotMounted => {
+                HostError::WrongMount { path: source, found: "not mounted any more".to_owned() }
             }
             Refusal::OtherFileSystem => {
                 let found =
@@ -140,6 +150,7 @@ pub(super) fn answer(ask: &Ask) -> Result<(), Refusal> {
         read_only: ask.read_only,
         options: ask.options.clone(),
         before: ask.before,
+        staged: ask.staged,
     };
     // Who does not wait any more kills this process.
     let (_waits, wanted) = Waits::new();
@@ -149,7 +160,7 @@ pub(super) fn answer(ask: &Ask) -> Result<(), Refusal> {
 fn show(root: &Root, bind: &Bind, resolve: ResolveFlags, wanted: &Wanted) -> Result<(), Refusal> {
     let Bind { source, target, .. } = bind;
     let others: Vec<String> = of_the_file_system(&bind.options).into_iter().collect();
-    if !others.is_empty() {
+    if !others.is_empty() && !bind.staged {
         return Err(Refusal::Options(others));
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -159,7 +170,11 @@ fn show(root: &Root, bind: &Bind, resolve: ResolveFlags, wanted: &Wanted) -> Res
         e => Refusal::Source(e.raw_os_error()),
     })?;
     let real = path::descriptor_path(&source).map_err(|_| Refusal::Source(Errno::IO.raw_os_error()))?;
-    if root.path().starts_with(&real) || real.starts_with(root.path()) {
+    if bind.staged {
+        if !path::is_mount_root(&source).map_err(|e| Refusal::Source(e.raw_os_error()))? {
+            return Err(Refusal::NotMounted);
+        }
+    } else if root.path().starts_with(&real) || real.starts_with(root.path()) {
         return Err(Refusal::Root);
     }
     let found = rustix::fs::fstat(&source).map_err(|e| Refusal::Source(e.raw_os_error()))?.st_dev;

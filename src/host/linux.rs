@@ -18,6 +18,7 @@ use super::exec::Tools;
 use super::mount_table::{self, Reader};
 use super::path::Root;
 use super::pool::Pool;
+use super::uevents::Uevents;
 use super::wanted::Waits;
 use super::{
     Bind, BlockMap, DeviceUsers, Directory, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen,
@@ -25,8 +26,8 @@ use super::{
 };
 use crate::BoxFuture;
 use crate::model::{
-    BootId, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity, MountTable, Ownership,
-    RootPath,
+    BootId, DiskIdentity, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity,
+    MountTable, Ownership, RootPath,
 };
 
 /// How long a call on a local file system may take (design 5, "Deadlines").
@@ -54,6 +55,8 @@ pub struct Linux {
     programs: Children,
     /// Where the tools for disks are looked for.
     tools_in: Vec<PathBuf>,
+    /// `None`: they cannot be heard.
+    uevents: Option<Uevents>,
 }
 
 impl Linux {
@@ -112,6 +115,15 @@ impl Linux {
             blocks,
             programs: Children::new(),
             tools_in: Tools::usual_directories(),
+            uevents: match Uevents::open() {
+                Ok(uevents) => Some(uevents),
+                Err(e) => {
+                    tracing::warn!(
+                        "the kernel's words about disks cannot be heard, so no file system grows with its disk at once: {e}"
+                    );
+                    None
+                }
+            },
         })
     }
 
@@ -186,6 +198,15 @@ impl Host for Linux {
                 Ok(mut guard) => guard.clear_ready(),
                 // The runtime is shutting down.
                 Err(_) => std::future::pending().await,
+            }
+        })
+    }
+
+    fn disks_changed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            match &self.uevents {
+                Some(uevents) => uevents.disks_changed().await,
+                None => std::future::pending().await,
             }
         })
     }
@@ -359,6 +380,15 @@ impl Host for Linux {
         at: RootPath,
     ) -> BoxFuture<'_, Result<DiskMounted, HostError>> {
         Box::pin(self.mount(device, mount, at))
+    }
+
+    fn show_disk(
+        &self,
+        device: PathBuf,
+        identity: DiskIdentity,
+        at: RootPath,
+    ) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(self.show(device, identity, at))
     }
 
     fn grow_disk(&self, growth: DiskGrowth) -> BoxFuture<'_, Result<FsGrowth, HostError>> {

@@ -29,6 +29,7 @@ mod pool;
 mod raw;
 mod startup;
 mod token;
+mod uevents;
 mod unmount;
 mod users;
 mod wanted;
@@ -42,8 +43,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::BoxFuture;
 use crate::model::{
-    BootId, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity, MountTable, Ownership,
-    PodUid, RootPath, SpecName, VolData,
+    BootId, DiskIdentity, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity,
+    MountTable, Ownership, PodUid, RootPath, SpecName, VolData,
 };
 
 pub use accounts::{group_number, is_member, set_group};
@@ -76,6 +77,9 @@ pub trait Host: Send + Sync + Debug {
 
     /// Waits until the mount table changed since the last call of this method. Cancel-safe: no change is lost.
     fn mounts_changed(&self) -> BoxFuture<'_, ()>;
+
+    /// Waits until the kernel says that a block device came or has another size. Cancel-safe: nothing is lost.
+    fn disks_changed(&self) -> BoxFuture<'_, ()>;
 
     /// Makes directories and then files, each left as it is where it is already right. A file appears whole or not at all.
     /// Nothing is synced: these are made again from the record.
@@ -170,6 +174,17 @@ pub trait Host: Send + Sync + Debug {
         mount: DiskMount,
         at: RootPath,
     ) -> BoxFuture<'_, Result<DiskMounted, HostError>>;
+
+    /// Shows the recorded disk raw: binds its node on a file below the root, which is made, so that the path is that very disk
+    /// whatever becomes of its name. Where it is shown already nothing is done.
+    ///
+    /// Errors: `Disk`; after any other error it is not known.
+    fn show_disk(
+        &self,
+        device: PathBuf,
+        identity: DiskIdentity,
+        at: RootPath,
+    ) -> BoxFuture<'_, Result<(), HostError>>;
 
     /// Lets a mounted file system take all of its device, where it does not (kubelet.md 4.13); its size is read back.
     ///

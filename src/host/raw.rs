@@ -25,14 +25,14 @@ pub(super) fn watch_priority(file: File) -> io::Result<AsyncFd<File>> {
     Ok(unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?)
 }
 
-/// Registers a process descriptor with tokio: readable when the process has ended. To be called in a runtime.
+/// Registers a descriptor with tokio for reading; one of a process is readable when that has ended. To be called in a runtime.
 ///
 /// # Errors
 /// When epoll refuses it.
-pub(super) fn watch_process(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(super) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd owns its open descriptor and closes it only when dropped, and its `as_raw_fd` always returns that
     // one. The AsyncFd owns the OwnedFd, and nothing here takes it out. No memory of ours is handed to the kernel.
-    Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 /// Duplicates a descriptor that the service manager passed by number (LISTEN_FDS).

@@ -89,6 +89,14 @@ pub enum EventKind {
         /// Why.
         hold: Hold,
     },
+    /// Something about a volume that an operator should know: a check that mended its file system, a growth, a name that does not
+    /// last.
+    Noted {
+        /// The volume.
+        key: VolumeKey,
+        /// What.
+        note: String,
+    },
     /// A mount that was there is gone; it is made again.
     Vanished {
         /// The volume.

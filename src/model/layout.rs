@@ -105,9 +105,24 @@ impl Layout {
         self.csi_volume(driver, handle).join("globalmount")
     }
 
-    /// Returns the directory of all block volumes: `plugins/kubernetes.io/csi/volumeDevices`.
+    /// Returns where the file system of a local device is mounted for the node:
+    /// `plugins/kubernetes.io/local-volume/mounts/<PersistentVolume>`.
+    pub fn device_staging(&self, volume: &SpecName) -> RootPath {
+        RootPath(Path::new("plugins/kubernetes.io/local-volume/mounts").join(volume.as_str()))
+    }
+
+    /// Returns the directory of all CSI block volumes: `plugins/kubernetes.io/csi/volumeDevices`.
     pub fn block_volumes() -> RootPath {
-        RootPath(PathBuf::from("plugins/kubernetes.io/csi/volumeDevices"))
+        Self::block_volumes_of(Plugin::Csi)
+    }
+
+    /// Returns the directory of all block volumes of a plugin; a kubelet escapes the name of every plugin but CSI's.
+    fn block_volumes_of(plugin: Plugin) -> RootPath {
+        let name = match plugin {
+            Plugin::Csi => plugin.name(),
+            Plugin::EmptyDir | Plugin::HostPath | Plugin::Local => plugin.directory(),
+        };
+        RootPath(Path::new("plugins").join(name).join("volumeDevices"))
     }
 
     /// Returns the staging path of a block volume: `.../volumeDevices/staging/<spec name>`.
@@ -115,19 +130,31 @@ impl Layout {
         RootPath(Self::block_volumes().0.join("staging").join(spec.as_str()))
     }
 
-    /// Returns the path at which a driver publishes a block volume for a pod: `.../volumeDevices/publish/<spec name>/<uid>`.
+    /// Returns the path at which a block volume is published for a pod: `.../volumeDevices/publish/<spec name>/<uid>`.
     pub fn block_target(&self, id: &PublicationId) -> RootPath {
-        RootPath(Self::block_volumes().0.join("publish").join(id.spec.as_str()).join(id.pod.as_str()))
+        let volumes = Self::block_volumes_of(id.plugin);
+        RootPath(volumes.0.join("publish").join(id.spec.as_str()).join(id.pod.as_str()))
     }
 
-    /// Returns a block volume's own directory, with `dev` and `data` in it: `.../volumeDevices/<spec name>`.
+    /// Returns a CSI block volume's own directory, with `dev` and `data` in it: `.../volumeDevices/<spec name>`.
     pub fn block_volume(&self, spec: &SpecName) -> RootPath {
         RootPath(Self::block_volumes().0.join(spec.as_str()))
     }
 
-    /// Returns the file on which a pod's block device is bound: `.../volumeDevices/<spec name>/dev/<uid>`.
+    /// Returns a local device's own directory, with a file for each pod in it: `.../volumeDevices/<PersistentVolume>`. Shown raw,
+    /// it is staged there: nothing is mounted.
+    pub fn raw_device(&self, volume: &SpecName) -> RootPath {
+        RootPath(Self::block_volumes_of(Plugin::Local).0.join(volume.as_str()))
+    }
+
+    /// Returns the file on which a pod's block device is bound: `.../volumeDevices/<spec name>/dev/<uid>`, of a local device
+    /// without `dev`.
     pub fn block_map(&self, id: &PublicationId) -> RootPath {
-        RootPath(self.block_volume(&id.spec).0.join("dev").join(id.pod.as_str()))
+        let volume = Self::block_volumes_of(id.plugin).0.join(id.spec.as_str());
+        RootPath(match id.plugin {
+            Plugin::Csi => volume.join("dev").join(id.pod.as_str()),
+            Plugin::EmptyDir | Plugin::HostPath | Plugin::Local => volume.join(id.pod.as_str()),
+        })
     }
 
     /// Returns the link at which a pod finds a block device: `pods/<uid>/volumeDevices/<plugin>/<spec name>`.

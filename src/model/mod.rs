@@ -10,6 +10,7 @@ mod event;
 mod have;
 mod health;
 mod ids;
+mod known_disk;
 mod layout;
 mod mount;
 mod operator;
@@ -35,6 +36,7 @@ pub use event::{Event, EventKind, Events};
 pub use have::{Actual, Foreign, Have, HavePublication, HaveStaging, Obstacle, Presence};
 pub use health::{HealthMap, Ill, IllKind, Space, VolumeHealth};
 pub use ids::{DriverName, InvalidName, ObjectRef, Plugin, PodUid, PublicationId, SpecName, VolumeKey};
+pub use known_disk::{KnownContent, KnownDisk};
 pub use layout::{Layout, RootPath, VOL_DATA};
 pub use mount::{Mount, MountIdentity, MountTable, MountsAt, has_server};
 pub use operator::{Handover, Scope};
@@ -55,6 +57,6 @@ pub use step::{
 };
 pub use vol_data::{VolData, go_json};
 pub use want::{
-    Attach, CsiWant, Desired, FsGroup, Hold, HoldCode, Lifecycle, LocalWant, Ownership, PodIdentity, PodInfo,
-    SizeWant, TokenRequests, Want, WantVolume, Wanted, WantedVolume,
+    Attach, CsiWant, Desired, DeviceWant, FsGroup, Hold, HoldCode, Lifecycle, LocalWant, Ownership,
+    PodIdentity, PodInfo, SizeWant, TokenRequests, Want, WantVolume, Wanted, WantedVolume,
 };

@@ -83,6 +83,11 @@ pub enum RecordedVolume {
         /// Which.
         path: PathBuf,
     },
+    /// A block device of the host's.
+    Device {
+        /// Which.
+        path: PathBuf,
+    },
 }
 
 /// How far a call got.

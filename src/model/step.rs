@@ -54,6 +54,8 @@ pub struct StageStep {
     pub planned: BTreeMap<PublicationId, PublicationPlan>,
     /// A kubelet's mount of this very volume, which is taken over by staging it again (design 4).
     pub adopt: Option<MountIdentity>,
+    /// A device that has fewer bytes is not formatted.
+    pub least_bytes: u64,
 }
 
 /// What `Step::Publish` does.

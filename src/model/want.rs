@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DriverName, ObjectRef, PodUid, PublicationId, SecretMap, VolumeKey, VolumeMode};
+use super::{DriverName, FsKind, ObjectRef, PodUid, PublicationId, SecretMap, VolumeKey, VolumeMode};
 
 /// What was decided about every publication that a manifest or a record names. Only `desired` makes one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub enum WantedVolume {
     Csi(Box<CsiWant>),
     /// A directory of the host that a PersistentVolume names.
     Local(Box<LocalWant>),
+    /// A block device of the host that a PersistentVolume names.
+    Device(Box<DeviceWant>),
     /// An empty directory on disk.
     EmptyDir {
         /// The group that it is given to.
@@ -84,6 +86,33 @@ pub struct LocalWant {
     pub single_pod: bool,
     /// The pod's fsGroup, for what nobody else on this node has.
     pub ownership: Option<Ownership>,
+}
+
+/// A wanted block device (kubelet.md 4.6): mounted once for the node and bound for each pod, or shown raw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceWant {
+    /// The device: absolute, without `..`.
+    pub path: PathBuf,
+    /// With a file system, or raw.
+    pub volume_mode: VolumeMode,
+    /// What a blank device is formatted with, and what another has to have; `None`: ext4, and whatever it has.
+    pub fs_type: Option<FsKind>,
+    /// As written.
+    pub mount_flags: Vec<String>,
+    /// Kubernetes' name of `accessModes[0]`; ReadWriteOnce when there is none.
+    pub access_mode: String,
+    /// The pod's readOnly.
+    pub read_only: bool,
+    /// The PV lists no mode but ReadOnlyMany, or its options say `ro`: nobody writes, not even a log is replayed.
+    pub source_read_only: bool,
+    /// As of a CSI volume.
+    pub single_pod: bool,
+    /// As of a local directory.
+    pub ownership: Option<Ownership>,
+    /// The PV's capacity: a smaller device is not formatted, and a larger one lets the file system grow.
+    pub size: Option<SizeWant>,
+    /// The file system grows as soon as the device does (`volumed.io/auto-grow`).
+    pub auto_grow: bool,
 }
 
 /// A wanted CSI volume.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::model::{
-    AccessMode, Attach, BlockedCause, Capability, CsiWant, DriverInfo, ExpandArguments, Layout, Lifecycle,
-    LocalWant, PublicationId, PublicationPlan, PublishArguments, StageArguments, StagingKind, VolumeMode,
-    Wanted, WantedVolume,
+    AccessMode, Attach, BlockedCause, Capability, CsiWant, DeviceWant, DriverInfo, ExpandArguments, Layout,
+    Lifecycle, LocalWant, PublicationId, PublicationPlan, PublishArguments, StageArguments, StagingKind,
+    VolumeMode, Wanted, WantedVolume,
 };
 
 pub(super) type Refused = (BlockedCause, String);
@@ -39,6 +39,7 @@ pub(super) fn publication(
     let arguments = match (&wanted.volume, info) {
         (WantedVolume::Csi(csi), Some(info)) => Some(publish(layout, id, wanted, csi, info, staged)?),
         (WantedVolume::Local(local), _) => Some(show(layout, id, local)?),
+        (WantedVolume::Device(device), _) => Some(publish_device(layout, id, device)?),
         (WantedVolume::Csi(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. }, _) => None,
     };
     Ok(PublicationPlan {
@@ -48,6 +49,77 @@ pub(super) fn publication(
         manifest: wanted.manifest.clone(),
         arguments,
     })
+}
+
+/// Returns how a device is brought to the node; nobody is called.
+pub(super) fn stage_device(
+    layout: &Layout,
+    id: &PublicationId,
+    device: &DeviceWant,
+) -> Result<StageArguments, Refused> {
+    let read_only = device.source_read_only.then(|| "ro".to_owned());
+    let mut capability = device_capability(device)?;
+    capability.mount_flags.splice(..0, read_only);
+    Ok(StageArguments {
+        // Of a raw device nothing is mounted.
+        kind: match device.volume_mode {
+            VolumeMode::Filesystem => StagingKind::Call,
+            VolumeMode::Block => StagingKind::DirectoryOnly,
+        },
+        staging_path: device_staging(layout, id, device.volume_mode),
+        publish_context: BTreeMap::new(),
+        capability,
+        volume_context: BTreeMap::new(),
+    })
+}
+
+fn publish_device(
+    layout: &Layout,
+    id: &PublicationId,
+    device: &DeviceWant,
+) -> Result<PublishArguments, Refused> {
+    let target = match device.volume_mode {
+        VolumeMode::Filesystem => layout.target(id),
+        VolumeMode::Block => layout.block_target(id),
+    };
+    Ok(PublishArguments {
+        target_path: layout.absolute(&target),
+        staging_path: Some(device_staging(layout, id, device.volume_mode)),
+        publish_context: BTreeMap::new(),
+        capability: device_capability(device)?,
+        read_only: device.read_only || device.source_read_only,
+        volume_context: BTreeMap::new(),
+    })
+}
+
+fn device_staging(layout: &Layout, id: &PublicationId, mode: VolumeMode) -> PathBuf {
+    layout.absolute(&match mode {
+        VolumeMode::Filesystem => layout.device_staging(&id.spec),
+        VolumeMode::Block => layout.raw_device(&id.spec),
+    })
+}
+
+fn device_capability(device: &DeviceWant) -> Result<Capability, Refused> {
+    let of_file_system = device.volume_mode == VolumeMode::Filesystem;
+    let fs_type = device.fs_type.filter(|_| of_file_system).map(|kind| kind.name().to_owned());
+    let mount_flags = Some(device.mount_flags.clone()).filter(|_| of_file_system);
+    Ok(Capability {
+        volume_mode: device.volume_mode,
+        mount_group: String::new(),
+        fs_type: fs_type.unwrap_or_default(),
+        mount_flags: mount_flags.unwrap_or_default(),
+        access_mode: access_mode(&device.access_mode, true)?,
+    })
+}
+
+/// Returns what a device that is published as `shown` says is to grow to; 0 bytes: as large as it is.
+pub(super) fn expand_device(shown: &PublishArguments, required_bytes: u64) -> ExpandArguments {
+    ExpandArguments {
+        volume_path: shown.target_path.clone(),
+        staging_path: shown.staging_path.clone(),
+        required_bytes,
+        capability: shown.capability.clone(),
+    }
 }
 
 /// Returns how a local volume is shown; nobody is called.

@@ -107,14 +107,15 @@ impl View<'_> {
         if staging.undoing || staging.dead {
             return true;
         }
-        let Some(csi) = self.wanted_csi() else { return false };
-        let Ok(info) = self.driver(&csi.driver) else { return false };
-        if info.stage_unstage && staging.arguments.kind == StagingKind::DirectoryOnly {
+        let Some(wanted) = self.wanted_staged() else { return false };
+        let Ok(info) = self.driver_to_stage(wanted) else { return false };
+        if info.is_some_and(|info| info.stage_unstage) && staging.arguments.kind == StagingKind::DirectoryOnly
+        {
             // It wants the call by now.
             return true;
         }
         let (old, frozen) = (&staging.arguments, staging.frozen);
-        let Some(Ok(new)) = self.stage_arguments(csi, info) else { return false };
+        let Some(Ok(new)) = self.stage_arguments(wanted, info) else { return false };
         if new.staging_path != old.staging_path {
             // A block volume is staged under its PersistentVolume's name, which is another one now.
             return true;

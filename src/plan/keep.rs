@@ -23,7 +23,14 @@ impl View<'_> {
             chooser.decision.pending_change =
                 Some(format!("{} was edited; used at the next bring-up", id.spec));
         }
-        let WantedVolume::Csi(csi) = &wanted.volume else { return };
+        let csi = match &wanted.volume {
+            WantedVolume::Csi(csi) => csi,
+            WantedVolume::Device(device) if staged => return self.grow_device(device, have, chooser),
+            WantedVolume::Device(_)
+            | WantedVolume::Local(_)
+            | WantedVolume::EmptyDir { .. }
+            | WantedVolume::HostPath { .. } => return,
+        };
         // A driver that is away is no trouble of a volume that is up.
         let Ok(info) = self.driver(&csi.driver) else { return };
         if !staged {

@@ -5,9 +5,11 @@
 
 mod arguments;
 mod chooser;
+mod device;
 mod down;
 mod keep;
 mod retry;
+mod staged;
 #[cfg(test)]
 mod tests;
 mod up;
@@ -19,9 +21,9 @@ use chooser::Chooser;
 pub use retry::{Due, Now, Retries, RetryState};
 
 use crate::model::{
-    Actual, Blocked, BlockedCause, Connection, CsiWant, Desired, DriverInfo, DriverName, Foreign, Have,
-    HavePublication, HaveStaging, Layout, LocalWant, PodUid, PublicationId, PublishArguments, RecordedVolume,
-    StagingKind, Step, StepKind, VolumeKey, Want, Wanted, WantedVolume,
+    Actual, Blocked, BlockedCause, Connection, CsiWant, Desired, DeviceWant, DriverInfo, DriverName, Foreign,
+    Have, HavePublication, HaveStaging, Layout, LocalWant, PodUid, PublicationId, PublishArguments,
+    RecordedVolume, StagingKind, Step, StepKind, VolumeKey, Want, Wanted, WantedVolume,
 };
 
 /// What the decision is made from.
@@ -44,6 +46,8 @@ pub struct Orders {
     pub paused: bool,
     /// It is taken down although somebody has it (`volumectl release --force`).
     pub force: bool,
+    /// The kernel said that a disk has another size: it may be this one's.
+    pub resized: bool,
 }
 
 /// What is decided about one volume.
@@ -126,7 +130,10 @@ impl<'a> View<'a> {
     fn wanted_csi(&self) -> Option<&'a CsiWant> {
         self.wanted().find_map(|(_, wanted)| match &wanted.volume {
             WantedVolume::Csi(csi) => Some(&**csi),
-            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+            WantedVolume::Local(_)
+            | WantedVolume::Device(_)
+            | WantedVolume::EmptyDir { .. }
+            | WantedVolume::HostPath { .. } => None,
         })
     }
 
@@ -138,7 +145,10 @@ impl<'a> View<'a> {
                 Ok(info) => Some(info),
                 Err(_) => return false,
             },
-            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+            WantedVolume::Local(_)
+            | WantedVolume::Device(_)
+            | WantedVolume::EmptyDir { .. }
+            | WantedVolume::HostPath { .. } => None,
         };
         self.is_another(wanted)
             || arguments::publication(self.world.layout, id, wanted, info, self.staging_kind())
@@ -150,6 +160,7 @@ impl<'a> View<'a> {
         let wanted = match &wanted.volume {
             WantedVolume::Csi(csi) => recorded(csi),
             WantedVolume::Local(local) => recorded_local(local),
+            WantedVolume::Device(device) => recorded_device(device),
             WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => return false,
         };
         self.have.is_some_and(|have| have.volume != wanted)
@@ -195,7 +206,8 @@ impl<'a> View<'a> {
     fn recorded_driver_ready(&self) -> Result<(), (BlockedCause, String)> {
         match self.have.map(|have| &have.volume) {
             Some(RecordedVolume::Csi { driver, .. }) => self.driver(driver).map(|_| ()),
-            Some(RecordedVolume::EmptyDir | RecordedVolume::Local { .. }) | None => Ok(()),
+            Some(RecordedVolume::EmptyDir | RecordedVolume::Local { .. } | RecordedVolume::Device { .. })
+            | None => Ok(()),
         }
     }
 
@@ -229,6 +241,10 @@ impl<'a> View<'a> {
 
 fn recorded_local(local: &LocalWant) -> RecordedVolume {
     RecordedVolume::Local { path: local.path.clone() }
+}
+
+fn recorded_device(device: &DeviceWant) -> RecordedVolume {
+    RecordedVolume::Device { path: device.path.clone() }
 }
 
 fn recorded(csi: &CsiWant) -> RecordedVolume {

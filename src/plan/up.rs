@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::chooser::Chooser;
-use super::{FOREIGN_REMEDY, View, arguments, recorded, recorded_local};
+use super::staged::Staged;
+use super::{FOREIGN_REMEDY, View, arguments, recorded, recorded_device, recorded_local};
 use crate::model::{
     Adoption, BlockedCause, CsiWant, DriverInfo, Foreign, FsGroup, Growth, HaveStaging, HoldCode, Lifecycle,
     MountIdentity, Ownership, Presence, PublicationId, PublicationPlan, PublishStep, RecordedVolume,
@@ -26,10 +27,7 @@ impl View<'_> {
         {
             return self.wait_for_other_name(other, chooser);
         }
-        let staged = match self.wanted_csi() {
-            Some(csi) if csi.lifecycle == Lifecycle::Persistent => self.stage(csi, chooser),
-            Some(_) | None => true,
-        };
+        let staged = self.wanted_staged().is_none_or(|staged| self.stage(staged, chooser));
         for (id, wanted) in self.wanted() {
             self.publish(id, wanted, staged, chooser);
         }
@@ -51,20 +49,20 @@ impl View<'_> {
     }
 
     /// Offers the stage step if it is needed; returns whether the volume is staged.
-    fn stage(&self, csi: &CsiWant, chooser: &mut Chooser<'_>) -> bool {
+    fn stage(&self, staged: Staged<'_>, chooser: &mut Chooser<'_>) -> bool {
         let have = self.staging();
         if have.is_some_and(|have| have.presence == Presence::Yes) && !self.staging_to_undo() {
             return true;
         }
         let kind = StepKind::Stage;
-        let info = match self.driver(&csi.driver) {
+        let info = match self.driver_to_stage(staged) {
             Ok(info) => info,
             Err((cause, remedy)) => {
                 chooser.block(&kind, cause, &remedy);
                 return false;
             }
         };
-        let Some(new) = self.stage_arguments(csi, info) else { return false };
+        let Some(new) = self.stage_arguments(staged, info) else { return false };
         let mut adopt = None;
         if let Some(have) = have {
             if let Some(obstacle) = &have.obstacle {
@@ -76,7 +74,9 @@ impl View<'_> {
                 return false;
             }
         } else {
-            if let Err((cause, remedy)) = self.room(csi, info) {
+            if let (Staged::Csi(csi), Some(info)) = (staged, info)
+                && let Err((cause, remedy)) = self.room(csi, info)
+            {
                 chooser.block(&kind, cause, &remedy);
                 return false;
             }
@@ -100,7 +100,10 @@ impl View<'_> {
                 return false;
             }
         };
-        if arguments.kind == StagingKind::Call && !info.stage_unstage {
+        if let (Staged::Csi(csi), Some(info)) = (staged, info)
+            && arguments.kind == StagingKind::Call
+            && !info.stage_unstage
+        {
             // It lost the capability since it staged, and somebody is shown the volume (csi.md 10, 13).
             let cause = BlockedCause::new(
                 "driver-cannot-stage",
@@ -117,27 +120,18 @@ impl View<'_> {
             .wanted()
             .filter(|(id, _)| self.have.is_none_or(|have| !have.publications.contains_key(*id)))
             .filter(|(id, wanted)| self.free_place(id) == Ok(None) && self.only_pod(id, wanted).is_ok())
-            .filter_map(|(id, wanted)| Some((id.clone(), self.publication(id, wanted, Some(info)).ok()?)))
+            .filter_map(|(id, wanted)| Some((id.clone(), self.publication(id, wanted, info).ok()?)))
             .collect();
         chooser.offer(Step::Stage(Box::new(StageStep {
             key: self.key.clone(),
-            volume: recorded(csi),
+            volume: staged.recorded(),
             arguments,
-            secrets: Arc::clone(&csi.stage_secrets),
+            secrets: staged.secrets(),
             planned,
             adopt,
+            least_bytes: staged.least_bytes(),
         })));
         false
-    }
-
-    /// Returns what staging would send now, or why it cannot be said; `None` when no publication says where.
-    pub(super) fn stage_arguments(
-        &self,
-        csi: &CsiWant,
-        info: &DriverInfo,
-    ) -> Option<Result<StageArguments, arguments::Refused>> {
-        let (id, _) = self.wanted().next()?;
-        Some(arguments::stage(self.world.layout, id, csi, info))
     }
 
     pub(super) fn publication(
@@ -162,7 +156,7 @@ impl View<'_> {
         }
         let csi = match &wanted.volume {
             WantedVolume::HostPath { .. } => return,
-            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } => None,
+            WantedVolume::Local(_) | WantedVolume::Device(_) | WantedVolume::EmptyDir { .. } => None,
             WantedVolume::Csi(csi) => Some(&**csi),
         };
         if !staged {
@@ -222,12 +216,14 @@ impl View<'_> {
                 (recorded(csi), Arc::clone(&csi.publish_secrets), csi.tokens.clone(), ownership)
             }
             WantedVolume::Local(local) => {
-                // What another pod has keeps the group that it has (kubelet.md 4.6).
-                let is_alone =
-                    self.published().all(|(other, have)| other == id || have.presence != Presence::Yes);
-                let ownership = local.ownership.filter(|_| is_alone);
-                (recorded_local(local), Arc::default(), None, ownership)
+                (recorded_local(local), Arc::default(), None, local.ownership.filter(|_| self.is_alone(id)))
             }
+            WantedVolume::Device(device) => (
+                recorded_device(device),
+                Arc::default(),
+                None,
+                device.ownership.filter(|_| self.is_alone(id)),
+            ),
             WantedVolume::EmptyDir { ownership } => {
                 (RecordedVolume::EmptyDir, Arc::default(), None, *ownership)
             }
@@ -236,6 +232,7 @@ impl View<'_> {
         let repeats = matches!(&wanted.volume, WantedVolume::Csi(csi) if csi.republish);
         let growth = match &wanted.volume {
             WantedVolume::Csi(csi) => self.growth(id, csi, &plan, info),
+            WantedVolume::Device(device) => self.device_growth(device, &plan),
             WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
         };
         PublishStep {
@@ -250,6 +247,11 @@ impl View<'_> {
             repeats,
             adopt,
         }
+    }
+
+    /// Whether no other pod has it: what another one has keeps the group that it has (kubelet.md 4.6).
+    fn is_alone(&self, id: &PublicationId) -> bool {
+        self.published().all(|(other, have)| other == id || have.presence != Presence::Yes)
     }
 
     /// Returns what the volume is to grow to, where it may grow and its driver can.
@@ -279,7 +281,8 @@ impl View<'_> {
             self.world.actual.on_node.get(&csi.driver).into_iter().flatten().collect();
         let is_its = |foreign: &&Foreign| match &foreign.volume {
             Some(RecordedVolume::Csi { driver, .. }) => *driver == csi.driver,
-            Some(RecordedVolume::EmptyDir | RecordedVolume::Local { .. }) | None => false,
+            Some(RecordedVolume::EmptyDir | RecordedVolume::Local { .. } | RecordedVolume::Device { .. })
+            | None => false,
         };
         here.extend(self.world.actual.foreign.iter().filter(is_its).filter_map(|f| f.key.as_ref()));
         let count = here.len();
@@ -309,6 +312,7 @@ impl View<'_> {
         let single_pod = match &wanted.volume {
             WantedVolume::Csi(csi) => csi.single_pod,
             WantedVolume::Local(local) => local.single_pod,
+            WantedVolume::Device(device) => device.single_pod,
             WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => false,
         };
         if !single_pod {

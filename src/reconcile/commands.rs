@@ -18,6 +18,7 @@ impl Loop {
             Command::Pause { scope, reply } => drop(reply.send(self.pause(scope).await)),
             Command::Resume { scope, reply } => drop(reply.send(self.resume(&scope).await)),
             Command::Adopt { what, reply } => drop(reply.send(self.adopt(&what).await)),
+            Command::AcceptIdentity { object, reply } => self.accept_identity(&object, reply),
             Command::Release { what, force, reply } => drop(reply.send(self.release(&what, force).await)),
         }
     }
@@ -33,7 +34,7 @@ impl Loop {
     }
 
     /// Returns the volumes of a pod or claim; of everything without a name.
-    fn volumes_named(&self, object: Option<&ObjectRef>) -> BTreeSet<VolumeKey> {
+    pub(super) fn volumes_named(&self, object: Option<&ObjectRef>) -> BTreeSet<VolumeKey> {
         let Some(object) = object else { return self.retries.keys().cloned().collect() };
         let mut keys = BTreeSet::new();
         for pod in self.status.borrow().pods.values() {

@@ -2,6 +2,7 @@
 //! hang, because every step runs in a task of its own with a deadline.
 
 mod commands;
+mod disks;
 mod drift;
 mod handover;
 mod operator;
@@ -148,6 +149,13 @@ pub enum Command {
         /// What will be taken down, in words.
         reply: oneshot::Sender<Result<Vec<String>, String>>,
     },
+    /// Let the disks that are there now be the volumes' on devices of a pod or claim.
+    AcceptIdentity {
+        /// Which.
+        object: ObjectRef,
+        /// Which disk was recorded and which is accepted, in words, once that is on disk.
+        reply: oneshot::Sender<Result<Vec<String>, String>>,
+    },
     /// Say that the loop moves: the watchdog asks.
     Ping {
         /// Answered by the next turn of the loop.
@@ -185,6 +193,7 @@ pub async fn run(
             Ok(()) = inputs.manifests.changed() => {}
             Ok(()) = inputs.drivers.changed() => {}
             () = host.mounts_changed() => turn.mounts_changed(),
+            () = host.disks_changed() => turn.disks_changed(),
             () = tokio::time::sleep_until(due) => turn.timer(),
         }
         turn.gather(&mut inputs).await;

@@ -35,6 +35,7 @@ impl Loop {
             paused: self.operator.paused.iter().any(|scope| self.is_in(key, scope)),
             // Said of what is going; should it be wanted again, it was not said of its next takedown.
             force: self.operator.forced.contains(key) && self.is_going(key),
+            resized: self.resized.contains(key),
         }
     }
 

@@ -42,6 +42,10 @@ pub(super) struct Loop {
     pub(super) round: JoinSet<Option<BTreeMap<PathBuf, String>>>,
     /// When to ask the file systems again that can die, ms.
     pub(super) round_at: Option<u64>,
+    /// Disks that the operator accepts are looked at in here.
+    pub(super) accepting: JoinSet<Vec<VolumeKey>>,
+    /// Device volumes whose disk may have another size than when they were looked at.
+    pub(super) resized: BTreeSet<VolumeKey>,
     pub(super) operator: Operator,
     pub(super) progress: (mpsc::UnboundedSender<Told>, mpsc::UnboundedReceiver<Told>),
     pub(super) resolver: Resolver,
@@ -97,6 +101,7 @@ impl Loop {
             parts.turns.clone(),
             parts.layout.clone(),
             parts.node.clone(),
+            Arc::clone(&parts.ambient),
         ));
         let mut absences =
             Absences::new(millis(parts.absence.removal_grace), parts.absence.brake_release_after.map(millis));
@@ -117,6 +122,8 @@ impl Loop {
             dead: BTreeMap::new(),
             round: JoinSet::new(),
             round_at: None,
+            accepting: JoinSet::new(),
+            resized: BTreeSet::new(),
             operator,
             progress: mpsc::unbounded_channel(),
             resolver: Resolver::new(Node {
@@ -368,7 +375,7 @@ pub(super) fn millis(duration: Duration) -> u64 {
 pub(super) fn driver_of(record: &VolumeRecord) -> Option<&DriverName> {
     match &record.volume {
         RecordedVolume::Csi { driver, .. } => Some(driver),
-        RecordedVolume::EmptyDir | RecordedVolume::Local { .. } => None,
+        RecordedVolume::EmptyDir | RecordedVolume::Local { .. } | RecordedVolume::Device { .. } => None,
     }
 }
 

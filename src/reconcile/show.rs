@@ -178,6 +178,7 @@ impl Loop {
                     WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } => {
                         (self.target(id, VolumeMode::Filesystem), there)
                     }
+                    WantedVolume::Device(device) => (self.target(id, device.volume_mode), there),
                     WantedVolume::Csi(csi) => (self.target(id, csi.volume_mode), there),
                 };
                 let status = PublicationStatus {
@@ -231,7 +232,10 @@ pub(super) fn wanted_driver(want: &Want) -> Option<&DriverName> {
     match want {
         Want::Wanted(wanted) => match &wanted.volume {
             WantedVolume::Csi(csi) => Some(&csi.driver),
-            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+            WantedVolume::Local(_)
+            | WantedVolume::Device(_)
+            | WantedVolume::EmptyDir { .. }
+            | WantedVolume::HostPath { .. } => None,
         },
         Want::Held(_) | Want::Absent => None,
     }
@@ -247,7 +251,10 @@ fn csi_of(
     wants.into_iter().flat_map(BTreeMap::values).find_map(|want| match want {
         Want::Wanted(wanted) => match &wanted.volume {
             WantedVolume::Csi(csi) => Some((csi.driver.clone(), csi.handle.clone())),
-            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+            WantedVolume::Local(_)
+            | WantedVolume::Device(_)
+            | WantedVolume::EmptyDir { .. }
+            | WantedVolume::HostPath { .. } => None,
         },
         Want::Held(_) | Want::Absent => None,
     })

@@ -40,6 +40,8 @@ pub(super) enum Happening {
     StepTold(Told),
     /// The file systems that can die were asked.
     RoundEnded(Result<Option<BTreeMap<PathBuf, String>>, JoinError>),
+    /// The operator accepted the disks of these volumes, or it could not be done.
+    Accepted(Result<Vec<VolumeKey>, JoinError>),
 }
 
 /// How far a volume's step got, in words.
@@ -72,6 +74,10 @@ impl Loop {
         // So that no other takes its room meanwhile.
         if let Some(RecordedVolume::Csi { driver, .. }) = &brings {
             self.actual.reserve(driver, &key);
+        }
+        if kind == StepKind::Expand {
+            // What the kernel says from here on is said of another look.
+            self.resized.remove(&key);
         }
         let (begun, approve) = (Instant::now(), BTreeSet::new());
         let running = Running { kind, shown, begun, intends, approve, repeats, brings };
@@ -107,6 +113,7 @@ impl Loop {
             Some(ended) = self.steps.join_next() => Happening::StepEnded(Box::new(ended)),
             Some(told) = self.progress.1.recv() => Happening::StepTold(told),
             Some(found) = self.round.join_next() => Happening::RoundEnded(found),
+            Some(keys) = self.accepting.join_next() => Happening::Accepted(keys),
             // The loop holds a sender itself, so `recv` never ends.
         }
     }
@@ -117,6 +124,11 @@ impl Loop {
             Happening::StepEnded(ended) => self.take_ended(*ended),
             Happening::StepTold(told) => self.take_progress(told),
             Happening::RoundEnded(found) => self.take_round(found),
+            Happening::Accepted(Ok(keys)) => self.take_accepted(keys),
+            Happening::Accepted(Err(error)) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_cancelled) => {}
+            },
         }
     }
 
@@ -135,6 +147,12 @@ impl Loop {
         self.due.mounts = true;
         let now = self.now();
         self.tell_ended(&key, &running, &ended, now);
+        for note in &ended.notes {
+            self.tell_of(&key, EventKind::Noted { key: key.clone(), note: note.clone() });
+        }
+        if running.kind == StepKind::Expand && ended.result.is_err() {
+            self.resized.insert(key.clone());
+        }
         let retries = self.retries.entry(key.clone()).or_default();
         match &ended.result {
             Ok(Outcome::Changed | Outcome::AlreadyThere) => {

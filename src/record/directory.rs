@@ -1,5 +1,5 @@
 //! The records as files: `<state>/volumes/<sha256 of the key>.json`, one per volume, the sizes as `<state>/sizes/<the same>`,
-//! and the notes as `<state>/<name>.json`.
+//! what is known of disks as `<state>/disks/<the same>`, and the notes as `<state>/<name>.json`.
 //!
 //! A synced file is written under a temporary name, synced and renamed: it is whole or it is the old one. An outcome, which is not
 //! synced, is added to the file as one more document: the last whole one counts. So a power cut costs at most what was added, on
@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 
 use super::{Durability, Loaded, Store, StoreError};
 use crate::BoxFuture;
-use crate::model::{Problem, VolumeKey, VolumeRecord};
+use crate::model::{KnownDisk, Problem, VolumeKey, VolumeRecord};
 
 /// How many files are written at a time (design 5; dependencies.md 8: 1,000 synced records in a fifth of the time).
 const AT_A_TIME: usize = 16;
@@ -39,6 +39,7 @@ pub struct Directory {
     state: PathBuf,
     volumes: PathBuf,
     sizes: PathBuf,
+    disks: PathBuf,
     slots: Arc<Semaphore>,
     /// The records that this process wrote whole, and their length in bytes: only to these may be added. A std mutex: held for
     /// a map look-up only.
@@ -52,19 +53,28 @@ struct Size {
     bytes: u64,
 }
 
+/// What is known of a volume's disk.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Disk {
+    key: VolumeKey,
+    disk: KnownDisk,
+}
+
 impl Directory {
-    /// Makes the state directory (0700), `volumes/` and `sizes/` where they are missing.
+    /// Makes the state directory (0700), `volumes/`, `sizes/` and `disks/` where they are missing.
     ///
     /// # Errors
     /// Names the directory. One that is already there with another mode is set to 0700: records hold contexts of volumes.
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
         let volumes = state_dir.join("volumes");
         let sizes = state_dir.join("sizes");
+        let disks = state_dir.join("disks");
         if let Some(parent) = state_dir.parent().filter(|p| !p.as_os_str().is_empty()) {
             let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent);
             made.map_err(failed("make", parent))?;
         }
-        for path in [state_dir, &volumes, &sizes] {
+        for path in [state_dir, &volumes, &sizes, &disks] {
             match std::fs::DirBuilder::new().mode(0o700).create(path) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 made => made.map_err(failed("make", path))?,
@@ -80,6 +90,7 @@ impl Directory {
             state: state_dir.to_owned(),
             volumes,
             sizes,
+            disks,
             slots: Arc::new(Semaphore::new(AT_A_TIME)),
             whole: Arc::default(),
         })
@@ -161,6 +172,30 @@ impl Store for Directory {
         let path = self.sizes.join(file_name(&key));
         let size = Size { key, bytes };
         Box::pin(self.run("write", path.clone(), move || write(&path, &size, Durability::Written).map(drop)))
+    }
+
+    fn disk(&self, key: VolumeKey) -> BoxFuture<'_, Result<Option<KnownDisk>, StoreError>> {
+        let path = self.disks.join(file_name(&key));
+        Box::pin(self.run("read", path.clone(), move || match std::fs::read(&path) {
+            Ok(text) => match serde_json::from_slice::<Disk>(&text) {
+                Ok(disk) if disk.key == key => Ok(Some(disk.disk)),
+                Ok(disk) => Err(failed("use", &path)(io::Error::other(format!("it is of {}", disk.key)))),
+                Err(e) => Err(failed("read", &path)(e.into())),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(failed("read", &path)(e)),
+        }))
+    }
+
+    fn set_disk(&self, key: VolumeKey, disk: Option<KnownDisk>) -> BoxFuture<'_, Result<(), StoreError>> {
+        let (path, disks) = (self.disks.join(file_name(&key)), self.disks.clone());
+        Box::pin(self.run("write", path.clone(), move || match disk {
+            Some(disk) => write(&path, &Disk { key, disk }, Durability::Synced).map(drop),
+            None => match std::fs::remove_file(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed.map_err(failed("remove", &path)).and_then(|()| sync(&disks)),
+            },
+        }))
     }
 
     fn note(&self, name: &'static str) -> BoxFuture<'_, Result<Option<serde_json::Value>, StoreError>> {

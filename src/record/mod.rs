@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::BoxFuture;
-use crate::model::{Problem, VolumeKey, VolumeRecord};
+use crate::model::{KnownDisk, Problem, VolumeKey, VolumeRecord};
 
 pub use directory::Directory;
 
@@ -29,6 +29,12 @@ pub trait Store: Send + Sync + Debug {
 
     /// Replaces that size. Not synced: a growth that was done is done again without harm.
     fn set_size(&self, key: VolumeKey, bytes: u64) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Reads what is known of a volume's disk. One that cannot be read is an error: by it formatting is refused.
+    fn disk(&self, key: VolumeKey) -> BoxFuture<'_, Result<Option<KnownDisk>, StoreError>>;
+
+    /// Replaces that, synced; `None` forgets it.
+    fn set_disk(&self, key: VolumeKey, disk: Option<KnownDisk>) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Reads a small note of the daemon (the manifest directories' identities, what the brake holds).
     fn note(&self, name: &'static str) -> BoxFuture<'_, Result<Option<serde_json::Value>, StoreError>>;

@@ -23,6 +23,7 @@ mod id {
     pub(super) const RECONSTRUCTED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c0c";
     pub(super) const DIED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c11";
     pub(super) const ADOPTED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c12";
+    pub(super) const NOTED: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c13";
     pub(super) const DRIVER_UNWELL: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c20";
     pub(super) const DRIVER_WELL: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c21";
     pub(super) const VOLUME_UNWELL: &str = "0f6c6ee0b1f04d0b9b5bb64e1f0a7c22";
@@ -87,6 +88,7 @@ pub fn tell(event: &Event) {
                 ),
             }
         }
+        EventKind::Noted { key, note } => info!(message_id = id::NOTED, volume = %key, "{key}: {note}"),
         EventKind::Vanished { key, path } => warn!(
             message_id = id::VANISHED, volume = %key, path = %path.display(),
             "the mount of {key} at {} vanished; it is made again", path.display()

@@ -19,8 +19,8 @@ impl VolumeType for EmptyDir {
         _site: &'a Site,
         _call: &'a Call,
         _step: &'a StageStep,
-    ) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(async { Ok(()) })
+    ) -> BoxFuture<'a, Result<Vec<String>, Failure>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     fn publish<'a>(
@@ -59,6 +59,7 @@ impl VolumeType for EmptyDir {
 
     fn expand<'a>(
         &'a self,
+        _site: &'a Site,
         _call: &'a Call,
         _arguments: &'a ExpandArguments,
         _secrets: &'a SecretMap,

@@ -19,8 +19,8 @@ impl VolumeType for Local {
         _site: &'a Site,
         _call: &'a Call,
         _step: &'a StageStep,
-    ) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(async { Ok(()) })
+    ) -> BoxFuture<'a, Result<Vec<String>, Failure>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     fn publish<'a>(
@@ -54,6 +54,7 @@ impl VolumeType for Local {
                 read_only: arguments.read_only,
                 options: arguments.capability.mount_flags.clone(),
                 before: call.shown_on,
+                staged: false,
             };
             let Err(error) = site.host.bind(bind).await else { return Ok(()) };
             // A child may have mounted it and died before it said so.
@@ -96,6 +97,7 @@ impl VolumeType for Local {
 
     fn expand<'a>(
         &'a self,
+        _site: &'a Site,
         _call: &'a Call,
         _arguments: &'a ExpandArguments,
         _secrets: &'a SecretMap,

@@ -1,6 +1,7 @@
 //! One file per volume type behind one trait.
 
 mod csi;
+mod device;
 mod empty_dir;
 mod local;
 
@@ -14,8 +15,9 @@ use crate::csi::Driver;
 use crate::error::Chain;
 use crate::host::{Host, HostError, Progress};
 use crate::model::{
-    BlockedCause, Effect, ExpandArguments, ExpansionState, Failure, Layout, Ownership, PublicationId,
-    PublishArguments, PublishStep, RecordedVolume, Retry, RootPath, SecretMap, StageArguments, StageStep,
+    BlockedCause, Effect, ExpandArguments, ExpansionState, Failure, KnownDisk, Layout, Ownership,
+    PublicationId, PublishArguments, PublishStep, RecordedVolume, Retry, RootPath, SecretMap, StageArguments,
+    StageStep,
 };
 
 /// Where a volume type works.
@@ -39,6 +41,8 @@ pub struct Call {
     /// The device number of what was published at the same place earlier in this boot; `None` where it says nothing (btrfs has
     /// other ones in stat).
     pub shown_on: Option<(u32, u32)>,
+    /// The disk behind it, for types that have one: what was made sure of before it was staged.
+    pub disk: Option<KnownDisk>,
 }
 
 /// A line to a driver.
@@ -63,13 +67,13 @@ pub enum Answer {
 
 /// What a volume type does in each step. The record is written, and the path looked at, by `execute`.
 pub trait VolumeType: Send + Sync + Debug {
-    /// Brings the volume to the node.
+    /// Brings the volume to the node; returns what an operator should know of it.
     fn stage<'a>(
         &'a self,
         site: &'a Site,
         call: &'a Call,
         step: &'a StageStep,
-    ) -> BoxFuture<'a, Result<(), Failure>>;
+    ) -> BoxFuture<'a, Result<Vec<String>, Failure>>;
 
     /// Shows it to a pod, or shows it again.
     fn publish<'a>(
@@ -90,6 +94,7 @@ pub trait VolumeType: Send + Sync + Debug {
     /// Makes it larger; an error is the driver's.
     fn expand<'a>(
         &'a self,
+        site: &'a Site,
         call: &'a Call,
         arguments: &'a ExpandArguments,
         secrets: &'a SecretMap,
@@ -145,12 +150,15 @@ pub struct ExpandError {
     pub failure: Failure,
 }
 
+pub use device::failure as disk_failure;
+
 /// Returns the type of a volume.
 pub fn of(volume: &RecordedVolume) -> &'static dyn VolumeType {
     match volume {
         RecordedVolume::Csi { .. } => &csi::Csi,
         RecordedVolume::EmptyDir => &empty_dir::EmptyDir,
         RecordedVolume::Local { .. } => &local::Local,
+        RecordedVolume::Device { .. } => &device::Device,
     }
 }
 

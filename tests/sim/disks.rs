@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use volumed::host::{DiskError, DiskGrowth, DiskMounted, HostError};
 use volumed::model::{
-    Checked, Content, DiskIdentity, DiskMount, FileSystem, Formatted, FsGrowth, Inspected, Intent, Mark,
-    MountsAt, RootPath,
+    Checked, Content, DiskIdentity, DiskMount, FileSystem, Formatted, FsGrowth, Inspected, Intent,
+    KnownContent, KnownDisk, Mark, MountsAt, RootPath,
 };
 
 use super::world::{ROOT, World};
@@ -98,6 +98,11 @@ impl World {
             }
         }
         self.tell(|| format!("mkfs {asked} on {}", path.display()));
+        let is_intended = |known: &KnownDisk| matches!(&known.content, KnownContent::Formatting { file_system, .. } if file_system == asked);
+        let intended = self.lock().known_disks.values().any(is_intended);
+        if !intended {
+            self.violation(format!("{} is formatted without a synced intent", path.display()));
+        }
         // A crash leaves what was written so far: first bytes that nobody knows, then a superblock that is not done.
         self.change(path, |disk| {
             disk.formatted += 1;
@@ -137,6 +142,23 @@ impl World {
             return Err(other_mount(path, point, "several"));
         };
         Ok(DiskMounted { checked: Checked::Clean, mount: mount.identity(), already })
+    }
+
+    /// `Host::show_disk`
+    pub async fn show_disk(
+        &self,
+        path: &Path,
+        identity: &DiskIdentity,
+        at: &RootPath,
+    ) -> Result<(), HostError> {
+        self.pause().await;
+        self.the_disk(path, identity)?;
+        let point = Path::new(ROOT).join(at.as_path());
+        if !self.is_at(path, &point)? {
+            self.mount(&point, path.to_str().unwrap_or_default());
+        }
+        self.pause().await;
+        Ok(())
     }
 
     /// `Host::grow_disk`

@@ -73,6 +73,19 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
             kept.insert(path);
         }
     }
+    if wish.device && staying().any(|(_, pod)| pod.local) {
+        let layout = Layout::new(ROOT);
+        let staged = layout.absolute(&layout.device_staging(&SpecName::new(wish::LOCAL).expect("good")));
+        let mounted = mounts.remove(&staged);
+        if mounted.as_deref() != Some(wish::DISK) {
+            wrong.push(format!("the disk is not mounted at {}, but {mounted:?}", staged.display()));
+        }
+        let disk = state.disks.get(std::path::Path::new(wish::DISK));
+        wrong.extend(
+            disk.filter(|disk| disk.used != disk.bytes)
+                .map(|disk| format!("the file system has {} of its disk's {} bytes", disk.used, disk.bytes)),
+        );
+    }
     for (path, volume) in &stagings {
         let (driver, handle) = (wish::driver(*volume), wish::handle(*volume));
         let mounted = mounts.remove(path);
@@ -114,7 +127,7 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
     }
     let is_kept = |record: &VolumeRecord| match &record.volume {
         RecordedVolume::Csi { handle, .. } => state.is_kept(handle),
-        RecordedVolume::EmptyDir | RecordedVolume::Local { .. } => false,
+        RecordedVolume::EmptyDir | RecordedVolume::Local { .. } | RecordedVolume::Device { .. } => false,
     };
     for (key, disk) in &state.records {
         let Some(record) = &disk.written else { continue };

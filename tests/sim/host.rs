@@ -11,8 +11,8 @@ use volumed::host::{
     Progress, Removal, Seen, Tree, Usage,
 };
 use volumed::model::{
-    BootId, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity, MountTable, MountsAt,
-    Ownership, PodUid, RootPath, SpecName, VolData,
+    BootId, DiskIdentity, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity,
+    MountTable, MountsAt, Ownership, PodUid, RootPath, SpecName, VolData,
 };
 
 use super::holders::busy;
@@ -51,6 +51,10 @@ impl Host for SimHost {
             self.world.pause().await;
             Ok(Arc::new(self.world.table()))
         })
+    }
+
+    fn disks_changed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move { self.world.disk_bell.notified().await })
     }
 
     fn mounts_changed(&self) -> BoxFuture<'_, ()> {
@@ -167,6 +171,12 @@ impl Host for SimHost {
             match self.world.table().at(&target) {
                 MountsAt::None => {}
                 MountsAt::One(mount) if mount.source == source => return Ok(()),
+                MountsAt::One(mount)
+                    if bind.staged
+                        && matches!(self.world.table().at(&bind.source), MountsAt::One(staged) if staged.source == mount.source) =>
+                {
+                    return Ok(());
+                }
                 MountsAt::One(_) | MountsAt::Stacked(_) => {
                     return Err(HostError::WrongMount { path: target, found: "another mount".to_owned() });
                 }
@@ -174,7 +184,18 @@ impl Host for SimHost {
             if !self.world.lock().is_to_be_shown(&target) {
                 self.world.violation(format!("5: {} is bound without an intent", target.display()));
             }
-            self.world.mount(&target, &source);
+            if bind.staged {
+                let staged = match self.world.table().at(&bind.source) {
+                    MountsAt::One(mount) => mount.clone(),
+                    MountsAt::None | MountsAt::Stacked(_) => {
+                        let found = "not mounted any more".to_owned();
+                        return Err(HostError::WrongMount { path: bind.source, found });
+                    }
+                };
+                self.world.mount_again(&target, &staged);
+            } else {
+                self.world.mount(&target, &source);
+            }
             self.world.pause().await;
             if self.world.fault(3) { Err(failed("show", bind.source)) } else { Ok(()) }
         })
@@ -328,6 +349,15 @@ impl Host for SimHost {
         at: RootPath,
     ) -> BoxFuture<'_, Result<DiskMounted, HostError>> {
         Box::pin(async move { self.world.mount_disk(&device, &mount, &at).await })
+    }
+
+    fn show_disk(
+        &self,
+        device: PathBuf,
+        identity: DiskIdentity,
+        at: RootPath,
+    ) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move { self.world.show_disk(&device, &identity, &at).await })
     }
 
     fn grow_disk(&self, growth: DiskGrowth) -> BoxFuture<'_, Result<FsGrowth, HostError>> {

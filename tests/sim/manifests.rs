@@ -16,7 +16,7 @@ use volumed::manifest::{Manifests, Objects, Sourced, Stale};
 use volumed::model::{DirectoryState, ManifestSource, Problem, ReadingState};
 
 use super::twins::CLAIM;
-use super::wish::{self, DRIVERS, Damage, LOCAL, LOCAL_CLAIM, LOCAL_VOLUME, PodWish, VOLUMES, Wish};
+use super::wish::{self, DISK, DRIVERS, Damage, LOCAL, LOCAL_CLAIM, LOCAL_VOLUME, PodWish, VOLUMES, Wish};
 
 /// The manifest reader of one life: it remembers the last good version of what it has read.
 #[derive(Debug, Default)]
@@ -169,13 +169,19 @@ fn pv_object(wish: &Wish, volume: u64, name: &str, claim: &str) -> PersistentVol
 }
 
 fn local_object(wish: &Wish) -> PersistentVolume {
-    let path = if wish.moved { "/srv/new" } else { "/srv/old" };
+    let path = match (wish.device, wish.moved) {
+        (true, _) => DISK,
+        (false, true) => "/srv/new",
+        (false, false) => "/srv/old",
+    };
     let spec = PersistentVolumeSpec {
         access_modes: modes(0),
         local: Some(LocalVolumeSource { path: path.to_owned(), fs_type: None }),
         ..PersistentVolumeSpec::default()
     };
-    PersistentVolume { metadata: named(LOCAL, None), spec: Some(spec), status: None }
+    let mut metadata = named(LOCAL, None);
+    metadata.annotations = Some([("volumed.io/auto-grow".to_owned(), "true".to_owned())].into());
+    PersistentVolume { metadata, spec: Some(spec), status: None }
 }
 
 fn claim_object(volume: u64, pv: &str, name: &str) -> PersistentVolumeClaim {

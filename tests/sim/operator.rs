@@ -283,7 +283,7 @@ impl State {
 fn names(record: &VolumeRecord) -> Option<(&str, &str)> {
     match &record.volume {
         RecordedVolume::Csi { driver, handle, .. } => Some((driver.as_str(), handle)),
-        RecordedVolume::EmptyDir | RecordedVolume::Local { .. } => None,
+        RecordedVolume::EmptyDir | RecordedVolume::Local { .. } | RecordedVolume::Device { .. } => None,
     }
 }
 

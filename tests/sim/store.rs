@@ -1,7 +1,7 @@
 //! `record::Store` over the simulated world: a page cache and a platter.
 
 use volumed::BoxFuture;
-use volumed::model::{VolumeKey, VolumeRecord};
+use volumed::model::{KnownDisk, VolumeKey, VolumeRecord};
 use volumed::record::{Durability, Loaded, Store, StoreError};
 
 use super::world::{Disk, World};
@@ -88,6 +88,29 @@ impl Store for SimStore {
             self.world.pause().await;
             self.full("write")?;
             self.world.lock().sizes.insert(key, bytes);
+            Ok(())
+        })
+    }
+
+    fn disk(&self, key: VolumeKey) -> BoxFuture<'_, Result<Option<KnownDisk>, StoreError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            Ok(self.world.lock().known_disks.get(&key).cloned())
+        })
+    }
+
+    fn set_disk(&self, key: VolumeKey, disk: Option<KnownDisk>) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.world.pause().await;
+            self.full("write")?;
+            {
+                let known = &mut self.world.lock().known_disks;
+                match disk {
+                    Some(disk) => known.insert(key, disk),
+                    None => known.remove(&key),
+                };
+            }
+            self.world.pause().await;
             Ok(())
         })
     }

@@ -1,12 +1,14 @@
 //! What goes wrong: edits at bad moments, damaged files, crashes, drivers that come and go, mounts that others make.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 use volumed::model::Scope;
 
 use super::daemon::Daemon;
+use super::disks::SimDisk;
 use super::strangers::is_strange;
 use super::wish::{self, DRIVERS, Damage, PodWish, VOLUMES, Wish};
 use super::world::{Contact, World};
@@ -40,7 +42,10 @@ impl Life {
         if world.below(3) == 0 {
             world.has_had_a_kubelet();
         }
-        let mut wish = Wish { republish: world.below(8) == 0, ..Wish::default() };
+        let device = world.below(2) == 0;
+        let disk = SimDisk::blank("d", 1 << 30);
+        world.lock().disks.insert(wish::DISK.into(), disk);
+        let mut wish = Wish { republish: world.below(8) == 0, device, ..Wish::default() };
         let steady = PodWish { claims: [0, 3].into(), empty_dir: true, ..PodWish::default() };
         wish.pods.insert(STEADY.to_owned(), steady);
         let life = Self { world: world.clone(), wish, daemon: Daemon::start(world), gone: BTreeMap::new() };
@@ -189,6 +194,13 @@ impl Life {
             Some(_) | None if self.world.below(2) == 0 => {
                 self.wish.grown[wish::index(volume)] += 1;
                 self.world.tell(|| format!("pv{volume} grows"));
+            }
+            Some(_) | None if self.world.below(3) == 0 && self.wish.device => {
+                self.world.tell(|| "the disk grows".to_owned());
+                if let Some(disk) = self.world.lock().disks.get_mut(Path::new(wish::DISK)) {
+                    disk.bytes += 1 << 30;
+                }
+                self.world.disk_bell.notify_one();
             }
             Some(_) | None if self.world.below(3) == 0 => {
                 self.wish.moved = !self.wish.moved;

@@ -19,6 +19,9 @@ const PVS: usize = 5;
 /// The PV and the claim of the local volume.
 pub const LOCAL: &str = "disk";
 
+/// The local volume's disk, in the seeds where it is one.
+pub const DISK: &str = "/dev/disk/by-id/d";
+
 /// What one pod uses.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PodWish {
@@ -57,6 +60,8 @@ pub struct Wish {
     pub replaced: bool,
     /// The local volume is another directory than at first.
     pub moved: bool,
+    /// The local volume is a disk, not a directory.
+    pub device: bool,
     /// The second driver's CSIDriver says `requiresRepublish`.
     pub republish: bool,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-use volumed::model::{BootId, Mount, MountTable, PodUid, PublicationId, VolumeKey, VolumeRecord};
+use volumed::model::{BootId, KnownDisk, Mount, MountTable, PodUid, PublicationId, VolumeKey, VolumeRecord};
 
 use super::audit::Audit;
 use super::foreign::Left;
@@ -31,6 +31,8 @@ pub struct World {
     pub lines: [watch::Sender<Line>; DRIVERS.len()],
     /// The daemon has come to the moment at which it is to die.
     pub crashed: Arc<Notify>,
+    /// The kernel says something of a disk.
+    pub disk_bell: Arc<Notify>,
 }
 
 /// Counts what a driver has had of either.
@@ -110,6 +112,8 @@ pub struct State {
     pub records: BTreeMap<VolumeKey, Disk>,
     /// What sizes volumes are remembered to have.
     pub sizes: BTreeMap<VolumeKey, u64>,
+    /// What disks volumes are remembered to have.
+    pub known_disks: BTreeMap<VolumeKey, KnownDisk>,
     pub notes: BTreeMap<&'static str, serde_json::Value>,
     pub disk_full: bool,
     /// Since when a place, or a pod, has been wanted without a break.
@@ -165,6 +169,7 @@ impl World {
             mounts_version: watch::Sender::new(0),
             lines: std::array::from_fn(|_| watch::Sender::default()),
             crashed: Arc::default(),
+            disk_bell: Arc::default(),
         }
     }
 
@@ -256,6 +261,16 @@ impl World {
         let id = self.lock().mount(point, source);
         self.mounts_version.send_modify(|version| *version += 1);
         id
+    }
+
+    /// Shows what is mounted somewhere at another place too.
+    pub fn mount_again(&self, point: &Path, shown: &Mount) {
+        let id = self.mount(point, &shown.source);
+        let mut state = self.lock();
+        let again = state.mounts.iter_mut().find(|mount| mount.id == id);
+        again.into_iter().for_each(|mount| mount.device = shown.device);
+        drop(state);
+        self.mounts_version.send_modify(|version| *version += 1);
     }
 
     /// Unmounts the topmost mount at a point.

@@ -110,6 +110,14 @@ pub(crate) enum Change {
         #[command(flatten)]
         output: Output,
     },
+    /// Lets the disk that is there now be a volume's, in place of the recorded one. A blank one will be formatted.
+    AcceptIdentity {
+        /// A pod or a claim: its volumes on devices.
+        #[arg(value_name = "OBJECT")]
+        object: ObjectName,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Takes down what nobody wants and volumed keeps or leaves alone: a kept emptyDir, an adopted or a foreign volume.
     Release {
         /// A pod, a claim, or a path as for `adopt`.

@@ -155,6 +155,11 @@ async fn run_change(client: &mut Client, change: Change) -> anyhow::Result<Endin
             print(&output, &answer, |_| lines(&answer.done), Vec::new)?;
             Ok(Ending::Done)
         }
+        Change::AcceptIdentity { object, output } => {
+            let answer = client.accept_identity(object.to_string()).await?;
+            print(&output, &answer, |_| lines(&answer.done), Vec::new)?;
+            report_unknown(&answer.unknown)
+        }
         Change::Release { what, force, output } => {
             let answer = client.release(what.to_string(), force).await?;
             print(&output, &answer, |_| lines(&answer.done), Vec::new)?;

@@ -1,6 +1,6 @@
 //! Which volumes count, and what kinds there are.
 
-use crate::model::{HoldCode, LocalWant, Plugin, WantedVolume};
+use crate::model::{FsKind, HoldCode, LocalWant, Plugin, VolumeMode, WantedVolume};
 
 use super::*;
 
@@ -126,7 +126,7 @@ fn a_local_volume_that_could_be_another_is_held() {
         (json!({"local": {"path": ""}}), "is not an absolute path"),
         (json!({"local": {"path": "/srv/../etc"}}), "has a .."),
         (json!({"volumeMode": "Block"}), "volumeMode"),
-        (json!({"local": {"path": "/srv", "fsType": "xfs"}}), "fsType xfs"),
+        (json!({"local": {"path": "/srv", "fsType": "ntfs"}}), "fsType \"ntfs\""),
         (
             json!({"nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
                 {"key": "kubernetes.io/hostname", "operator": "In", "values": ["node-2"]}
@@ -137,6 +137,45 @@ fn a_local_volume_that_could_be_another_is_held() {
         let hold = local(source).hold();
         assert!(hold.detail.contains(words), "{hold:?} does not say {words:?}");
     }
+}
+
+#[test]
+fn a_device_is_told_from_a_directory_by_its_manifest() {
+    for (source, is) in [
+        (json!({}), None),
+        (json!({"local": {"path": "/dev/disk/by-id/x"}}), Some((None, VolumeMode::Filesystem))),
+        (json!({"local": {"path": "/mnt/x", "fsType": "xfs"}}), Some((Some(FsKind::Xfs), VolumeMode::Filesystem))),
+    ] {
+        let found = match local(source.clone()).wanted_of("data").2.volume {
+            WantedVolume::Device(device) => Some((device.fs_type, device.volume_mode)),
+            _ => None,
+        };
+        assert_eq!(found, is, "{source}");
+    }
+    let mut pod = pod(&json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]));
+    let container = &mut pod["spec"]["containers"][0];
+    container["volumeDevices"] = json!([{"name": "data", "devicePath": "/dev/x"}]);
+    container["volumeMounts"] = json!([]);
+    let wanted = local(json!({"local": {"path": "/mnt/x"}, "volumeMode": "Block"})).add(pod).wanted_of("data").2;
+    let WantedVolume::Device(device) = wanted.volume else { panic!("{wanted:?}") };
+    assert_eq!((device.volume_mode, device.mount_flags.clone()), (VolumeMode::Block, vec!["noatime".to_owned()]));
+}
+
+#[test]
+fn a_device_s_size_and_growth_are_its_manifest_s() {
+    let dev = json!({"local": {"path": "/dev/x"}, "capacity": {"storage": "1Gi"}});
+    let device = |more: Value| {
+        let mut source = dev.clone();
+        merge(&mut source, more);
+        match local(source).wanted_of("data").2.volume {
+            WantedVolume::Device(device) => device,
+            other => panic!("{other:?}"),
+        }
+    };
+    let plain = device(json!({}));
+    assert_eq!((plain.size.map(|size| size.capacity), plain.source_read_only), (Some(1 << 30), false));
+    assert!(device(json!({"mountOptions": ["noatime,ro"]})).source_read_only);
+    assert!(device(json!({"accessModes": ["ReadOnlyMany"]})).source_read_only);
 }
 
 #[test]

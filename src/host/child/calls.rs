@@ -99,7 +99,7 @@ impl Children {
     /// Waits a moment for a child that was killed before it answered for this place: two must not change one volume.
     pub(super) async fn wait_for_earlier(&self, place: &Place) -> Result<(), HostError> {
         let Some(earlier) = self.hung.at(place) else { return Ok(()) };
-        let watch = earlier.try_clone().and_then(raw::watch_process).map_err(failed(CHANGE, &place.path))?;
+        let watch = earlier.try_clone().and_then(raw::watch_readable).map_err(failed(CHANGE, &place.path))?;
         // Cancel-safe: nothing is taken out of a process descriptor.
         match tokio::time::timeout(END, watch.readable()).await {
             Ok(_ended) => Ok(()),

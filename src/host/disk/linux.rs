@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::super::{HostError, Linux};
 use super::{Answer, Ask, DiskGrowth, DiskMounted, Work};
-use crate::model::{DiskMount, Formatted, FsGrowth, Inspected, Intent, RootPath};
+use crate::model::{DiskIdentity, DiskMount, Formatted, FsGrowth, Inspected, Intent, RootPath};
 
 impl Linux {
     /// As `Host::inspect_disk`.
@@ -46,6 +46,23 @@ impl Linux {
         let work = Work::Mount { mount, root: self.root().into(), at: at.as_path().into() };
         match self.on_disk(device, work).await? {
             Answer::Mounted(mounted) => Ok(mounted),
+            other => Err(wrong(&other)),
+        }
+    }
+
+    /// As `Host::show_disk`.
+    ///
+    /// # Errors
+    /// As there.
+    pub(in crate::host) async fn show(
+        &self,
+        device: PathBuf,
+        identity: DiskIdentity,
+        at: RootPath,
+    ) -> Result<(), HostError> {
+        let work = Work::Show { identity, root: self.root().into(), at: at.as_path().into() };
+        match self.on_disk(device, work).await? {
+            Answer::Shown => Ok(()),
             other => Err(wrong(&other)),
         }
     }

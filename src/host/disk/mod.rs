@@ -17,6 +17,7 @@ mod judge;
 mod linux;
 mod mount;
 mod places;
+mod show;
 mod superblock;
 mod work;
 

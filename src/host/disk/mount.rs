@@ -26,7 +26,7 @@ pub(super) struct At {
 }
 
 impl At {
-    fn absolute(&self) -> PathBuf {
+    pub(super) fn absolute(&self) -> PathBuf {
         self.root.join(self.path.as_path())
     }
 }

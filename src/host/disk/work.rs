@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::device::{Device, To};
 use super::error::{DiskError, failed};
 use super::mount::At;
-use super::{DiskMounted, format, mount};
+use super::{DiskMounted, format, mount, show};
 use crate::model::{DiskIdentity, DiskMount, FileSystem, Formatted, FsGrowth, Inspected, Intent, RootPath};
 
 /// What is asked of the child.
@@ -38,6 +38,15 @@ pub(in crate::host) enum Work {
         /// Where, below it.
         at: OsString,
     },
+    /// `Host::show_disk`
+    Show {
+        /// Which disk was recorded.
+        identity: DiskIdentity,
+        /// As for `Mount`.
+        root: OsString,
+        /// As for `Mount`.
+        at: OsString,
+    },
     /// `Host::grow_disk`
     Grow {
         /// Which disk was recorded.
@@ -60,6 +69,8 @@ pub(in crate::host) enum Answer {
     Formatted(Formatted),
     /// Of `Work::Mount`.
     Mounted(DiskMounted),
+    /// Of `Work::Show`.
+    Shown,
     /// Of `Work::Grow`.
     Grown(FsGrowth),
 }
@@ -78,7 +89,7 @@ pub(in crate::host) fn answer(ask: Ask, tell: fn(Duration)) -> Result<Answer, Di
 
 async fn work(path: &Path, ask: Ask, tell: fn(Duration)) -> Result<Answer, DiskError> {
     let to = match &ask.work {
-        Work::Inspect | Work::Grow { .. } => To::Read,
+        Work::Inspect | Work::Show { .. } | Work::Grow { .. } => To::Read,
         Work::Mount { mount, .. } if mount.read_only => To::Read,
         Work::Format(_) | Work::Mount { .. } => To::Write,
     };
@@ -89,6 +100,9 @@ async fn work(path: &Path, ask: Ask, tell: fn(Duration)) -> Result<Answer, DiskE
         Work::Format(intent) => format::format(&device, &intent).await.map(Answer::Formatted),
         Work::Mount { mount, root, at } => {
             mount::mount(&device, &mount, &place(root, at)?).await.map(Answer::Mounted)
+        }
+        Work::Show { identity, root, at } => {
+            show::show(&device, &identity, &place(root, at)?).map(|()| Answer::Shown)
         }
         Work::Grow { identity, file_system, root, at } => {
             device.must_be(&identity)?;

@@ -25,13 +25,13 @@ impl VolumeType for Csi {
         site: &'a Site,
         call: &'a Call,
         step: &'a StageStep,
-    ) -> BoxFuture<'a, Result<(), Failure>> {
+    ) -> BoxFuture<'a, Result<Vec<String>, Failure>> {
         Box::pin(async move {
             let target = Target::of(call)?;
             let arguments = &step.arguments;
             prepare_staging(site, &target, arguments).await?;
             if arguments.kind == StagingKind::DirectoryOnly {
-                return Ok(());
+                return Ok(Vec::new());
             }
             let request = wire::NodeStageVolumeRequest {
                 volume_id: target.handle.to_owned(),
@@ -41,7 +41,8 @@ impl VolumeType for Csi {
                 secrets: step.secrets.reveal().clone(),
                 volume_context: arguments.volume_context.clone(),
             };
-            target.sent(target.driver.stage(request)).await.map_err(|error| failure(&error))
+            target.sent(target.driver.stage(request)).await.map_err(|error| failure(&error))?;
+            Ok(Vec::new())
         })
     }
 
@@ -96,6 +97,7 @@ impl VolumeType for Csi {
 
     fn expand<'a>(
         &'a self,
+        _site: &'a Site,
         call: &'a Call,
         arguments: &'a ExpandArguments,
         secrets: &'a SecretMap,

@@ -1,0 +1,94 @@
+//! What the kernel says of block devices as it happens: its uevents, from a netlink socket.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
+use tokio::io::unix::AsyncFd;
+
+use super::raw;
+
+/// The kernel's own events; those that udev sends on are another group's.
+const FROM_THE_KERNEL: u32 = 1;
+
+/// A socket on which they arrive.
+#[derive(Debug)]
+pub(super) struct Uevents(AsyncFd<OwnedFd>);
+
+impl Uevents {
+    /// Opens the socket; to be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn open() -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let kind = SockProtocol::NetlinkKObjectUEvent;
+        let fd = socket(AddressFamily::Netlink, SockType::Datagram, flags, kind)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, FROM_THE_KERNEL))?;
+        Ok(Self(raw::watch_readable(fd)?))
+    }
+
+    /// Waits until a block device came, or may have another size. Cancel-safe: what was not waited for stays in the socket.
+    pub(super) async fn disks_changed(&self) {
+        let mut message = [0; 8192];
+        loop {
+            // The runtime is going down: nobody waits for long.
+            let Ok(mut ready) = self.0.readable().await else { return std::future::pending().await };
+            let mut changed = false;
+            loop {
+                match recv(self.0.get_ref().as_fd().as_raw_fd(), &mut message, MsgFlags::empty()) {
+                    Ok(length) => changed |= message.get(..length).is_some_and(is_of_a_disk),
+                    Err(Errno::EINTR) => {}
+                    Err(Errno::EAGAIN) => break,
+                    // More came than there was room for: any of them may have been one.
+                    Err(_) => {
+                        changed = true;
+                        break;
+                    }
+                }
+            }
+            ready.clear_ready();
+            if changed {
+                return;
+            }
+        }
+    }
+}
+
+/// Reads `change@/devices/...`, then `KEY=value`, each with a NUL at its end. A device-mapper device says `change` without a word
+/// of its size.
+fn is_of_a_disk(message: &[u8]) -> bool {
+    let mut lines = message.split(|byte| *byte == 0);
+    let Some(first) = lines.next() else { return false };
+    let lines: Vec<&[u8]> = lines.collect();
+    let says = |line: &[u8]| lines.contains(&line);
+    says(b"SUBSYSTEM=block")
+        && (says(b"ACTION=add")
+            || says(b"ACTION=change") && (says(b"RESIZE=1") || first.windows(4).any(|part| part == b"/dm-")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_of_a_disk;
+
+    #[test]
+    fn a_disk_that_came_or_grew_is_told_from_the_rest() {
+        for (message, is) in [
+            (
+                "change@/devices/virtual/block/loop0\0ACTION=change\0SUBSYSTEM=block\0RESIZE=1\0SEQNUM=7\0",
+                true,
+            ),
+            ("add@/devices/pci/block/vdb\0ACTION=add\0SUBSYSTEM=block\0", true),
+            ("change@/devices/virtual/block/dm-0\0ACTION=change\0SUBSYSTEM=block\0DM_COOKIE=1\0", true),
+            ("change@/devices/virtual/block/loop0\0ACTION=change\0SUBSYSTEM=block\0", false),
+            ("remove@/devices/pci/block/vdb\0ACTION=remove\0SUBSYSTEM=block\0RESIZE=1\0", false),
+            ("add@/devices/x/net/eth0\0ACTION=add\0SUBSYSTEM=net\0", false),
+            ("", false),
+        ] {
+            assert_eq!(is_of_a_disk(message.as_bytes()), is, "{message:?}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Disks that come and grow, and those that the operator accepts in another's place.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::pass::Loop;
+use crate::model::{ObjectRef, Presence, RecordedVolume, VolumeKey, Want, WantedVolume};
+
+impl Loop {
+    /// A disk came, or has another size: it may be any device volume's.
+    pub(super) fn disks_changed(&mut self) {
+        let keys = self.records.keys().chain(self.desired.volumes.keys());
+        let keys: Vec<VolumeKey> = keys.filter(|key| self.device_of(key).is_some()).cloned().collect();
+        for key in keys {
+            self.forget_failures(&key);
+            self.resized.insert(key.clone());
+            self.touched.insert(key);
+        }
+    }
+
+    /// Returns the device of a volume that has one: as it is wished, else as it is recorded.
+    fn device_of(&self, key: &VolumeKey) -> Option<PathBuf> {
+        let wants = self.desired.volumes.get(key).into_iter().flat_map(|want| want.publications.values());
+        let mut wanted = wants.filter_map(|want| match want {
+            Want::Wanted(wanted) => match &wanted.volume {
+                WantedVolume::Device(device) => Some(device.path.clone()),
+                WantedVolume::Csi(_)
+                | WantedVolume::Local(_)
+                | WantedVolume::EmptyDir { .. }
+                | WantedVolume::HostPath { .. } => None,
+            },
+            Want::Held(_) | Want::Absent => None,
+        });
+        wanted.next().or_else(|| match &self.records.get(key)?.volume {
+            RecordedVolume::Device { path } => Some(path.clone()),
+            RecordedVolume::Csi { .. } | RecordedVolume::EmptyDir | RecordedVolume::Local { .. } => None,
+        })
+    }
+
+    /// Lets other disks be those of a pod's or claim's volumes, in a task of its own: looking at a disk takes time.
+    pub(super) fn accept_identity(
+        &mut self,
+        object: &ObjectRef,
+        reply: oneshot::Sender<Result<Vec<String>, String>>,
+    ) {
+        let named = self.volumes_named(Some(object)).into_iter();
+        let devices: Vec<(VolumeKey, PathBuf)> =
+            named.filter_map(|key| self.device_of(&key).map(|device| (key, device))).collect();
+        let is_up = |key: &VolumeKey| {
+            let staging = self.actual.volumes.get(key).and_then(|have| have.staging.as_ref());
+            staging.is_some_and(|staging| staging.presence == Presence::Yes)
+        };
+        let refused = match devices.iter().find(|(key, _)| is_up(key)) {
+            Some((key, _)) => Some(format!("{key} is up with the disk that is recorded; nothing was done")),
+            None if devices.is_empty() => {
+                Some(format!("{object} has no volume on a device; nothing was done"))
+            }
+            None => None,
+        };
+        if let Some(refused) = refused {
+            // Who asked may have gone.
+            return drop(reply.send(Err(refused)));
+        }
+        let executor = Arc::clone(&self.executor);
+        self.accepting.spawn(async move {
+            let mut done = Vec::new();
+            let keys = devices.iter().map(|(key, _)| key.clone()).collect();
+            for (key, device) in devices {
+                match executor.accept_disk(&key, device).await {
+                    Ok(accepted) => done.push(accepted),
+                    Err(error) => {
+                        done.push(error);
+                        let _gone = reply.send(Err(done.join("; ")));
+                        return keys;
+                    }
+                }
+            }
+            let _gone = reply.send(Ok(done));
+            keys
+        });
+    }
+
+    /// What waited for that is tried again.
+    pub(super) fn take_accepted(&mut self, keys: Vec<VolumeKey>) {
+        for key in keys {
+            self.forget_failures(&key);
+            self.touched.insert(key);
+        }
+    }
+}
