@@ -8,6 +8,7 @@
 mod disk;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use disk::holder::Holder;
 use disk::{Disk, Host, MIB, alone, run, text, uuid};
@@ -106,6 +107,38 @@ fn a_disk_that_somebody_has_is_not_formatted() {
         fs::create_dir(host.file("somewhere")).unwrap();
         run("mount", &[disk.name(), text(&host.file("somewhere"))]);
         host.assert_refused(&disk, &intent, in_use("mounted at")).await;
+    });
+}
+
+/// A volumed without CAP_SYS_PTRACE sees no files of a process with more capabilities than its own.
+#[test]
+fn a_disk_is_not_formatted_where_not_all_who_may_have_it_can_be_seen() {
+    alone("a_disk_is_not_formatted_where_not_all_who_may_have_it_can_be_seen", async {
+        let program = std::env::temp_dir().join("without-ptrace");
+        let volumed = env!("CARGO_BIN_EXE_volumed");
+        let without = |capabilities: &str| {
+            let script = format!("#!/bin/sh\nexec setpriv --bounding-set={capabilities} {volumed} \"$@\"\n");
+            fs::write(&program, script).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        without("-sys_ptrace,-sys_time");
+        let host = Host::with_program(program.clone());
+        let disk = host.disk("image", BYTES);
+        let intent = host.intent(&disk, FsKind::Ext4).await;
+        let unseen = |error: &DiskError| {
+            let words = error.to_string();
+            matches!(error, DiskError::Unseen { .. })
+                && words.contains("CAP_SYS_PTRACE")
+                && words.contains("pid")
+        };
+        host.assert_refused(&disk, &intent, unseen).await;
+        {
+            let _holder = Holder::start("exec 9<\"$1\"", &disk.device);
+            host.assert_refused(&disk, &intent, unseen).await;
+        }
+        // Any other capability is not needed for it.
+        without("-sys_time");
+        assert!(host.format(&disk, &intent).await.is_ok());
     });
 }
 

@@ -132,8 +132,7 @@ impl Work<'_> {
         super::fault::reached("format:intent");
         self.progress.tell(format!("formatting {} with {file_system}", device.display()));
         if let Err(error) = self.executor.host.format_disk(device.to_owned(), intent).await {
-            let nothing_written = matches!(&error, HostError::Disk(error) if !error.may_have_written());
-            if nothing_written && !begun {
+            if !error.may_have_written() && !begun {
                 // If this cannot be written, the disk counts as begun, which formats no more than what mkfs leaves.
                 let _unwritten = self.remember_disk(before.clone()).await;
             }

@@ -1,12 +1,14 @@
 //! Who has a block device: processes with it open, mounts of a file system on it, devices built on it.
 //!
-//! Only a look before a device is taken away, nothing is deleted after it; so what cannot be seen is passed over.
+//! Before a device is taken away nothing is deleted, so what cannot be seen is passed over (`first`); before one is formatted it
+//! is told (`look`). Nobody sees the processes outside of our pid namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, StatxFlags};
+use rustix::io::Errno;
 
 use super::unmount::new_device_each_time;
 use super::{Holder, mount_table, raw};
@@ -19,8 +21,17 @@ pub(super) struct Through<'a> {
     pub(super) paths: [&'a Path; 2],
 }
 
+/// What a look found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Somebody who has the device.
+    pub(super) holder: Option<String>,
+    /// The first thing that could not be looked at.
+    pub(super) unseen: Option<String>,
+}
+
 /// Finds somebody who has a device, by its number: a container opens a node of its own. A driver, and what it started, may
-/// serve the device and does not count.
+/// serve the device and does not count. What cannot be seen is passed over.
 ///
 /// # Errors
 /// When `/proc` cannot be read at all.
@@ -29,36 +40,106 @@ pub(super) fn first(
     through: Option<&Through<'_>>,
     driver: Option<u32>,
 ) -> io::Result<Option<String>> {
+    Ok(find(device, through, driver)?.holder)
+}
+
+/// As `first`, but tells what could not be looked at: root needs CAP_SYS_PTRACE to see the files of a process with more
+/// capabilities than its own, and to see any process in a `/proc` that hides them.
+///
+/// # Errors
+/// As `first`.
+pub(super) fn look(device: (u32, u32)) -> io::Result<Found> {
+    let mut found = find(device, None, None)?;
+    let own = std::fs::read_to_string("/proc/self/status")?;
+    if found.unseen.is_none() && !may_trace(&own) {
+        let table = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
+        found.unseen = hides_processes(&table).then(|| "/proc hides processes (hidepid)".to_owned());
+    }
+    Ok(found)
+}
+
+/// Whether a status of `/proc` has CAP_SYS_PTRACE in effect.
+fn may_trace(status: &str) -> bool {
+    const SYS_PTRACE: u64 = 1 << 19;
+    field(status, "CapEff:")
+        .and_then(|text| u64::from_str_radix(text, 16).ok())
+        .is_some_and(|capabilities| capabilities & SYS_PTRACE != 0)
+}
+
+/// Whether the `/proc` of this mount table may not list all processes.
+fn hides_processes(table: &str) -> bool {
+    // Of stacked mounts the last one is seen.
+    let line = table.lines().rfind(|line| line.split(' ').nth(4) == Some("/proc"));
+    let options = line.and_then(|line| line.rsplit(' ').next()).unwrap_or_default();
+    let hidden = options.split(',').find_map(|option| option.strip_prefix("hidepid="));
+    hidden.is_some_and(|how| how != "0" && how != "off")
+}
+
+fn find(device: (u32, u32), through: Option<&Through<'_>>, driver: Option<u32>) -> io::Result<Found> {
     let pids = numbers(Path::new("/proc"))?;
     let mut mounts = Mounts::default();
-    pids.iter().for_each(|pid| mounts.add(*pid));
+    let mut unseen = Unseen::default();
+    pids.iter().for_each(|pid| mounts.add(*pid, &mut unseen));
     let own = std::process::id();
     for pid in pids.into_iter().filter(|pid| *pid != own) {
-        let tasks = PathBuf::from(format!("/proc/{pid}/task"));
+        let tasks = numbers(Path::new(&format!("/proc/{pid}/task")));
         // A process that ended meanwhile has nothing open.
-        for tid in numbers(&tasks).unwrap_or_default() {
+        for tid in unseen.unless_gone(pid, "threads", tasks).unwrap_or_default() {
             if tid != pid && raw::same_files(pid, tid) == Some(true) {
                 continue;
             }
-            let look = || open_file(&tasks.join(tid.to_string()), device, &mounts, through);
+            let mut look = || open_file((pid, tid), device, &mounts, through, &mut unseen);
             if let Some(how) = look()
                 && !driver.is_some_and(|driver| descends(pid, driver))
                 && !is_ours(pid, own)
                 // A child of ours may have got its own program meanwhile: it has closed our descriptors by then.
                 && look().is_some()
             {
-                return Ok(Some(holder(pid, how).to_string()));
+                return Ok(Found { holder: Some(holder(pid, how).to_string()), unseen: None });
             }
         }
     }
+    let found = |holder| Ok(Found { holder, unseen: unseen.first });
     if through.is_some() {
-        return Ok(None);
+        return found(None);
     }
     if let Some((pid, point)) = mounts.of_device(device) {
         let how = format!("has a file system on it mounted at {}", point.display());
-        return Ok(Some(holder(pid, how).to_string()));
+        return found(Some(holder(pid, how).to_string()));
     }
-    Ok(built_on(device))
+    found(built_on(device))
+}
+
+/// Remembers the first thing that could not be looked at.
+#[derive(Debug, Default)]
+struct Unseen {
+    first: Option<String>,
+}
+
+impl Unseen {
+    /// Takes what a look at a process found; one that ended meanwhile has nothing.
+    fn unless_gone<T>(&mut self, pid: u32, what: &str, found: io::Result<T>) -> Option<T> {
+        let error = match found {
+            Ok(found) => return Some(found),
+            Err(error) => error,
+        };
+        let gone = match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::NOENT | Errno::SRCH) => true,
+            // So the kernel answers for the mounts of a process that ended and that nobody has waited for.
+            Some(Errno::INVAL) => is_zombie(pid),
+            _ => false,
+        };
+        if !gone && self.first.is_none() {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            self.first = Some(format!("the {what} of pid {pid} ({}): {error}", name.trim()));
+        }
+        None
+    }
+}
+
+fn is_zombie(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    field(&status, "State:").is_none_or(|state| state.starts_with(['Z', 'X']))
 }
 
 fn holder(pid: u32, how: String) -> Holder {
@@ -99,14 +180,16 @@ struct Mounts {
 
 impl Mounts {
     /// Reads the table of a process, once for each namespace.
-    fn add(&mut self, pid: u32) {
+    fn add(&mut self, pid: u32, unseen: &mut Unseen) {
         let process = PathBuf::from(format!("/proc/{pid}"));
-        let Ok(namespace) = std::fs::read_link(process.join("ns/mnt")) else { return };
-        if !self.seen.insert(namespace) {
-            return;
-        }
+        let namespace =
+            unseen.unless_gone(pid, "mount namespace", std::fs::read_link(process.join("ns/mnt")));
+        let Some(namespace) = namespace.filter(|namespace| !self.seen.contains(namespace)) else { return };
         let table = std::fs::read(process.join("mountinfo")).and_then(|text| mount_table::parse(&text));
-        for mount in table.unwrap_or_default().into_iter().map(|line| line.mount) {
+        // Of one that ended meanwhile another process may tell.
+        let Some(table) = unseen.unless_gone(pid, "mounts", table) else { return };
+        self.seen.insert(namespace);
+        for mount in table.into_iter().map(|line| line.mount) {
             self.by_id.entry(mount.id).or_insert((mount, pid));
         }
     }
@@ -120,18 +203,24 @@ impl Mounts {
 
 /// Finds an open file of a task that is the device.
 fn open_file(
-    task: &Path,
+    (pid, tid): (u32, u32),
     device: (u32, u32),
     mounts: &Mounts,
     through: Option<&Through<'_>>,
+    unseen: &mut Unseen,
 ) -> Option<String> {
-    for fd in std::fs::read_dir(task.join("fd")).ok()?.flatten() {
-        let Ok(target) = std::fs::read_link(fd.path()) else { continue };
+    let task = PathBuf::from(format!("/proc/{pid}/task/{tid}"));
+    // What was closed meanwhile is nobody's.
+    for fd in unseen.unless_gone(pid, "open files", std::fs::read_dir(task.join("fd")))? {
+        let Some(fd) = unseen.unless_gone(pid, "open files", fd) else { continue };
+        let target = std::fs::read_link(fd.path());
+        let Some(target) = unseen.unless_gone(pid, "open files", target) else { continue };
         // Sockets, pipes and the like have no path.
         if !target.is_absolute() || through.is_some_and(|t| !t.paths.contains(&target.as_path())) {
             continue;
         }
-        let Ok(info) = std::fs::read_to_string(task.join("fdinfo").join(fd.file_name())) else { continue };
+        let info = std::fs::read_to_string(task.join("fdinfo").join(fd.file_name()));
+        let Some(info) = unseen.unless_gone(pid, "open files", info) else { continue };
         if is_path_only(&info) {
             continue;
         }
@@ -142,7 +231,7 @@ fn open_file(
             Some((mount, _)) => !new_device_each_time(&mount.fs_type),
             None => target.starts_with("/dev"),
         };
-        if safe && is_device(&fd.path(), device) {
+        if safe && unseen.unless_gone(pid, "open files", is_device(&fd.path(), device)) == Some(true) {
             return Some(format!("has {} open", target.display()));
         }
     }
@@ -159,12 +248,11 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
-fn is_device(fd: &Path, device: (u32, u32)) -> bool {
+fn is_device(fd: &Path, device: (u32, u32)) -> io::Result<bool> {
     let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-    rustix::fs::statx(rustix::fs::CWD, fd, flags, StatxFlags::TYPE).is_ok_and(|stat| {
-        FileType::from_raw_mode(u32::from(stat.stx_mode)) == FileType::BlockDevice
-            && (stat.stx_rdev_major, stat.stx_rdev_minor) == device
-    })
+    let stat = rustix::fs::statx(rustix::fs::CWD, fd, flags, StatxFlags::TYPE)?;
+    let is_block = FileType::from_raw_mode(u32::from(stat.stx_mode)) == FileType::BlockDevice;
+    Ok(is_block && (stat.stx_rdev_major, stat.stx_rdev_minor) == device)
 }
 
 /// Names a device that the kernel built on this one: device mapper, RAID, bcache.
@@ -182,6 +270,37 @@ mod tests {
     fn a_descriptor_for_the_path_alone_does_not_hold() {
         assert!(is_path_only("pos:\t0\nflags:\t012000000\nmnt_id:\t24\n"));
         assert!(!is_path_only("pos:\t0\nflags:\t02100002\nmnt_id:\t24\n"));
+    }
+
+    #[test]
+    fn a_proc_that_hides_processes_is_known_and_who_sees_them_all_the_same() {
+        let table = |options: &str| {
+            format!("1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:5 / /proc rw shared:9 - proc proc {options}\n")
+        };
+        for (options, hides) in [
+            ("rw", false),
+            ("rw,hidepid=0", false),
+            ("rw,hidepid=off", false),
+            ("rw,hidepid=2", true),
+            ("rw,gid=7,hidepid=invisible", true),
+            ("rw,hidepid=ptraceable", true),
+        ] {
+            assert_eq!(hides_processes(&table(options)), hides, "{options}");
+        }
+        assert!(may_trace("Name:\tx\nCapEff:\t0000000000080000\n"));
+        assert!(!may_trace("CapEff:\tfffffffffff7ffff\n") && !may_trace(""));
+    }
+
+    #[test]
+    fn what_a_process_that_ended_had_is_not_missed() {
+        let mut unseen = Unseen::default();
+        let none: Option<()> = None;
+        let error = |errno: Errno| Err(io::Error::from(errno));
+        assert_eq!(unseen.unless_gone(1, "open files", error(Errno::NOENT)), none);
+        assert_eq!(unseen.unless_gone(1, "open files", error(Errno::SRCH)), none);
+        assert_eq!(unseen.first, None);
+        assert_eq!(unseen.unless_gone(1, "open files", error(Errno::ACCESS)), none);
+        assert!(unseen.first.is_some_and(|what| what.starts_with("the open files of pid 1 (")));
     }
 
     #[test]

@@ -62,3 +62,20 @@ pub enum HostError {
         seconds: u64,
     },
 }
+
+impl HostError {
+    /// Returns whether a failed `Host::format_disk` may have written to the device: mkfs was started, or nobody knows, because
+    /// the child process that did the work died or was given up.
+    pub fn may_have_written(&self) -> bool {
+        match self {
+            Self::Disk(error) => error.may_have_written(),
+            // An earlier child hangs there: no new one was started.
+            Self::Busy { .. } => false,
+            Self::Io { .. }
+            | Self::NotEmpty { .. }
+            | Self::WrongKind { .. }
+            | Self::WrongMount { .. }
+            | Self::Deadline { .. } => true,
+        }
+    }
+}

@@ -161,7 +161,8 @@ pub trait Host: Send + Sync + Debug {
     /// only what an mkfs with this intent left (design 6, rule 2). Dropped, mkfs is killed. May be called again with the same
     /// intent, then `begun`.
     ///
-    /// Errors: `Disk`; nothing was written unless `DiskError::may_have_written` says so. After any other error it is not known.
+    /// Errors: mkfs was started, or that is not known (its child died or was given up), if `HostError::may_have_written`; else
+    /// nothing was written. A future that was dropped tells nothing: as if it had been started.
     fn format_disk(&self, device: PathBuf, intent: Intent) -> BoxFuture<'_, Result<Formatted, HostError>>;
 
     /// Checks the recorded file system of the recorded disk (kubelet.md 4.11) and mounts it on a directory where nothing is

@@ -80,6 +80,17 @@ impl FsUuid {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Returns it as four numbers, of eight digits each.
+    pub fn words(&self) -> [u32; 4] {
+        let mut words = [0; 4];
+        for (index, digit) in self.0.chars().filter_map(|digit| digit.to_digit(16)).enumerate() {
+            if let Some(word) = words.get_mut(index / 8) {
+                *word = *word << 4 | digit;
+            }
+        }
+        words
+    }
 }
 
 impl std::fmt::Display for FsUuid {
@@ -150,6 +161,15 @@ impl Mark {
         }
     }
 
+    /// Returns whether the disk itself brings it, so that no other can ever have had it. A file behind a loop device is no such
+    /// thing: once it is removed, another gets the number of its inode.
+    fn is_the_disk_s_own(self) -> bool {
+        match self {
+            Self::Wwid | Self::Serial | Self::DmUuid | Self::MdUuid | Self::Backend => true,
+            Self::BackingFile | Self::Partition | Self::Name => false,
+        }
+    }
+
     fn words(self) -> &'static str {
         match self {
             Self::Wwid => "WWID",
@@ -182,6 +202,12 @@ impl DiskIdentity {
         !recorded.marks.is_empty()
             && self.marks.contains_key(&Mark::Partition) == recorded.marks.contains_key(&Mark::Partition)
             && recorded.marks.iter().filter(|(mark, _)| !anything_lasts || counts(**mark)).all(is_there)
+    }
+
+    /// Returns whether it can only be this one disk's: it has a mark that the disk itself brings. Bytes that nobody knows are
+    /// taken for what an interrupted mkfs left only on such a disk, or where they name our UUID.
+    pub fn is_one_disk_s(&self) -> bool {
+        self.marks.keys().any(|mark| mark.is_the_disk_s_own())
     }
 }
 
@@ -359,6 +385,7 @@ mod tests {
         let bytes =
             [0x0f, 0x1e, 0x2d, 0x3c, 0x4b, 0x5a, 0x69, 0x78, 0x87, 0x96, 0xa5, 0xb4, 0xc3, 0xd2, 0xe1, 0xf0];
         assert_eq!(FsUuid::from_bytes(bytes), uuid);
+        assert_eq!(uuid.words(), [0x0f1e_2d3c, 0x4b5a_6978, 0x8796_a5b4, 0xc3d2_e1f0]);
         for bad in ["", "0f1e2d3c", "A1B2-C3D4", "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1fx", "é"] {
             assert_eq!(FsUuid::new(bad), None, "{bad}");
         }

@@ -19,7 +19,7 @@ mod world;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use volumed::host::{DiskError, Host as _, HostError};
 use volumed::model::{Content, DiskMount, FileSystem, Formatted, FsKind, FsUuid, Intent};
@@ -49,7 +49,10 @@ pub fn alone(name: &str, test: impl Future<Output = ()>) {
             ours.iter().any(|our| over == our.as_str())
         };
         for name in devices().filter(is_over).chain(ours.iter().cloned()) {
-            let _ended = Command::new("losetup").arg("-d").arg(Path::new("/dev").join(name)).status();
+            let node = Path::new("/dev").join(name);
+            // A partition would stay, and be the next one's who gets the device.
+            let _none = Command::new("delpart").arg(&node).arg("1").stderr(Stdio::null()).status();
+            let _ended = Command::new("losetup").arg("-d").arg(&node).status();
         }
     });
 }
@@ -84,7 +87,16 @@ impl Host {
         Self::with(true)
     }
 
+    /// A host whose child processes are this program instead of volumed.
+    pub fn with_program(program: PathBuf) -> Self {
+        Self::of(false, program)
+    }
+
     fn with(own_tools: bool) -> Self {
+        Self::of(own_tools, env!("CARGO_BIN_EXE_volumed").into())
+    }
+
+    fn of(own_tools: bool, program: PathBuf) -> Self {
         let tools = std::env::temp_dir().join("tools");
         if own_tools {
             fs::create_dir_all(&tools).unwrap();
@@ -96,7 +108,7 @@ impl Host {
         }
         let used = own_tools.then(|| tools.clone());
         let world = World::of(|linux| {
-            let linux = linux.with_child_program(env!("CARGO_BIN_EXE_volumed").into());
+            let linux = linux.with_child_program(program);
             match used {
                 Some(tools) => linux.with_tools_in(vec![tools]),
                 None => linux,
@@ -118,6 +130,21 @@ impl Host {
         let path_of_tools = "export PATH=/usr/sbin:/usr/bin:/sbin:/bin";
         fs::write(&path, format!("#!/bin/sh\n{path_of_tools}\nreal={}\n{script}\n", real.display())).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// Lets a tool, before it runs, write down which block devices it was given and how they are open: `/dev/loop0 100002`.
+    pub fn log_open_devices(&self, name: &str) -> PathBuf {
+        let log = self.file("open-devices");
+        let script = format!(
+            "for fd in /proc/$$/fd/*; do
+               target=$(readlink $fd) || continue
+               [ ! -b \"$target\" ] || echo $target $(sed -n 's/^flags:[^0-9]*//p' /proc/$$/fdinfo/${{fd##*/}}) >>{}
+             done
+             exec $real \"$@\"",
+            log.display()
+        );
+        self.replace(name, &script);
+        log
     }
 
     pub fn take_away(&self, name: &str) {
@@ -220,6 +247,32 @@ pub fn disk_error<T>(done: Result<T, HostError>) -> Result<T, DiskError> {
 
 pub fn uuid(number: u8) -> FsUuid {
     FsUuid::new(&format!("000000{number:02x}-0000-4000-8000-000000000000")).unwrap()
+}
+
+/// Returns whether each device of a log was open for writing, by its node.
+pub fn open_for_writing(log: &Path) -> std::collections::BTreeMap<String, bool> {
+    let text = fs::read_to_string(log).unwrap();
+    let lines = text.lines().map(|line| line.split_once(' ').unwrap());
+    lines.map(|(node, flags)| (node.to_owned(), u32::from_str_radix(flags, 8).unwrap() & 3 != 0)).collect()
+}
+
+/// Returns whether a child process of volumed has a disk open.
+pub fn children_with_it_open(disk: &Disk) -> bool {
+    let processes = fs::read_dir("/proc").unwrap().flatten().map(|process| process.path());
+    let named =
+        |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|n| n.trim() == "volumed-child");
+    let open = |path: PathBuf| fs::read_dir(path.join("fd")).into_iter().flatten().flatten();
+    let is_it = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|target| target == disk.device);
+    processes.filter(named).any(|process| open(process).any(is_it))
+}
+
+/// Waits until a file exists.
+pub async fn appears(path: &Path) {
+    let until = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !path.exists() {
+        assert!(tokio::time::Instant::now() < until, "{} does not appear", path.display());
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
 }
 
 /// A loop device over a sparse file.

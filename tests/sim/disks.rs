@@ -91,8 +91,11 @@ impl World {
             }
             Content::Blank => {}
             Content::Unfinished(found) if intent.begun && found == asked => {}
-            // As the real host: what no signature is in may be what our mkfs left.
-            Content::Unknown { copies, .. } if intent.begun && copies.iter().all(|copy| copy == asked) => {}
+            // As the real host: what no signature is in may be what our mkfs left, if this can be no other disk.
+            Content::Unknown { copies, .. }
+                if intent.begun
+                    && copies.iter().all(|copy| copy == asked)
+                    && (!copies.is_empty() || intent.identity.is_one_disk_s()) => {}
             found => {
                 return Err(refused(DiskError::NotBlank { path: path_of(), found: found.clone() }));
             }

@@ -21,7 +21,9 @@ const LEFT: i32 = 4;
 /// e2fsck(8): the check itself failed, from here on.
 const FAILED: i32 = 8;
 
-/// Checks a file system that is mounted nowhere, and lets the tool mend what needs no decision.
+/// Checks a file system that is mounted nowhere, and lets the tool mend what needs no decision. A repair that stops halfway may
+/// leave less than there was, so the tool goes on to its end whatever becomes of us: it holds the lock of the disk until then,
+/// for which the next who comes waits.
 ///
 /// # Errors
 /// `Errors`: it must not be mounted. A tool that is missing or fails is no error (kubelet.md 4.11).
@@ -39,7 +41,7 @@ pub(super) async fn before_mount(device: &Device, kind: FsKind) -> Result<Checke
         Err(missing) => return Ok(Checked::Not(DiskError::from(missing).to_string())),
     };
     let arguments = ["-a".into(), device.in_tools().into_os_string()];
-    let ended = device.tools.run("check the file system on", &device.path, &tool, arguments, LIMIT).await?;
+    let ended = device.tools.finish(&device.path, &tool, arguments).await?;
     match ended.status.code() {
         Some(0) => Ok(Checked::Clean),
         Some(1..=MENDED) => Ok(Checked::Mended(ended.said)),

@@ -85,11 +85,11 @@ impl Device {
         let sysfs = Sysfs::of(number).map_err(failed("find in /sys/dev/block", path))?;
         let mut held = vec![Arc::clone(&fd)];
         if let Some((major, minor)) = sysfs.disk_number().map_err(failed("find the disk of", path))? {
-            let disk = disk_node(&sysfs, (major, minor), to).map_err(failed("open the disk of", path))?;
+            let disk = disk_node(&sysfs, (major, minor)).map_err(failed("open the disk of", path))?;
             held.push(Arc::new(disk));
         }
         for fd in &held {
-            lock(fd, to, path).await?;
+            lock(fd, to, path, number).await?;
         }
         let bytes = size(&fd).map_err(failed("find the size of", path))?;
         if bytes == 0 {
@@ -166,7 +166,7 @@ impl Device {
     /// Refuses a device that anybody has: mounted, part of another device, behind a loop device, or open in a process.
     ///
     /// # Errors
-    /// `InUse`, with who.
+    /// `InUse`, with who; `Unseen` where a process cannot be looked at.
     pub(super) async fn must_be_free(&self) -> Result<(), DiskError> {
         let in_use = |holder: String| DiskError::InUse { path: self.path.clone(), holder };
         if let Some(holder) = self.sysfs.built_on().map_err(failed("look who has", &self.path))? {
@@ -190,15 +190,18 @@ impl Device {
         }
         // udev opens a device before it finds that it is locked.
         let until = tokio::time::Instant::now() + PASSING;
-        while let Some(holder) =
-            device_users::first(self.number, None, None).map_err(failed("look who has", &self.path))?
-        {
+        loop {
+            let seen = device_users::look(self.number).map_err(failed("look who has", &self.path))?;
+            let error = match (seen.holder, seen.unseen) {
+                (None, None) => return Ok(()),
+                (Some(holder), _) => in_use(holder),
+                (None, Some(what)) => DiskError::Unseen { path: self.path.clone(), what },
+            };
             if tokio::time::Instant::now() > until {
-                return Err(in_use(holder));
+                return Err(error);
             }
             tokio::time::sleep(PASSING / 10).await;
         }
-        Ok(())
     }
 }
 
@@ -219,8 +222,9 @@ fn magic(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-/// Opens the node of a partition's disk.
-fn disk_node(partition: &Sysfs, number: (u32, u32), to: To) -> Result<OwnedFd, std::io::Error> {
+/// Opens the node of a partition's disk, for its lock alone: when one that was open for writing is closed, udev has the kernel
+/// read the partition table again.
+fn disk_node(partition: &Sysfs, number: (u32, u32)) -> Result<OwnedFd, std::io::Error> {
     let name = Sysfs::of(number)?.name()?;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let node = rustix::fs::open(Path::new("/dev").join(&name), flags, Mode::empty())?;
@@ -229,10 +233,10 @@ fn disk_node(partition: &Sysfs, number: (u32, u32), to: To) -> Result<OwnedFd, s
     if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice || found != number {
         return Err(std::io::Error::other(format!("/dev/{name} is not the disk of {}", partition.name()?)));
     }
-    Ok(reopen(&node, to)?)
+    Ok(reopen(&node, To::Read)?)
 }
 
-async fn lock(fd: &OwnedFd, to: To, path: &Path) -> Result<(), DiskError> {
+async fn lock(fd: &OwnedFd, to: To, path: &Path, number: (u32, u32)) -> Result<(), DiskError> {
     let how = match to {
         To::Read => FlockOperation::NonBlockingLockShared,
         To::Write => FlockOperation::NonBlockingLockExclusive,
@@ -245,7 +249,10 @@ async fn lock(fd: &OwnedFd, to: To, path: &Path) -> Result<(), DiskError> {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             Err(Errno::WOULDBLOCK) => {
-                let holder = "a program that has locked it (flock)".to_owned();
+                // A repair that outlived an earlier volumed, for one.
+                let holder = device_users::first(number, None, None).ok().flatten();
+                let holder = holder.unwrap_or_else(|| "a program that has locked its disk".to_owned());
+                let holder = format!("{holder}; it has locked it (flock)");
                 return Err(DiskError::InUse { path: path.to_owned(), holder });
             }
             Err(e) => return Err(failed("lock", path)(e)),

@@ -47,14 +47,36 @@ pub enum DiskError {
     },
     /// A device that was to be formatted has something on it, or may have. Nothing was written.
     #[error(
-        "{} is not formatted: on it is {found}; if nobody needs that, erase it (wipefs --all, then zeros over the first and \
-         last MiB, or blkdiscard)", path.display()
+        "{} is not formatted: on it is {found}; if nobody needs that, erase it by hand (wipefs --all {}, then \
+         blkdiscard --zeroout {})", path.display(), path.display(), path.display()
     )]
     NotBlank {
         /// The device.
         path: PathBuf,
         /// What is there.
         found: Content,
+    },
+    /// A device that was to be formatted may have on it what an interrupted mkfs left, or somebody's data. Nothing was written.
+    #[error(
+        "{} is not formatted: on it is {found}; an mkfs that was interrupted may have left that, but {identity} is not \
+         enough to tell this disk from another; if nobody needs what is on it, erase it by hand (wipefs --all {}, then \
+         blkdiscard --zeroout {})", path.display(), path.display(), path.display()
+    )]
+    Unproven {
+        /// The device.
+        path: PathBuf,
+        /// What is there.
+        found: Content,
+        /// All by which the disk is known.
+        identity: DiskIdentity,
+    },
+    /// Whether somebody has it cannot be found out. Nothing was written.
+    #[error("{} is not formatted: who has it open cannot be seen: {what}; volumed needs the capability CAP_SYS_PTRACE", path.display())]
+    Unseen {
+        /// The device.
+        path: PathBuf,
+        /// What could not be looked at, and the kernel's words.
+        what: String,
     },
     /// The kernel lets nobody write to it. Nothing was written.
     #[error("{} is not formatted: it is read-only", path.display())]
@@ -167,6 +189,8 @@ impl DiskError {
             | Self::OtherDisk { .. }
             | Self::OtherContent { .. }
             | Self::NotBlank { .. }
+            | Self::Unproven { .. }
+            | Self::Unseen { .. }
             | Self::ReadOnly { .. }
             | Self::TooSmall { .. }
             | Self::InUse { .. }

@@ -17,6 +17,8 @@ enum Verdict {
     Make,
     /// It seems to have been made with this intent: to be checked, then left as it is.
     Made,
+    /// It may be what our mkfs left, and another disk's data just as well.
+    Unproven,
     /// Neither.
     Refuse,
 }
@@ -39,7 +41,13 @@ pub(super) async fn format(device: &Device, intent: &Intent) -> Result<Formatted
     let make = match verdict(&first, intent) {
         Verdict::Make => true,
         Verdict::Refuse => false,
+        Verdict::Unproven => {
+            let identity = intent.identity.clone();
+            return Err(DiskError::Unproven { path: path(), found: first, identity });
+        }
         Verdict::Made if check::is_whole(device, intent.file_system.kind).await? => {
+            // Of an mkfs that was killed at its end nothing may be on the disk yet, and it counts as formatted from here on.
+            write_out(device)?;
             return Ok(Formatted::AlreadyThere);
         }
         // A power cut can leave the superblock, which is written last, and not what was written before it.
@@ -60,12 +68,18 @@ pub(super) async fn format(device: &Device, intent: &Intent) -> Result<Formatted
     if found != Content::FileSystem(intent.file_system.clone()) {
         return Err(DiskError::MadeWrong { path: path(), asked: intent.file_system.clone(), found });
     }
-    rustix::fs::fsync(&device.fd).map_err(|e| not_made(device, format!("cannot write it out: {e}")))?;
+    write_out(device)?;
     Ok(Formatted::Made)
 }
 
+fn write_out(device: &Device) -> Result<(), DiskError> {
+    rustix::fs::fsync(&device.fd).map_err(|e| not_made(device, format!("cannot write it out: {e}")))
+}
+
 /// Decides by what is on a device. An mkfs that was begun explains what it may have left: nothing, an unfinished file system of
-/// its UUID, or bytes without a signature that belong to nobody else.
+/// its UUID, or bytes without a signature that belong to nobody else. Whether they do is known only by a copy of our own
+/// superblock, or where the disk cannot be another: under a name of today, or in a file that was replaced, they may be
+/// somebody's data.
 fn verdict(content: &Content, intent: &Intent) -> Verdict {
     let ours = |found: &FileSystem| *found == intent.file_system;
     match content {
@@ -74,7 +88,8 @@ fn verdict(content: &Content, intent: &Intent) -> Verdict {
         Content::Unknown { copies, .. }
             if intent.begun && copies.iter().all(|copy| is_copy(copy, intent)) =>
         {
-            Verdict::Make
+            let proven = !copies.is_empty() || intent.identity.is_one_disk_s();
+            if proven { Verdict::Make } else { Verdict::Unproven }
         }
         Content::FileSystem(found) if intent.begun && ours(found) => Verdict::Made,
         Content::FileSystem(_)
@@ -128,16 +143,16 @@ fn not_made(device: &Device, said: String) -> DiskError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{DiskIdentity, FsUuid};
+    use crate::model::{DiskIdentity, FsUuid, Mark};
 
     #[test]
     fn only_a_blank_device_or_what_our_own_mkfs_left_is_formatted() {
         let uuid = |digit: &str| FsUuid::new(&format!("0000000{digit}-0000-4000-8000-000000000000")).unwrap();
         let of = |kind, digit| FileSystem { kind, uuid: uuid(digit) };
         let ours = of(FsKind::Ext4, "1");
-        let intent = |begun| Intent {
+        let intent = |begun, mark: Mark| Intent {
             file_system: ours.clone(),
-            identity: DiskIdentity::default(),
+            identity: DiskIdentity { marks: [(mark, "x".to_owned())].into() },
             least_bytes: 0,
             begun,
         };
@@ -152,15 +167,40 @@ mod tests {
             (Content::FileSystem(of(FsKind::Xfs, "1")), Verdict::Refuse, Verdict::Refuse),
             (Content::Unfinished(ours.clone()), Verdict::Refuse, Verdict::Make),
             (Content::Unfinished(other.clone()), Verdict::Refuse, Verdict::Refuse),
-            (unknown(&[]), Verdict::Refuse, Verdict::Make),
             (unknown(&[of(FsKind::Ext3, "1")]), Verdict::Refuse, Verdict::Make),
             (unknown(&[ours.clone(), other]), Verdict::Refuse, Verdict::Refuse),
             (unknown(&[of(FsKind::Btrfs, "1")]), Verdict::Refuse, Verdict::Refuse),
             (foreign, Verdict::Refuse, Verdict::Refuse),
             (unclear, Verdict::Refuse, Verdict::Refuse),
         ] {
-            assert_eq!(verdict(&content, &intent(false)), fresh, "{content}");
-            assert_eq!(verdict(&content, &intent(true)), begun, "{content}, begun");
+            for mark in [Mark::Serial, Mark::Name] {
+                assert_eq!(verdict(&content, &intent(false, mark)), fresh, "{content} {mark:?}");
+                assert_eq!(verdict(&content, &intent(true, mark)), begun, "{content} {mark:?}, begun");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_nobody_knows_are_ours_only_on_a_disk_that_can_be_no_other() {
+        let file_system = FileSystem { kind: FsKind::Ext4, uuid: FsUuid::from_bytes([1; 16]) };
+        let content = Content::Unknown { at: 4096, copies: Vec::new() };
+        for (marks, expected) in [
+            (&[Mark::Wwid][..], Verdict::Make),
+            (&[Mark::Serial], Verdict::Make),
+            (&[Mark::Serial, Mark::Partition], Verdict::Make),
+            (&[Mark::DmUuid], Verdict::Make),
+            (&[Mark::MdUuid], Verdict::Make),
+            (&[Mark::Backend], Verdict::Make),
+            (&[Mark::BackingFile], Verdict::Unproven),
+            (&[Mark::BackingFile, Mark::Partition], Verdict::Unproven),
+            (&[Mark::Partition, Mark::Name], Verdict::Unproven),
+            (&[Mark::Name], Verdict::Unproven),
+            (&[], Verdict::Unproven),
+        ] {
+            let marks = marks.iter().map(|mark| (*mark, "x".to_owned())).collect();
+            let identity = DiskIdentity { marks };
+            let intent = Intent { file_system: file_system.clone(), identity, least_bytes: 0, begun: true };
+            assert_eq!(verdict(&content, &intent), expected, "{}", intent.identity);
         }
     }
 }

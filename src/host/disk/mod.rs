@@ -8,6 +8,7 @@
 //! from what `blkid` says and what `places` reads.
 
 mod blkid;
+mod btrfs;
 mod check;
 mod device;
 mod error;

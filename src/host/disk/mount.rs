@@ -1,8 +1,11 @@
 //! Mounts of the file system of a device, and its growth while it is mounted.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
 
 use super::super::detached::{Unmade, attach, make};
 use super::super::grow::{self, Grown};
@@ -10,6 +13,7 @@ use super::super::mount_table;
 use super::super::options::Options;
 use super::super::path::Root;
 use super::super::wanted::Waits;
+use super::btrfs::{self, Subvolume};
 use super::check;
 use super::device::{Device, size};
 use super::error::{DiskError, failed};
@@ -37,8 +41,12 @@ impl At {
 /// # Errors
 /// Nothing is mounted.
 pub(super) async fn mount(device: &Device, asked: &DiskMount, at: &At) -> Result<DiskMounted, DiskError> {
+    let mut options = Options::of(&asked.options);
+    options.read_only |= asked.read_only;
+    let subvolume = Subvolume::of(&options.own).map_err(|why| refused(device, at, why))?;
+    let part = Part::Asked(&subvolume);
     device.must_be(&asked.identity)?;
-    if let Some(mount) = already(device, &asked.file_system, at)? {
+    if let Some(mount) = already(device, &asked.file_system, part, at).await? {
         return Ok(DiskMounted {
             checked: Checked::Not("it is mounted".to_owned()),
             mount: mount.identity(),
@@ -50,8 +58,6 @@ pub(super) async fn mount(device: &Device, asked: &DiskMount, at: &At) -> Result
         let recorded = asked.file_system.clone();
         return Err(DiskError::OtherContent { path: device.path.clone(), recorded, found });
     }
-    let mut options = Options::of(&asked.options);
-    options.read_only |= asked.read_only;
     let checked = if options.read_only {
         Checked::Not("it is mounted read-only".to_owned())
     } else {
@@ -59,15 +65,24 @@ pub(super) async fn mount(device: &Device, asked: &DiskMount, at: &At) -> Result
         check::before_mount(device, asked.file_system.kind).await?
     };
     device.lasts(MOUNT);
-    show(device, &asked.file_system, &options, at)?;
-    match already(device, &asked.file_system, at)? {
-        Some(mount) => Ok(DiskMounted { checked, mount: mount.identity(), already: false }),
-        None => Err(other_mount(device, at, "it was unmounted at once".to_owned())),
-    }
+    let id = show(device, &asked.file_system, &options, &subvolume, at)?;
+    let error = match already(device, &asked.file_system, part, at).await {
+        Ok(Some(mount)) => return Ok(DiskMounted { checked, mount: mount.identity(), already: false }),
+        Ok(None) => other_mount(device, at, "it was unmounted at once".to_owned()),
+        Err(error) => error,
+    };
+    take_back(at, id)?;
+    Err(error)
 }
 
-/// Mounts it.
-fn show(device: &Device, file_system: &FileSystem, options: &Options, at: &At) -> Result<(), DiskError> {
+/// Mounts it; returns the mount's id.
+fn show(
+    device: &Device,
+    file_system: &FileSystem,
+    options: &Options,
+    subvolume: &Subvolume,
+    at: &At,
+) -> Result<u64, DiskError> {
     let absolute = at.absolute();
     let root = Root::existing(&at.root).map_err(failed("open the root directory", &at.root))?;
     // Also refuses what something is mounted on by now.
@@ -75,60 +90,139 @@ fn show(device: &Device, file_system: &FileSystem, options: &Options, at: &At) -
     let place = root
         .open_at(&at.path, flags)
         .map_err(|e| DiskError::from(root.failed("mount at", &at.path, "an empty directory", e)))?;
-    let refused = |why: String| DiskError::Options { path: device.path.clone(), at: absolute.clone(), why };
     let (_waits, wanted) = Waits::new();
     let mount = make(&device.node()?, file_system.kind.name(), options, &absolute, &wanted);
     let mount = mount.map_err(|unmade| match unmade {
-        Unmade::Option(why) => refused(why),
+        Unmade::Option(why) => refused(device, at, why),
         Unmade::Other(_, error) => error.into(),
     })?;
     // The node may be another disk's by now: what was mounted has to be what was looked at.
-    let top = rustix::fs::openat(&mount, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-    let stat = top.and_then(rustix::fs::fstat).map_err(failed("look at the mount of", &device.path))?;
-    let number = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
-    if !is_on(device, file_system, number)? {
+    let seen = failed("look at the mount of", &device.path);
+    let top =
+        rustix::fs::openat(&mount, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(&seen)?;
+    let is_it = match file_system.kind {
+        FsKind::Ext3 | FsKind::Ext4 | FsKind::Xfs => {
+            let stat = rustix::fs::fstat(&top).map_err(&seen)?;
+            (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev)) == device.number
+        }
+        FsKind::Btrfs => {
+            let shown = btrfs::shown(&top, &file_system.uuid).map_err(&seen)?;
+            shown.is_some_and(|id| subvolume.may_be(id)) && btrfs::has(device, &file_system.uuid)?
+        }
+    };
+    if !is_it {
         return Err(other_mount(device, at, "its node became another device's meanwhile".to_owned()));
     }
-    attach(&mount, &place, &wanted).map_err(failed("mount at", &absolute))
+    let id = mount_id(&top).map_err(&seen)?;
+    attach(&mount, &place, &wanted).map_err(failed("mount at", &absolute))?;
+    Ok(id)
+}
+
+/// Unmounts what was just mounted and is not what was asked for.
+///
+/// # Errors
+/// When it stays.
+fn take_back(at: &At, id: u64) -> Result<(), DiskError> {
+    let absolute = at.absolute();
+    match table()?.at(&absolute) {
+        MountsAt::One(mount) if mount.id == id => {
+            rustix::mount::unmount(&absolute, UnmountFlags::NOFOLLOW).map_err(failed("unmount", &absolute))
+        }
+        MountsAt::None | MountsAt::One(_) | MountsAt::Stacked(_) => Ok(()),
+    }
+}
+
+fn mount_id(fd: &OwnedFd) -> Result<u64, Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
+    Ok(rustix::fs::statx(fd, c"", flags, StatxFlags::MNT_ID)?.stx_mnt_id)
+}
+
+fn refused(device: &Device, at: &At, why: String) -> DiskError {
+    DiskError::Options { path: device.path.clone(), at: at.absolute(), why }
+}
+
+/// What of a file system a mount has to show.
+#[derive(Debug, Clone, Copy)]
+enum Part<'a> {
+    /// What mount options ask for.
+    Asked(&'a Subvolume),
+    /// Any subvolume: they share what there is of room.
+    Any,
 }
 
 /// Returns the mount of a device's file system at a place, if it is there alone and is that.
 ///
 /// # Errors
 /// `OtherMount`: something else is there.
-fn already(device: &Device, file_system: &FileSystem, at: &At) -> Result<Option<Mount>, DiskError> {
+async fn already(
+    device: &Device,
+    file_system: &FileSystem,
+    part: Part<'_>,
+    at: &At,
+) -> Result<Option<Mount>, DiskError> {
     let absolute = at.absolute();
-    let table = table()?;
-    match table.at(&absolute) {
+    match table()?.at(&absolute) {
         MountsAt::None => Ok(None),
-        MountsAt::One(mount) if is_on(device, file_system, mount.device)? && mount.root == Path::new("/") => {
-            Ok(Some(mount.clone()))
-        }
-        MountsAt::One(mount) => Err(other_mount(device, at, mount.identity().to_string())),
+        MountsAt::One(mount) => match differs(device, file_system, part, &absolute, mount).await? {
+            None => Ok(Some(mount.clone())),
+            Some(how) => Err(other_mount(device, at, format!("{}: {how}", mount.identity()))),
+        },
         MountsAt::Stacked(mounts) => {
             Err(other_mount(device, at, format!("{} mounts are stacked there", mounts.len())))
         }
     }
 }
 
-fn other_mount(device: &Device, at: &At, found: String) -> DiskError {
-    DiskError::OtherMount { path: device.path.clone(), at: at.absolute(), found }
-}
-
-/// Returns whether a mounted file system with this device number is the one on the device.
-fn is_on(device: &Device, file_system: &FileSystem, number: (u32, u32)) -> Result<bool, DiskError> {
+/// Says why a mount is not the one of a file system on a device.
+async fn differs(
+    device: &Device,
+    file_system: &FileSystem,
+    part: Part<'_>,
+    absolute: &Path,
+    mount: &Mount,
+) -> Result<Option<String>, DiskError> {
+    let because = |why: &str| Ok(Some(why.to_owned()));
+    if mount.fs_type != file_system.kind.name() {
+        return because("the file system is of another type");
+    }
     match file_system.kind {
-        FsKind::Ext3 | FsKind::Ext4 | FsKind::Xfs => Ok(number == device.number),
-        // A btrfs has a number of its own, and a directory of its devices.
+        FsKind::Ext3 | FsKind::Ext4 | FsKind::Xfs => {
+            if mount.device != device.number {
+                return because("it is another device's");
+            }
+            if mount.root != Path::new("/") {
+                return because("it shows a part of the file system");
+            }
+            let there =
+                places::superblock(&device.fd, file_system.kind).map_err(failed("read", &device.path))?;
+            if there.is_none_or(|there| there.file_system.uuid != file_system.uuid) {
+                return because("the file system has another UUID");
+            }
+            Ok(None)
+        }
         FsKind::Btrfs => {
-            let name = device.sysfs.name().map_err(failed("find the name of", &device.path))?;
-            let name = name.replace('/', "!");
-            let link = format!("/sys/fs/btrfs/{}/devices/{name}/dev", file_system.uuid);
-            let (major, minor) = device.number;
-            let text = std::fs::read_to_string(link).unwrap_or_default();
-            Ok(number.0 == 0 && text.trim() == format!("{major}:{minor}"))
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let seen = failed("look at the mount at", absolute);
+            let top = rustix::fs::open(absolute, flags, Mode::empty()).map_err(&seen)?;
+            if mount_id(&top).map_err(&seen)? != mount.id {
+                return because("something was mounted there meanwhile");
+            }
+            let Some(id) = btrfs::shown(&top, &file_system.uuid).map_err(&seen)? else {
+                return because("the file system has another UUID");
+            };
+            if !btrfs::has(device, &file_system.uuid)? {
+                return because("the file system is not on this device");
+            }
+            match part {
+                Part::Asked(subvolume) => subvolume.differs(device, absolute, id, &mount.root).await,
+                Part::Any => Ok(None),
+            }
         }
     }
+}
+
+fn other_mount(device: &Device, at: &At, found: String) -> DiskError {
+    DiskError::OtherMount { path: device.path.clone(), at: at.absolute(), found }
 }
 
 fn table() -> Result<MountTable, DiskError> {
@@ -144,7 +238,7 @@ fn table() -> Result<MountTable, DiskError> {
 /// `NotWhole` where it says afterwards that it is smaller; it can be done again.
 pub(super) async fn grow(device: &Device, file_system: &FileSystem, at: &At) -> Result<FsGrowth, DiskError> {
     let absolute = at.absolute();
-    let Some(mount) = already(device, file_system, at)? else {
+    let Some(mount) = already(device, file_system, Part::Any, at).await? else {
         return Err(other_mount(device, at, "nothing is mounted there".to_owned()));
     };
     let (from, grain) = fs_size(device, file_system.kind, &absolute).await?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::options::read_only;
 use super::device::{Device, To};
 use super::error::{DiskError, failed};
 use super::mount::At;
@@ -90,7 +91,7 @@ pub(in crate::host) fn answer(ask: Ask, tell: fn(Duration)) -> Result<Answer, Di
 async fn work(path: &Path, ask: Ask, tell: fn(Duration)) -> Result<Answer, DiskError> {
     let to = match &ask.work {
         Work::Inspect | Work::Show { .. } | Work::Grow { .. } => To::Read,
-        Work::Mount { mount, .. } if mount.read_only => To::Read,
+        Work::Mount { mount, .. } if mount.read_only || read_only(&mount.options) => To::Read,
         Work::Format(_) | Work::Mount { .. } => To::Write,
     };
     let tools_in = ask.tools_in.into_iter().map(PathBuf::from).collect();
