@@ -51,6 +51,9 @@ pub enum HostError {
     /// A disk is refused, or an operation on it failed.
     #[error(transparent)]
     Disk(Box<super::DiskError>),
+    /// An export of an NFS server cannot be mounted.
+    #[error(transparent)]
+    Nfs(Box<super::NfsError>),
     /// The kernel did not answer in time; whether it was done is not known.
     #[error("cannot {doing} {}: no answer within {seconds} s", path.display())]
     Deadline {

@@ -86,7 +86,7 @@ impl Layout {
     pub fn target(&self, id: &PublicationId) -> RootPath {
         match id.plugin {
             Plugin::Csi => self.csi_target(id),
-            Plugin::EmptyDir | Plugin::HostPath | Plugin::Local => self.publication(id),
+            Plugin::EmptyDir | Plugin::HostPath | Plugin::Local | Plugin::Nfs => self.publication(id),
         }
     }
 

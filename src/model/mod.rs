@@ -55,6 +55,6 @@ pub use step::{
 };
 pub use vol_data::{VolData, go_json};
 pub use want::{
-    Attach, CsiWant, Desired, FsGroup, Hold, HoldCode, Lifecycle, LocalWant, Ownership, PodIdentity, PodInfo,
-    SizeWant, TokenRequests, Want, WantVolume, Wanted, WantedVolume,
+    Attach, CsiWant, Desired, FsGroup, Hold, HoldCode, Lifecycle, LocalWant, NfsWant, Ownership, PodIdentity,
+    PodInfo, SizeWant, TokenRequests, Want, WantVolume, Wanted, WantedVolume,
 };

@@ -83,6 +83,23 @@ pub enum RecordedVolume {
         /// Which.
         path: PathBuf,
     },
+    /// A directory that an NFS server exports.
+    Nfs {
+        /// Host name or address; an IPv6 address without brackets.
+        server: String,
+        /// The server's path.
+        path: String,
+    },
+}
+
+impl RecordedVolume {
+    /// Returns the driver of a volume that has one.
+    pub fn driver(&self) -> Option<&DriverName> {
+        match self {
+            Self::Csi { driver, .. } => Some(driver),
+            Self::EmptyDir | Self::Local { .. } | Self::Nfs { .. } => None,
+        }
+    }
 }
 
 /// How far a call got.

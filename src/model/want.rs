@@ -57,6 +57,8 @@ pub enum WantedVolume {
     Csi(Box<CsiWant>),
     /// A directory of the host that a PersistentVolume names.
     Local(Box<LocalWant>),
+    /// A directory that an NFS server exports.
+    Nfs(Box<NfsWant>),
     /// An empty directory on disk.
     EmptyDir {
         /// The group that it is given to.
@@ -84,6 +86,23 @@ pub struct LocalWant {
     pub single_pod: bool,
     /// The pod's fsGroup, for what nobody else on this node has.
     pub ownership: Option<Ownership>,
+}
+
+/// A wanted NFS volume (kubelet.md 4.7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NfsWant {
+    /// Host name or address; an IPv6 address without brackets.
+    pub server: String,
+    /// The server's path: absolute, without `..`.
+    pub path: String,
+    /// The PV's, as written: mount.nfs reads them.
+    pub mount_flags: Vec<String>,
+    /// Kubernetes' name of `accessModes[0]`; ReadWriteOnce when there is none.
+    pub access_mode: String,
+    /// The source's readOnly, or the pod's, or the PV lists no mode but ReadOnlyMany.
+    pub read_only: bool,
+    /// As of a CSI volume.
+    pub single_pod: bool,
 }
 
 /// A wanted CSI volume.

@@ -20,8 +20,8 @@ pub use retry::{Due, Now, Retries, RetryState};
 
 use crate::model::{
     Actual, Blocked, BlockedCause, Connection, CsiWant, Desired, DriverInfo, DriverName, Foreign, Have,
-    HavePublication, HaveStaging, Layout, LocalWant, PodUid, PublicationId, PublishArguments, RecordedVolume,
-    StagingKind, Step, StepKind, VolumeKey, Want, Wanted, WantedVolume,
+    HavePublication, HaveStaging, Layout, LocalWant, NfsWant, PodUid, PublicationId, PublishArguments,
+    RecordedVolume, StagingKind, Step, StepKind, VolumeKey, Want, Wanted, WantedVolume,
 };
 
 /// What the decision is made from.
@@ -126,7 +126,10 @@ impl<'a> View<'a> {
     fn wanted_csi(&self) -> Option<&'a CsiWant> {
         self.wanted().find_map(|(_, wanted)| match &wanted.volume {
             WantedVolume::Csi(csi) => Some(&**csi),
-            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+            WantedVolume::Local(_)
+            | WantedVolume::Nfs(_)
+            | WantedVolume::EmptyDir { .. }
+            | WantedVolume::HostPath { .. } => None,
         })
     }
 
@@ -138,18 +141,22 @@ impl<'a> View<'a> {
                 Ok(info) => Some(info),
                 Err(_) => return false,
             },
-            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+            WantedVolume::Local(_)
+            | WantedVolume::Nfs(_)
+            | WantedVolume::EmptyDir { .. }
+            | WantedVolume::HostPath { .. } => None,
         };
         self.is_another(wanted)
             || arguments::publication(self.world.layout, id, wanted, info, self.staging_kind())
                 .is_ok_and(|plan| plan.arguments != have.arguments)
     }
 
-    /// Whether an inline volume names another driver now, or a local one another path: their keys do not say which.
+    /// Whether an inline volume names another driver now, or a local or NFS one another path: their keys do not say which.
     fn is_another(&self, wanted: &Wanted) -> bool {
         let wanted = match &wanted.volume {
             WantedVolume::Csi(csi) => recorded(csi),
             WantedVolume::Local(local) => recorded_local(local),
+            WantedVolume::Nfs(nfs) => recorded_nfs(nfs),
             WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => return false,
         };
         self.have.is_some_and(|have| have.volume != wanted)
@@ -193,9 +200,9 @@ impl<'a> View<'a> {
     }
 
     fn recorded_driver_ready(&self) -> Result<(), (BlockedCause, String)> {
-        match self.have.map(|have| &have.volume) {
-            Some(RecordedVolume::Csi { driver, .. }) => self.driver(driver).map(|_| ()),
-            Some(RecordedVolume::EmptyDir | RecordedVolume::Local { .. }) | None => Ok(()),
+        match self.have.and_then(|have| have.volume.driver()) {
+            Some(driver) => self.driver(driver).map(|_| ()),
+            None => Ok(()),
         }
     }
 
@@ -229,6 +236,10 @@ impl<'a> View<'a> {
 
 fn recorded_local(local: &LocalWant) -> RecordedVolume {
     RecordedVolume::Local { path: local.path.clone() }
+}
+
+fn recorded_nfs(nfs: &NfsWant) -> RecordedVolume {
+    RecordedVolume::Nfs { server: nfs.server.clone(), path: nfs.path.clone() }
 }
 
 fn recorded(csi: &CsiWant) -> RecordedVolume {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::chooser::Chooser;
-use super::{FOREIGN_REMEDY, View, arguments, recorded, recorded_local};
+use super::{FOREIGN_REMEDY, View, arguments, recorded, recorded_local, recorded_nfs};
 use crate::model::{
     Adoption, BlockedCause, CsiWant, DriverInfo, Foreign, FsGroup, Growth, HaveStaging, HoldCode, Lifecycle,
     MountIdentity, Ownership, Presence, PublicationId, PublicationPlan, PublishStep, RecordedVolume,
@@ -162,7 +162,7 @@ impl View<'_> {
         }
         let csi = match &wanted.volume {
             WantedVolume::HostPath { .. } => return,
-            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } => None,
+            WantedVolume::Local(_) | WantedVolume::Nfs(_) | WantedVolume::EmptyDir { .. } => None,
             WantedVolume::Csi(csi) => Some(&**csi),
         };
         if !staged {
@@ -228,6 +228,8 @@ impl View<'_> {
                 let ownership = local.ownership.filter(|_| is_alone);
                 (recorded_local(local), Arc::default(), None, ownership)
             }
+            // Whose the files are is the server's to say (kubelet.md 6.1).
+            WantedVolume::Nfs(nfs) => (recorded_nfs(nfs), Arc::default(), None, None),
             WantedVolume::EmptyDir { ownership } => {
                 (RecordedVolume::EmptyDir, Arc::default(), None, *ownership)
             }
@@ -236,7 +238,10 @@ impl View<'_> {
         let repeats = matches!(&wanted.volume, WantedVolume::Csi(csi) if csi.republish);
         let growth = match &wanted.volume {
             WantedVolume::Csi(csi) => self.growth(id, csi, &plan, info),
-            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+            WantedVolume::Local(_)
+            | WantedVolume::Nfs(_)
+            | WantedVolume::EmptyDir { .. }
+            | WantedVolume::HostPath { .. } => None,
         };
         PublishStep {
             key: self.key.clone(),
@@ -277,9 +282,8 @@ impl View<'_> {
         };
         let mut here: BTreeSet<&VolumeKey> =
             self.world.actual.on_node.get(&csi.driver).into_iter().flatten().collect();
-        let is_its = |foreign: &&Foreign| match &foreign.volume {
-            Some(RecordedVolume::Csi { driver, .. }) => *driver == csi.driver,
-            Some(RecordedVolume::EmptyDir | RecordedVolume::Local { .. }) | None => false,
+        let is_its = |foreign: &&Foreign| {
+            foreign.volume.as_ref().and_then(RecordedVolume::driver) == Some(&csi.driver)
         };
         here.extend(self.world.actual.foreign.iter().filter(is_its).filter_map(|f| f.key.as_ref()));
         let count = here.len();
@@ -309,6 +313,7 @@ impl View<'_> {
         let single_pod = match &wanted.volume {
             WantedVolume::Csi(csi) => csi.single_pod,
             WantedVolume::Local(local) => local.single_pod,
+            WantedVolume::Nfs(nfs) => nfs.single_pod,
             WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => false,
         };
         if !single_pod {

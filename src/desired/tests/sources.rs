@@ -58,7 +58,6 @@ fn what_is_not_supported_yet_says_so_and_stops_no_other() {
         json!({"secret": {"secretName": "x"}}),
         json!({"projected": {"sources": []}}),
         json!({"downwardAPI": {"items": []}}),
-        json!({"nfs": {"server": "s", "path": "/"}}),
         json!({"iscsi": {"targetPortal": "p", "iqn": "i", "lun": 0}}),
         json!({"image": {"reference": "x"}}),
         json!({"gitRepo": {"repository": "x"}}),
@@ -75,7 +74,7 @@ fn what_is_not_supported_yet_says_so_and_stops_no_other() {
 #[test]
 fn a_pv_that_is_not_csi_is_not_supported_yet() {
     for (source, name) in [
-        (json!({"nfs": {"server": "s", "path": "/"}}), "nfs"),
+        (json!({"iscsi": {"targetPortal": "p", "iqn": "i", "lun": 0}}), "iscsi"),
         (json!({"hostPath": {"path": "/x"}}), "hostPath"),
     ] {
         let mut pv = pv("pv-1", json!({"spec": source}));

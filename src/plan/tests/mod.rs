@@ -143,7 +143,10 @@ fn info(stages: bool) -> DriverInfo {
 fn csi(wanted: &Wanted) -> &CsiWant {
     match &wanted.volume {
         WantedVolume::Csi(csi) => csi,
-        WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => {
+        WantedVolume::Local(_)
+        | WantedVolume::Nfs(_)
+        | WantedVolume::EmptyDir { .. }
+        | WantedVolume::HostPath { .. } => {
             panic!("only CSI volumes are made here")
         }
     }

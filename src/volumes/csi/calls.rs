@@ -36,13 +36,17 @@ impl<'a> Target<'a> {
             (RecordedVolume::Csi { driver: name, handle, lifecycle }, Some(line)) => {
                 Ok(Self { name, handle, lifecycle: *lifecycle, driver: &line.client, slots: &line.slots })
             }
-            (RecordedVolume::Csi { .. } | RecordedVolume::EmptyDir | RecordedVolume::Local { .. }, _) => {
-                Err(Failure::not_done(
-                    "no-driver",
-                    "there is no driver to call",
-                    "report this as a fault of volumed",
-                ))
-            }
+            (
+                RecordedVolume::Csi { .. }
+                | RecordedVolume::EmptyDir
+                | RecordedVolume::Local { .. }
+                | RecordedVolume::Nfs { .. },
+                _,
+            ) => Err(Failure::not_done(
+                "no-driver",
+                "there is no driver to call",
+                "report this as a fault of volumed",
+            )),
         }
     }
 
