@@ -12,7 +12,10 @@ pub(super) fn all(status: &Status) -> Vec<api::ForeignVolume> {
 fn view(status: &Status, foreign: &Foreign) -> api::ForeignVolume {
     let csi = foreign.volume.as_ref().and_then(|volume| match volume {
         RecordedVolume::Csi { driver, handle, .. } => Some((driver.to_string(), handle.clone())),
-        RecordedVolume::EmptyDir | RecordedVolume::Local { .. } | RecordedVolume::Device { .. } => None,
+        RecordedVolume::EmptyDir
+        | RecordedVolume::Local { .. }
+        | RecordedVolume::Device { .. }
+        | RecordedVolume::Nfs { .. } => None,
     });
     let (driver, handle) = csi.unwrap_or_default();
     let place = foreign

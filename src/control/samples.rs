@@ -48,6 +48,7 @@ pub(super) fn add(status: &mut Status, pod: &str, claim: &str, presence: Presenc
         released: Vec::new(),
         plugin: "kubernetes.io/csi",
         csi: Some((driver, handle)),
+        nfs: None,
         staging,
         staging_not_a_mount_point: false,
         publications: BTreeMap::new(),

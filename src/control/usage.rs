@@ -1,7 +1,7 @@
 //! How full and how well a volume is, for programs and for people.
 
 use super::units::{bytes, span};
-use crate::model::{Ill, Millis, Space, VolumeHealth};
+use crate::model::{Ill, IllKind, Millis, Space, VolumeHealth};
 use crate::proto::control as api;
 use crate::proto::control::ChainLink;
 
@@ -29,20 +29,36 @@ pub(super) fn ill(ill: &Ill) -> api::Ill {
     }
 }
 
-/// What to do about a volume of which its driver says that it is not well.
-pub(super) const MEND: &str = "look at the driver's log and at its storage; volumed does nothing about it";
+/// Says what to do about a volume that is not well.
+pub(super) fn mend(ill: &Ill) -> &'static str {
+    if ill.kind == IllKind::Silent {
+        "start the server or mend the way to it: what its volumes' users wait for goes on by itself"
+    } else if ill.since.is_some() {
+        "look at the server and at what it exports"
+    } else {
+        "look at the driver's log and at its storage; volumed does nothing about it"
+    }
+}
+
+/// Returns what is wrong, and since when if that is known.
+pub(super) fn worded(ill: &Ill, now: Millis) -> String {
+    match ill.since {
+        Some(since) => format!("{ill} (since {} ago)", span(now - since)),
+        None => ill.to_string(),
+    }
+}
 
 /// Returns the last link of a chain.
 pub(super) fn link(known: &VolumeHealth, now: Millis) -> ChainLink {
     let mut parts = Vec::new();
     parts.extend(filled(known.bytes, bytes).map(|filled| format!("{filled} used")));
     parts.extend(filled(known.inodes, |n| n.to_string()).map(|filled| format!("{filled} inodes used")));
-    parts.extend(known.ills.iter().map(ToString::to_string));
+    parts.extend(known.ills.iter().map(|ill| worded(ill, now)));
     parts.extend(known.measured_at.map(|at| format!("as of {} ago", span(now - at))));
     parts.extend(known.error.as_ref().map(|error| format!("not known now: {error}")));
     let detail = parts.join(", ");
     match (known.ill(), &known.error) {
-        (Some(_), _) => ChainLink { remedy: MEND.to_owned(), ..chain_link("failed", detail) },
+        (Some(ill), _) => ChainLink { remedy: mend(ill).to_owned(), ..chain_link("failed", detail) },
         (None, Some(_)) => chain_link("waiting", detail),
         (None, None) => chain_link("good", detail),
     }

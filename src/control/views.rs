@@ -159,7 +159,8 @@ pub fn volume(status: &Status, row: Row<'_>, scene: Scene<'_>) -> api::Volume {
         remedy = paused::resume(&paused_by);
     }
     if let Some(ill) = known.and_then(VolumeHealth::ill).filter(|_| reason.is_empty()) {
-        (reason, remedy) = (format!("not well: {ill}"), usage::MEND.to_owned());
+        (reason, remedy) =
+            (format!("not well: {}", usage::worded(ill, scene.now)), usage::mend(ill).to_owned());
     }
     let mut view = api::Volume {
         desired: row.desired().to_owned(),

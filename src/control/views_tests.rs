@@ -124,6 +124,7 @@ fn how_full_and_how_well_a_published_volume_is_belongs_to_it() {
             kind: crate::model::IllKind::Degraded,
             reason: "Rebuilding".into(),
             message: "9 %".into(),
+            since: None,
         }],
         measured_at: Some(NOW - 12_000),
         error: None,

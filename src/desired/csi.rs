@@ -44,7 +44,7 @@ pub(super) fn persistent(
         let what = source::kind_of_persistent(spec).unwrap_or("without a source");
         return Err(hold::not_supported(
             format!("PersistentVolume {name}: {what}"),
-            "use a PersistentVolume with a csi or local source",
+            "use a PersistentVolume with a csi, local or nfs source",
         ));
     };
     let driver = driver_of(index, name, csi)?;

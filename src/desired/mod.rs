@@ -13,6 +13,7 @@ mod hold;
 mod index;
 mod local;
 mod modes;
+mod nfs;
 mod node;
 mod pod;
 pub mod quantity;

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use super::csi::Bound;
 use super::index::Index;
 use super::pod::{Place, PodView, Usage};
-use super::{ResolvedPod, ResolvedVolume, ResolvedWant, claim, csi, hold, local, quantity, source};
+use super::{ResolvedPod, ResolvedVolume, ResolvedWant, claim, csi, hold, local, nfs, quantity, source};
 use crate::manifest::Sourced;
 use crate::model::{Hold, Link, LinkState, ObjectRef, PodIdentity, PodUid, Wanted};
 
@@ -121,10 +121,12 @@ fn unclaimed(
         source::empty_dir(pod, name, source)
     } else if let Some(source) = &volume.host_path {
         source::host_path(pod, name, source)
+    } else if let Some(source) = &volume.nfs {
+        nfs::inline(pod, name, source)
     } else {
         Err(hold::not_supported(
             format!("{}: volume {name}: source {}", pod.identity, kinds.join(", ")),
-            "use persistentVolumeClaim, csi, emptyDir or hostPath",
+            "use persistentVolumeClaim, csi, nfs, emptyDir or hostPath",
         ))
     }
 }
@@ -167,13 +169,20 @@ fn claimed(
         let read_only = source.read_only.unwrap_or_default();
         let bound = Bound { name: pv, volume: object, claim: (name, claim), read_only };
         let spec = csi::spec_of(pv, object)?;
-        match &spec.local {
-            Some(_) if spec.csi.is_some() => Err(hold::invalid(
-                format!("PersistentVolume {pv} names several sources: csi and local"),
-                "leave one source",
-            )),
-            Some(source) => local::persistent(index, pod, &usage, &bound, spec, source),
-            None => csi::persistent(index, pod, &usage, &bound),
+        match (&spec.csi, &spec.local, &spec.nfs) {
+            (None, Some(source), None) => local::persistent(index, pod, &usage, &bound, spec, source),
+            (None, None, Some(source)) => nfs::persistent(index, pod, &usage, &bound, spec, source),
+            (_, None, None) => csi::persistent(index, pod, &usage, &bound),
+            (csi, local, nfs) => {
+                let named =
+                    [("csi", csi.is_some()), ("local", local.is_some()), ("nfs", nfs.is_some())].into_iter();
+                let named: Vec<&str> =
+                    named.filter(|(_, is_named)| *is_named).map(|(name, _)| name).collect();
+                Err(hold::invalid(
+                    format!("PersistentVolume {pv} names several sources: {}", named.join(" and ")),
+                    "leave one source",
+                ))
+            }
         }
     });
     found

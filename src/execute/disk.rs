@@ -10,7 +10,7 @@ use crate::error::Chain;
 use crate::host::{DiskError, HostError};
 use crate::model::{
     Content, Effect, Failure, FileSystem, FsKind, FsUuid, Inspected, Intent, KnownContent, KnownDisk,
-    RecordedVolume, StageStep, VolumeKey, VolumeMode,
+    StageStep, VolumeKey, VolumeMode,
 };
 use crate::record::StoreError;
 use crate::volumes;
@@ -18,10 +18,7 @@ use crate::volumes;
 impl Work<'_> {
     /// Returns the device behind the volume, if there is one.
     pub(super) fn device(&self) -> Option<PathBuf> {
-        match &self.record.volume {
-            RecordedVolume::Device { path } => Some(path.clone()),
-            RecordedVolume::Csi { .. } | RecordedVolume::EmptyDir | RecordedVolume::Local { .. } => None,
-        }
+        self.record.volume.device().map(Path::to_owned)
     }
 
     /// Returns what is remembered of the volume's disk.

@@ -1,7 +1,10 @@
 //! Unpublish and unstage.
 
 use super::{Work, fault, guard, set_publication, set_staging};
-use crate::model::{CallState, Failure, Outcome, PublicationId, PublicationRecord, VolumeMode, VolumeRecord};
+use crate::host::Unmount;
+use crate::model::{
+    CallState, Failure, Outcome, PublicationId, PublicationRecord, RecordedVolume, VolumeMode, VolumeRecord,
+};
 use crate::mutant::{self, Mutant};
 use crate::record::Durability;
 use crate::volumes::{self, Place};
@@ -46,7 +49,16 @@ impl Work<'_> {
         };
         fault::reached("unpublish:call");
         if let Some(arguments) = &arguments {
-            guard::after_undo(self.executor, &arguments.target_path, recorded.as_ref(), answer).await?;
+            // Of a driver's volume nothing is unmounted here that would need it.
+            let how = match &self.record.volume {
+                RecordedVolume::Nfs { .. } if force => Unmount::Forced,
+                RecordedVolume::Nfs { .. }
+                | RecordedVolume::Csi { .. }
+                | RecordedVolume::EmptyDir
+                | RecordedVolume::Local { .. }
+                | RecordedVolume::Device { .. } => Unmount::Plain,
+            };
+            guard::after_undo(self.executor, &arguments.target_path, recorded.as_ref(), answer, how).await?;
         }
         volume.clean_publication(&site, place).await?;
         self.update(Durability::Written, |record, _| drop(record.publications.remove(id))).await?;
@@ -90,7 +102,8 @@ impl Work<'_> {
             Err(failure) => return self.not_begun(failure, |record, _| set_staging(record, before)).await,
         };
         fault::reached("unstage:call");
-        guard::after_undo(self.executor, &arguments.staging_path, recorded.as_ref(), answer).await?;
+        let path = &arguments.staging_path;
+        guard::after_undo(self.executor, path, recorded.as_ref(), answer, Unmount::Plain).await?;
         volume.clean_staging(&site, &arguments).await?;
         self.update(Durability::Written, |record, _| {
             record.staging = None;

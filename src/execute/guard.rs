@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::Executor;
-use crate::host::Seen;
+use crate::host::{Seen, Unmount};
 use crate::model::{
     BlockedCause, CallState, Effect, Failure, MountIdentity, MountTable, MountsAt, PublicationRecord,
     PublishArguments, PublishStep, RecordedMount, Retry, StageStep, StagingRecord, VolumeMode, VolumeRecord,
@@ -283,6 +283,7 @@ pub(super) async fn after_undo(
     path: &Path,
     recorded: Option<&MountIdentity>,
     answer: Answer,
+    how: Unmount,
 ) -> Result<(), Failure> {
     let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::MayBeDone))?;
     let left = match table.at(path) {
@@ -293,7 +294,7 @@ pub(super) async fn after_undo(
     match (answer, recorded, executor.layout.relative(path)) {
         (Answer::Done, Some(recorded), Some(relative)) if *recorded == left => executor
             .host
-            .unmount(relative, left)
+            .unmount(relative, left, how)
             .await
             .map_err(|error| host_failure(&error, Effect::MayBeDone)),
         (Answer::Done | Answer::NotFound, _, _) => Err(still_there(path, answer, &left.to_string())),

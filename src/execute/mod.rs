@@ -128,12 +128,7 @@ impl Executor {
 
     /// Returns the driver of a volume, or why there is none to call.
     fn driver(&self, volume: &RecordedVolume) -> Result<Option<DriverLine>, Failure> {
-        let name = match volume {
-            RecordedVolume::Csi { driver, .. } => driver,
-            RecordedVolume::EmptyDir | RecordedVolume::Local { .. } | RecordedVolume::Device { .. } => {
-                return Ok(None);
-            }
-        };
+        let Some(name) = volume.driver() else { return Ok(None) };
         let entry = self.drivers.borrow().drivers.get(name).cloned();
         let entry = entry.ok_or_else(|| Failure {
             effect: Effect::NotDone,

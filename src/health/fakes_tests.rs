@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use crate::BoxFuture;
 use crate::csi::{CallError, Code, Driver};
 use crate::host::{
-    Bind, BlockMap, DiskGrowth, DiskMounted, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen,
-    Tree, Usage,
+    Bind, BlockMap, DiskGrowth, DiskMounted, FoundVolume, Holder, Host, HostError, NfsMount, NoUsage,
+    Progress, Removal, Seen, Tree, Unmount, Usage, Usages,
 };
 use crate::model::{
     BootId, DiskIdentity, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity,
@@ -137,13 +137,13 @@ pub(super) struct FakeHost(pub(super) Mutex<VecDeque<Vec<PathBuf>>>);
 type Done<'a, T> = BoxFuture<'a, Result<T, HostError>>;
 
 impl Host for FakeHost {
-    fn usage(&self, paths: Vec<PathBuf>) -> Done<'_, BTreeMap<PathBuf, Result<Usage, String>>> {
+    fn usage(&self, paths: Vec<PathBuf>) -> Done<'_, Usages> {
         self.0.lock().unwrap().push_back(paths.clone());
         let usage =
             Usage { total_bytes: 10, available_bytes: 6, used_bytes: 4, total_inodes: 0, free_inodes: 0 };
         let told = paths.into_iter().map(|path| {
             let hangs = path.to_string_lossy().contains("hangs");
-            (path, if hangs { Err("does not answer".to_owned()) } else { Ok(usage) })
+            (path, if hangs { Err(NoUsage::Silent("does not answer".to_owned())) } else { Ok(usage) })
         });
         Box::pin(std::future::ready(Ok(told.collect())))
     }
@@ -169,7 +169,10 @@ impl Host for FakeHost {
     fn remove(&self, _: Removal) -> Done<'_, ()> {
         unreachable!()
     }
-    fn unmount(&self, _: RootPath, _: MountIdentity) -> Done<'_, ()> {
+    fn unmount(&self, _: RootPath, _: MountIdentity, _: Unmount) -> Done<'_, ()> {
+        unreachable!()
+    }
+    fn mount_nfs(&self, _: NfsMount) -> Done<'_, ()> {
         unreachable!()
     }
     fn bind(&self, _: Bind) -> Done<'_, ()> {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::ask::Answer;
-use super::target::{Target, spaces};
+use super::target::{Of, Target, spaces};
 use super::{Asked, GATHER, Poller, Process, Whom};
 use crate::csi::Driver;
 use crate::error::Chain;
-use crate::model::{DriverName, Event, EventKind, PublicationId, Space, VolumeHealth};
+use crate::host::{NoUsage, Usage};
+use crate::model::{DriverName, Event, EventKind, Ill, IllKind, PublicationId, Space, VolumeHealth};
 
 impl Poller {
     pub(super) fn take(&mut self, asked: Asked) {
@@ -20,7 +21,9 @@ impl Poller {
                 let waiting = std::mem::take(&mut self.waiting);
                 self.due.extend(waiting.into_iter().map(|id| (now, Whom::Driver, id)));
                 if answer.no_stats || answer.no_health {
-                    self.not_offered(&target.driver, client, &answer);
+                    if let Some(driver) = target.driver() {
+                        self.not_offered(driver, client, &answer);
+                    }
                     // The file system tells what the driver does not.
                     self.due.retain(|(_, whom, other)| (*whom, other) != (Whom::FileSystem, &id));
                     self.due.insert((now, Whom::FileSystem, id.clone()));
@@ -33,23 +36,44 @@ impl Poller {
             }
             Asked::FileSystems { targets, usage } => {
                 self.measuring = false;
+                // Of a question that could not be asked nothing is known, of no server either.
                 let usage = usage.map_err(|error| Chain(&error).to_string());
                 for (id, target) in targets {
                     let told = match &usage {
                         Ok(told) => told.get(&target.path).cloned(),
-                        Err(error) => Some(Err(error.clone())),
+                        Err(error) => Some(Err(NoUsage::Refused(error.clone()))),
                     };
-                    let answer = match told {
-                        Some(Ok(usage)) => Answer { usage: Some(spaces(usage)), ..Answer::default() },
-                        Some(Err(error)) => Answer { error: Some(error), ..Answer::default() },
-                        None => continue,
-                    };
+                    let Some(told) = told else { continue };
                     if self.targets.get(&id) == Some(&target) {
+                        let ills = match &target.of {
+                            Of::Server(server) if usage.is_ok() => Some(self.ills_of(&id, server, &told)),
+                            Of::Server(_) | Of::Driver(..) => None,
+                        };
+                        let answer = match told {
+                            Ok(usage) => Answer { usage: Some(spaces(usage)), ills, ..Answer::default() },
+                            Err(error) => {
+                                Answer { error: Some(error.to_string()), ills, ..Answer::default() }
+                            }
+                        };
                         self.learn(&id, &target, Whom::FileSystem, answer);
                     }
                 }
             }
         }
+    }
+
+    /// Returns what is wrong with a volume whose server is asked by its file system.
+    fn ills_of(&self, id: &PublicationId, server: &str, told: &Result<Usage, NoUsage>) -> Vec<Ill> {
+        let (kind, message) = match told {
+            Ok(_) => return Vec::new(),
+            Err(NoUsage::Silent(_)) => (IllKind::Silent, format!("the NFS server {server} does not answer")),
+            Err(NoUsage::Refused(said)) => {
+                (IllKind::Inaccessible, format!("the NFS server {server} answers with an error: {said}"))
+            }
+        };
+        let before = self.known.get(id).and_then(VolumeHealth::ill).filter(|ill| ill.kind == kind);
+        let since = before.and_then(|ill| ill.since).unwrap_or_else(|| self.parts.ambient.now());
+        vec![Ill { kind, reason: String::new(), message, since: Some(since) }]
     }
 
     fn not_offered(&mut self, driver: &DriverName, client: Arc<dyn Driver>, answer: &Answer) {
@@ -83,7 +107,8 @@ impl Poller {
             error: None,
         });
         known.error = error;
-        if answer.usage.is_some() || answer.ills.is_some() {
+        let is_silent = |ills: &Vec<Ill>| ills.iter().any(|ill| ill.kind == IllKind::Silent);
+        if answer.usage.is_some() || answer.ills.as_ref().is_some_and(|ills| !is_silent(ills)) {
             known.measured_at = Some(now);
         }
         if let Some((bytes, inodes)) = answer.usage {
@@ -98,14 +123,14 @@ impl Poller {
 
     /// Tells when a volume is not well at the first of its publications, and when it is at all of them.
     fn tell(&mut self, target: &Target) {
-        let Target { key, driver, .. } = target;
+        let (key, driver) = (&target.key, target.driver());
         let ill = self.known.values().filter(|known| known.key == *key).find_map(VolumeHealth::ill);
         let kind = match ill {
             Some(ill) if self.ill.insert(key.clone()) => {
-                EventKind::VolumeUnwell { key: key.clone(), driver: driver.clone(), reason: ill.to_string() }
+                EventKind::VolumeUnwell { key: key.clone(), driver: driver.cloned(), reason: ill.to_string() }
             }
             None if self.ill.remove(key) => {
-                EventKind::VolumeWell { key: key.clone(), driver: driver.clone() }
+                EventKind::VolumeWell { key: key.clone(), driver: driver.cloned() }
             }
             Some(_) | None => return,
         };

@@ -1,4 +1,4 @@
-//! How full and how well each published CSI volume is: asked once a minute, kept, and shown.
+//! How full and how well each published CSI or NFS volume is: asked once a minute, kept, and shown.
 //!
 //! A driver is asked by what it offers (NodeGetVolumeStats, NodeGetVolumeHealth); where it does not tell the usage, the file
 //! system is, by `Host::usage`. Nothing here changes a volume, and nothing waits for it. With nothing published there is
@@ -20,15 +20,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::csi::{Driver, DriverSet, Turns};
-use crate::host::{Host, HostError, Usage};
+use crate::host::{Host, HostError, Usages};
 use crate::model::{
     Ambient, Connection, DriverName, Events, HealthMap, Layout, PublicationId, Status, VolumeKey,
 };
 use ask::{Answer, Offers, Question};
-use target::{Target, published};
+use target::{Of, Target, published};
 
 /// A volume is asked about this often, a fifth more or less.
 const PERIOD: Duration = Duration::from_secs(60);
+/// And a server that no driver answers for about this often (design 4: the health round).
+const PERIOD_OF_SERVERS: Duration = Duration::from_secs(30);
 /// The first time after it was published: from here on, and up to `FIRST_SPREAD` later.
 const FIRST: Duration = Duration::from_secs(1);
 const FIRST_SPREAD: Duration = Duration::from_secs(4);
@@ -128,16 +130,8 @@ struct Process {
 /// What a task came back with.
 #[derive(Debug)]
 enum Asked {
-    Driver {
-        id: PublicationId,
-        target: Box<Target>,
-        client: Arc<dyn Driver>,
-        answer: Box<Answer>,
-    },
-    FileSystems {
-        targets: Vec<(PublicationId, Target)>,
-        usage: Result<BTreeMap<PathBuf, Result<Usage, String>>, HostError>,
-    },
+    Driver { id: PublicationId, target: Box<Target>, client: Arc<dyn Driver>, answer: Box<Answer> },
+    FileSystems { targets: Vec<(PublicationId, Target)>, usage: Result<Usages, HostError> },
 }
 
 impl Poller {
@@ -201,13 +195,15 @@ impl Poller {
         for (id, target) in &targets {
             if self.targets.get(id) != Some(target) {
                 let first = Instant::now() + FIRST + FIRST_SPREAD.mul_f64(chance(&self.parts.ambient));
-                self.due.insert((first, Whom::Driver, id.clone()));
+                if target.driver().is_some() {
+                    self.due.insert((first, Whom::Driver, id.clone()));
+                }
                 self.due.insert((first, Whom::FileSystem, id.clone()));
             }
         }
         let keys: BTreeSet<&VolumeKey> = targets.values().map(|target| &target.key).collect();
         self.ill.retain(|key| keys.contains(key));
-        let names: BTreeSet<&DriverName> = targets.values().map(|target| &target.driver).collect();
+        let names: BTreeSet<&DriverName> = targets.values().filter_map(Target::driver).collect();
         self.processes.retain(|driver, _| names.contains(driver));
         self.targets = targets;
     }
@@ -231,16 +227,17 @@ impl Poller {
     /// Asks a volume's driver, or puts it off.
     fn ask_driver(&mut self, id: PublicationId, now: Instant) {
         let Some(target) = self.targets.get(&id).cloned() else { return };
-        let entry = self.drivers.borrow().drivers.get(&target.driver).cloned();
+        let Of::Driver(driver, handle) = target.of.clone() else { return };
+        let entry = self.drivers.borrow().drivers.get(&driver).cloned();
         // What is known stays: a driver that is away says nothing of its volumes.
         let ready = entry.filter(|entry| entry.state.connection == Connection::Ready);
-        let offers = self.offers(&target.driver);
+        let offers = self.offers(&driver);
         let Some(entry) = ready.filter(|_| offers.anything()) else {
             let again = self.again(now);
             self.due.insert((again, Whom::Driver, id));
             return;
         };
-        let of_driver = self.busy.values().filter(|driver| **driver == target.driver).count();
+        let of_driver = self.busy.values().filter(|other| **other == driver).count();
         if of_driver >= PER_DRIVER || self.busy.contains_key(&target.key) {
             self.waiting.insert(id);
             return;
@@ -249,10 +246,10 @@ impl Poller {
             self.due.insert((now + POSTPONED, Whom::Driver, id));
             return;
         };
-        self.busy.insert(target.key.clone(), target.driver.clone());
+        self.busy.insert(target.key.clone(), driver);
         let text = |path: &PathBuf| path.display().to_string();
         let question = Question {
-            handle: target.handle.clone(),
+            handle,
             path: text(&target.path),
             staging: target.staging.as_ref().map(text).unwrap_or_default(),
         };
@@ -279,12 +276,14 @@ impl Poller {
         }
         let mut targets = Vec::new();
         for id in ids {
-            let again = self.again(now);
+            let Some(target) = self.targets.get(&id) else { continue };
+            let (period, asked) = match &target.of {
+                Of::Driver(driver, _) => (PERIOD, target.mounted && !self.offers(driver).usage),
+                Of::Server(_) => (PERIOD_OF_SERVERS, target.mounted),
+            };
+            let again = self.spread(now, period);
             self.due.insert((again, Whom::FileSystem, id.clone()));
-            if let Some(target) = self.targets.get(&id)
-                && target.mounted
-                && !self.offers(&target.driver).usage
-            {
+            if asked {
                 targets.push((id, target.clone()));
             }
         }
@@ -321,7 +320,11 @@ impl Poller {
     }
 
     fn again(&self, now: Instant) -> Instant {
-        now + PERIOD.mul_f64(0.8 + chance(&self.parts.ambient) * 0.4)
+        self.spread(now, PERIOD)
+    }
+
+    fn spread(&self, now: Instant, period: Duration) -> Instant {
+        now + period.mul_f64(0.8 + chance(&self.parts.ambient) * 0.4)
     }
 }
 

@@ -49,6 +49,7 @@ pub(super) fn condition(condition: Option<&csi::VolumeCondition>) -> Vec<Ill> {
         kind: IllKind::Abnormal,
         reason: String::new(),
         message: readable(&condition.message, MESSAGE),
+        since: None,
     });
     ill.into_iter().collect()
 }
@@ -67,6 +68,7 @@ pub(super) fn health(handle: &str, health: Option<&csi::VolumeHealth>) -> Result
         kind: kind(entry.status),
         reason: readable(&entry.reason, STRING),
         message: readable(&entry.message, MESSAGE),
+        since: None,
     };
     Ok(ills.into_iter().take(ILLS).map(ill).collect())
 }

@@ -9,13 +9,30 @@ use crate::model::{DriverName, Layout, Presence, PublicationId, Space, VolumeKey
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) key: VolumeKey,
-    pub(super) driver: DriverName,
-    pub(super) handle: String,
+    pub(super) of: Of,
     /// What the driver is told.
     pub(super) path: PathBuf,
     pub(super) staging: Option<PathBuf>,
     /// Whether there is a file system of the volume's own at `path`.
     pub(super) mounted: bool,
+}
+
+/// Who answers for a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Of {
+    /// Its driver, which knows it by this handle, and where that does not tell the usage its file system.
+    Driver(DriverName, String),
+    /// This server, when its file system is asked.
+    Server(String),
+}
+
+impl Target {
+    pub(super) fn driver(&self) -> Option<&DriverName> {
+        match &self.of {
+            Of::Driver(driver, _) => Some(driver),
+            Of::Server(_) => None,
+        }
+    }
 }
 
 /// Returns what is published of a volume and can be asked about.
@@ -25,8 +42,9 @@ pub(super) fn published<'a>(
     volume: &'a VolumeStatus,
 ) -> impl Iterator<Item = (PublicationId, Target)> + 'a {
     let staged = volume.staging.as_ref().filter(|(_, presence)| *presence == Presence::Yes);
-    let csi = volume.csi.as_ref().into_iter();
-    csi.flat_map(move |(driver, handle)| {
+    let csi = volume.csi.as_ref().map(|(driver, handle)| Of::Driver(driver.clone(), handle.clone()));
+    let nfs = volume.nfs.as_ref().map(|(server, _)| Of::Server(server.clone()));
+    csi.or(nfs).into_iter().flat_map(move |of| {
         let there = volume.publications.iter().filter(|(_, publication)| {
             publication.presence == Presence::Yes && publication.desired != "released"
         });
@@ -35,8 +53,7 @@ pub(super) fn published<'a>(
             let path = if block { layout.absolute(&layout.block_map(id)) } else { publication.path.clone() };
             let target = Target {
                 key: key.clone(),
-                driver: driver.clone(),
-                handle: handle.clone(),
+                of: of.clone(),
                 path,
                 staging: staged.map(|(path, _)| path.clone()),
                 mounted: !block && !publication.not_a_mount_point,

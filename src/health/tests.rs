@@ -113,6 +113,7 @@ impl World {
             let volume = status.volumes.entry(key(handle)).or_insert_with(|| VolumeStatus {
                 plugin: "kubernetes.io/csi",
                 csi: Some((DriverName::new(NAME).unwrap(), handle.to_owned())),
+                nfs: None,
                 staging: Some((format!("/r/staging/{handle}").into(), Presence::Yes)),
                 staging_not_a_mount_point: false,
                 publications: BTreeMap::new(),
@@ -277,10 +278,11 @@ async fn an_ill_volume_is_told_once_and_again_when_it_is_well() {
     let driver = DriverName::new(NAME).unwrap();
     let unwell = EventKind::VolumeUnwell {
         key: key("v"),
-        driver: driver.clone(),
+        driver: Some(driver.clone()),
         reason: "abnormal: bad sector".to_owned(),
     };
-    assert_eq!(*world.events.lock().unwrap(), [unwell, EventKind::VolumeWell { key: key("v"), driver }]);
+    let well = EventKind::VolumeWell { key: key("v"), driver: Some(driver) };
+    assert_eq!(*world.events.lock().unwrap(), [unwell, well]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -51,6 +51,9 @@ pub enum HostError {
     /// A disk is refused, or an operation on it failed.
     #[error(transparent)]
     Disk(Box<super::DiskError>),
+    /// An export of an NFS server cannot be mounted.
+    #[error(transparent)]
+    Nfs(Box<super::NfsError>),
     /// The kernel did not answer in time; whether it was done is not known.
     #[error("cannot {doing} {}: no answer within {seconds} s", path.display())]
     Deadline {
@@ -75,6 +78,7 @@ impl HostError {
             | Self::NotEmpty { .. }
             | Self::WrongKind { .. }
             | Self::WrongMount { .. }
+            | Self::Nfs(_)
             | Self::Deadline { .. } => true,
         }
     }

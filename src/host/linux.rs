@@ -21,13 +21,13 @@ use super::pool::Pool;
 use super::uevents::Uevents;
 use super::wanted::Waits;
 use super::{
-    Bind, BlockMap, DeviceUsers, Directory, FoundVolume, Holder, Host, HostError, Progress, Removal, Seen,
-    Tree, Usage, empty_dir, loops, on_disk, raw, startup, token, unmount, users,
+    Bind, BlockMap, DeviceUsers, Directory, FoundVolume, Holder, Host, HostError, NfsMount, Progress,
+    Removal, Seen, Tree, Unmount, Usages, empty_dir, loops, on_disk, raw, startup, token, unmount, users,
 };
 use crate::BoxFuture;
 use crate::model::{
     BootId, DiskIdentity, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity,
-    MountTable, Ownership, RootPath,
+    MountTable, Ownership, RootPath, has_server,
 };
 
 /// How long a call on a local file system may take (design 5, "Deadlines").
@@ -49,6 +49,7 @@ pub struct Linux {
     watch: AsyncFd<File>,
     local: Pool,
     children: Pool,
+    network: Pool,
     given_up: Arc<unmount::GivenUp>,
     looks: users::Looks,
     blocks: Blocks,
@@ -111,6 +112,7 @@ impl Linux {
             watch,
             local: Pool::new(),
             children: Pool::new(),
+            network: Pool::new(),
             given_up,
             blocks,
             programs: Children::new(),
@@ -234,14 +236,25 @@ impl Host for Linux {
         })
     }
 
-    fn unmount(&self, path: RootPath, expected: MountIdentity) -> BoxFuture<'_, Result<(), HostError>> {
+    fn unmount(
+        &self,
+        path: RootPath,
+        expected: MountIdentity,
+        how: Unmount,
+    ) -> BoxFuture<'_, Result<(), HostError>> {
         let (root, table) = (Arc::clone(&self.root), Arc::clone(&self.table));
         let given_up = Arc::clone(&self.given_up);
         let absolute = self.root.absolute(&path);
         Box::pin(async move {
             // The work gives itself up at its own limit, with the child; the pool's is only for a queue that does not move.
-            let work = move || unmount::unmount(&root, &table, &given_up, &path, &expected, unmount::LIMIT);
-            self.children.run("unmount", &absolute, unmount::LIMIT + LIMIT, work).await
+            let limit = match how {
+                Unmount::Plain => unmount::LIMIT,
+                Unmount::Forced => unmount::FORCED_LIMIT,
+            };
+            // What waits for a server takes no place of what waits for a disk.
+            let pool = if has_server(&expected.fs_type) { &self.network } else { &self.children };
+            let work = move || unmount::unmount(&root, &table, &given_up, &path, (&expected, how), limit);
+            pool.run("unmount", &absolute, limit + LIMIT, work).await
         })
     }
 
@@ -261,6 +274,10 @@ impl Host for Linux {
             }
             self.programs.bind(self.root.path(), &bind).await
         })
+    }
+
+    fn mount_nfs(&self, mount: NfsMount) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move { self.programs.nfs(self.root.path(), &self.tools_in, &mount).await })
     }
 
     fn remove_empty_dir(&self, path: RootPath) -> BoxFuture<'_, Result<(), HostError>> {
@@ -348,10 +365,7 @@ impl Host for Linux {
         })
     }
 
-    fn usage(
-        &self,
-        paths: Vec<PathBuf>,
-    ) -> BoxFuture<'_, Result<BTreeMap<PathBuf, Result<Usage, String>>, HostError>> {
+    fn usage(&self, paths: Vec<PathBuf>) -> BoxFuture<'_, Result<Usages, HostError>> {
         Box::pin(async move {
             let table = self.mounts().await?;
             self.programs.usage(paths.into_iter().map(|path| Place::of(&table, path)).collect()).await

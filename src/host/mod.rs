@@ -22,6 +22,7 @@ mod listen;
 mod look;
 mod loops;
 mod mount_table;
+mod nfs;
 mod on_disk;
 mod options;
 mod path;
@@ -56,6 +57,7 @@ pub use linux::Linux;
 pub use listen::{ListenError, listen};
 #[doc(hidden)]
 pub use mount_table::mounts as parse_mountinfo;
+pub use nfs::{NfsCause, NfsError, NfsMount};
 pub use raw::inherited;
 pub use startup::{Lock, StartError, is_root, lock_root, lock_state, propagates_to_init};
 
@@ -92,13 +94,24 @@ pub trait Host: Send + Sync + Debug {
     fn remove(&self, removal: Removal) -> BoxFuture<'_, Result<(), HostError>>;
 
     /// Unmounts a path below the root if exactly this mount is there, alone, with nothing below it. Never lazily.
-    fn unmount(&self, path: RootPath, expected: MountIdentity) -> BoxFuture<'_, Result<(), HostError>>;
+    fn unmount(
+        &self,
+        path: RootPath,
+        expected: MountIdentity,
+        how: Unmount,
+    ) -> BoxFuture<'_, Result<(), HostError>>;
 
     /// Shows a directory of the host on an empty one below the root: its own mount alone, not those below it. Where it is shown
     /// already nothing is done. The way to it may hang: then this ends at its deadline.
     ///
     /// Errors: `WrongKind`: it is no directory; `WrongMount`: something else is mounted there; `Io`.
     fn bind(&self, bind: Bind) -> BoxFuture<'_, Result<(), HostError>>;
+
+    /// Shows an export of an NFS server on an empty directory below the root, by mount.nfs in a child process: with its options
+    /// from the first moment on, or not at all.
+    ///
+    /// Errors: `Nfs`; nothing is mounted. `WrongMount`, `NotEmpty`: something is there. After any other error it is not known.
+    fn mount_nfs(&self, mount: NfsMount) -> BoxFuture<'_, Result<(), HostError>>;
 
     /// Removes an emptyDir that volumed made, content and all, after a look that found no mount at or below it in any mount
     /// namespace and no open file or working directory below it (design rule 1). Otherwise nothing is deleted: `Busy`.
@@ -295,7 +308,28 @@ pub struct Usage {
 }
 
 /// How full file systems are, by path; or why one did not say.
-pub type Usages = BTreeMap<PathBuf, Result<Usage, String>>;
+pub type Usages = BTreeMap<PathBuf, Result<Usage, NoUsage>>;
+
+/// Why a file system does not say how full it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoUsage {
+    /// It did not answer in time: its server may be dead.
+    #[error("{0}")]
+    Silent(String),
+    /// It answered this.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// How a path is unmounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unmount {
+    /// What was written there is written back first; busy is an error.
+    Plain,
+    /// The same, but what waits for the file system's server is given up with an error (MNT_FORCE), never lazily: the operator
+    /// said so. What the server has not got by then is lost.
+    Forced,
+}
 
 /// Hears how far a long operation got, in words for people. Cheap to clone; telling never waits.
 #[derive(Clone)]

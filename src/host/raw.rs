@@ -49,13 +49,13 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(borrowed, 3)?)
 }
 
-/// Starts a child process whose whole life is `umount2(name, UMOUNT_NOFOLLOW)` inside the directory. Its exit status is
-/// the errno, 0 for success. It dies with the calling thread, and holds none of our descriptors (locks, sockets) while it
+/// Starts a child process whose whole life is `umount2(name, UMOUNT_NOFOLLOW)` inside the directory, with MNT_FORCE if
+/// `forced`. Its exit status is the errno, 0 for success. It dies with the calling thread, and holds none of our descriptors (locks, sockets) while it
 /// hangs.
 ///
 /// # Errors
 /// When no process can be made.
-pub(super) fn spawn_unmount(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<Pid> {
+pub(super) fn spawn_unmount(directory: BorrowedFd<'_>, name: &CStr, forced: bool) -> io::Result<Pid> {
     let directory = directory.as_raw_fd();
     let name = name.as_ptr();
     // SAFETY: takes no argument.
@@ -64,7 +64,8 @@ pub(super) fn spawn_unmount(directory: BorrowedFd<'_>, name: &CStr) -> io::Resul
     // but async-signal-safe calls until it exits; `unmount_and_exit` does. The copy keeps `name` readable there.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        unmount_and_exit(parent, directory, name);
+        let flags = libc::UMOUNT_NOFOLLOW | if forced { libc::MNT_FORCE } else { 0 };
+        unmount_and_exit(parent, directory, name, flags);
     }
     match Pid::from_raw(pid) {
         Some(child) if pid > 0 => Ok(child),
@@ -73,7 +74,12 @@ pub(super) fn spawn_unmount(directory: BorrowedFd<'_>, name: &CStr) -> io::Resul
 }
 
 /// The child. Only system calls: no allocation, no lock, no unwinding. `name` points to a NUL-terminated string.
-fn unmount_and_exit(parent: libc::pid_t, directory: libc::c_int, name: *const libc::c_char) -> ! {
+fn unmount_and_exit(
+    parent: libc::pid_t,
+    directory: libc::c_int,
+    name: *const libc::c_char,
+    flags: libc::c_int,
+) -> ! {
     // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     // SAFETY: takes no argument. A parent that died before prctl took effect sends no signal.
@@ -83,7 +89,7 @@ fn unmount_and_exit(parent: libc::pid_t, directory: libc::c_int, name: *const li
     // SAFETY: close_range closes descriptors of this process only: fork gave it a table of its own.
     unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) };
     // SAFETY: the kernel reads the NUL-terminated string at `name`, which the caller's &CStr keeps alive, and writes nothing.
-    let done = entered && unsafe { libc::umount2(name, libc::UMOUNT_NOFOLLOW) } == 0;
+    let done = entered && unsafe { libc::umount2(name, flags) } == 0;
     // Reads errno and allocates nothing.
     let errno = io::Error::last_os_error().raw_os_error().filter(|e| *e != 0).unwrap_or(libc::EIO);
     let status = if done { 0 } else { errno };

@@ -13,11 +13,14 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::mount_table::Reader;
 use super::path::Root;
-use super::{HostError, raw, users};
+use super::{HostError, Unmount, raw, users};
 use crate::model::{MountIdentity, MountTable, MountsAt, RootPath, has_server};
 
 /// How long an unmount may take: it writes back what the file system has not written yet.
 pub(super) const LIMIT: Duration = Duration::from_secs(120);
+
+/// The same where the operator said that what is not written may be lost.
+pub(super) const FORCED_LIMIT: Duration = Duration::from_secs(30);
 
 const DOING: &str = "unmount";
 
@@ -57,13 +60,13 @@ const FORKED_TRIES: usize = 3;
 /// Unmounts a path if exactly this mount is there (`Host::unmount`).
 ///
 /// # Errors
-/// `WrongMount` and `Busy`: nothing was done. `Deadline`: not known.
+/// `WrongMount` and `Busy`: nothing was done, but that a forced one made calls to a server fail. `Deadline`: not known.
 pub(super) fn unmount(
     root: &Root,
     table: &Mutex<Reader>,
     given_up: &GivenUp,
     path: &RootPath,
-    expected: &MountIdentity,
+    (expected, how): (&MountIdentity, Unmount),
     limit: Duration,
 ) -> Result<(), HostError> {
     given_up.reap();
@@ -77,13 +80,21 @@ pub(super) fn unmount(
     // The parent is reached without a symlink and held, so that the name in it is the place that the table was asked about.
     let (parent, name) = root.open_parent(path).map_err(|e| root.failed(DOING, path, "a mount point", e))?;
     let name = CString::new(name.into_vec()).map_err(|e| failed(e.into()))?;
-    let mut errno = in_child(&parent, &name, given_up, &absolute, limit)?;
+    let once = || match in_child(&parent, &name, how, given_up, &absolute, limit) {
+        // The kernel takes a mount away before it waits for the server to hear of it: then nobody has it any more, and the
+        // operator said that what was not written may be lost.
+        Err(HostError::Deadline { .. }) if how == Unmount::Forced && matches!(look(), Ok(Found::Gone)) => {
+            Ok(None)
+        }
+        done => done,
+    };
+    let mut errno = once()?;
     for _ in 0..FORKED_TRIES {
         if errno != Some(Errno::BUSY) {
             break;
         }
         pause(FORKED_PAUSE).map_err(failed)?;
-        errno = in_child(&parent, &name, given_up, &absolute, limit)?;
+        errno = once()?;
     }
     match errno {
         None => Ok(()),
@@ -138,13 +149,14 @@ pub(super) fn new_device_each_time(fs_type: &str) -> bool {
 fn in_child(
     parent: &std::os::fd::OwnedFd,
     name: &std::ffi::CStr,
+    how: Unmount,
     given_up: &GivenUp,
     path: &Path,
     limit: Duration,
 ) -> Result<Option<Errno>, HostError> {
     use std::os::fd::AsFd;
     let failed = |source: io::Error| HostError::Io { doing: DOING, path: path.to_owned(), source };
-    let child = raw::spawn_unmount(parent.as_fd(), name).map_err(failed)?;
+    let child = raw::spawn_unmount(parent.as_fd(), name, how == Unmount::Forced).map_err(failed)?;
     let done = wait(child, limit);
     match done {
         Ok(Some(status)) => Ok((status != 0).then(|| Errno::from_raw_os_error(status))),
@@ -263,7 +275,7 @@ mod tests {
         // EPERM without privileges.
         let allowed = |errno| if rustix::process::geteuid().is_root() { errno } else { Errno::PERM };
         for (name, errno) in [(c"plain", Errno::INVAL), (c"absent", Errno::NOENT)] {
-            let found = in_child(&parent, name, &given_up, directory.path(), LIMIT).unwrap();
+            let found = in_child(&parent, name, Unmount::Plain, &given_up, directory.path(), LIMIT).unwrap();
             assert_eq!(found, Some(allowed(errno)));
         }
     }

@@ -86,7 +86,8 @@ impl Failure {
                 HostError::NotEmpty { .. }
                 | HostError::WrongKind { .. }
                 | HostError::WrongMount { .. }
-                | HostError::Disk(_),
+                | HostError::Disk(_)
+                | HostError::Nfs(_),
             )
             | Self::Store(
                 StoreError::Foreign { .. } | StoreError::OfAnother { .. } | StoreError::Damaged { .. },

@@ -146,21 +146,21 @@ pub enum EventKind {
         /// Who.
         driver: DriverName,
     },
-    /// A driver says that something is wrong with a published volume.
+    /// Something is wrong with a published volume.
     VolumeUnwell {
         /// The volume.
         key: VolumeKey,
-        /// Who said so.
-        driver: DriverName,
+        /// The driver that said so, if one did.
+        driver: Option<DriverName>,
         /// What; cut, without control characters.
         reason: String,
     },
-    /// It does not say so any more.
+    /// Nothing is wrong with it any more.
     VolumeWell {
         /// The volume.
         key: VolumeKey,
-        /// Who said so.
-        driver: DriverName,
+        /// The driver that said so, if one did.
+        driver: Option<DriverName>,
     },
     /// A plugin asked to be registered and was refused.
     RegistrationRefused {

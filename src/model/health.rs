@@ -42,7 +42,7 @@ pub struct Space {
     pub available: Option<u64>,
 }
 
-/// One thing that a driver says is wrong.
+/// One thing that a driver says, or that the file system shows, is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ill {
     /// What kind of thing.
@@ -51,6 +51,8 @@ pub struct Ill {
     pub reason: String,
     /// For people; cut, without control characters.
     pub message: String,
+    /// Since when it is known, ms since the epoch; `None` where nobody counts.
+    pub since: Option<Millis>,
 }
 
 impl std::fmt::Display for Ill {
@@ -76,6 +78,8 @@ pub enum IllKind {
     Inaccessible,
     /// Data are lost.
     DataLoss,
+    /// Its server says nothing: nobody knows.
+    Silent,
     /// A number that is not known here: shown, and nothing is made of it.
     Other(i32),
 }
@@ -84,7 +88,7 @@ impl IllKind {
     /// Returns whether the volume counts as not well.
     pub fn counts(self) -> bool {
         match self {
-            Self::Abnormal | Self::Degraded | Self::Inaccessible | Self::DataLoss => true,
+            Self::Abnormal | Self::Degraded | Self::Inaccessible | Self::DataLoss | Self::Silent => true,
             Self::Other(_) => false,
         }
     }
@@ -97,6 +101,7 @@ impl std::fmt::Display for IllKind {
             Self::Degraded => f.write_str("degraded"),
             Self::Inaccessible => f.write_str("inaccessible"),
             Self::DataLoss => f.write_str("data-loss"),
+            Self::Silent => f.write_str("not-answering"),
             Self::Other(number) => write!(f, "status {number}"),
         }
     }

@@ -162,11 +162,13 @@ pub enum Plugin {
     /// `kubernetes.io/local-volume`
     #[serde(rename = "local-volume")]
     Local,
+    /// `kubernetes.io/nfs`
+    Nfs,
 }
 
 impl Plugin {
     /// Every plugin there is.
-    pub const ALL: [Self; 4] = [Self::Csi, Self::EmptyDir, Self::HostPath, Self::Local];
+    pub const ALL: [Self; 5] = [Self::Csi, Self::EmptyDir, Self::HostPath, Self::Local, Self::Nfs];
 
     /// Returns the plugin's name, `kubernetes.io/csi`.
     pub fn name(self) -> &'static str {
@@ -175,6 +177,7 @@ impl Plugin {
             Self::EmptyDir => "kubernetes.io/empty-dir",
             Self::HostPath => "kubernetes.io/host-path",
             Self::Local => "kubernetes.io/local-volume",
+            Self::Nfs => "kubernetes.io/nfs",
         }
     }
 
@@ -185,6 +188,7 @@ impl Plugin {
             Self::EmptyDir => "kubernetes.io~empty-dir",
             Self::HostPath => "kubernetes.io~host-path",
             Self::Local => "kubernetes.io~local-volume",
+            Self::Nfs => "kubernetes.io~nfs",
         }
     }
 
@@ -209,6 +213,12 @@ impl VolumeKey {
     /// Returns the key of a local volume: `kubernetes.io/local-volume/<PersistentVolume>`.
     pub fn local(volume: &SpecName) -> Self {
         Self(format!("{}/{volume}", Plugin::Local.name()).into())
+    }
+
+    /// Returns the key of an NFS volume that a PersistentVolume names: `kubernetes.io/nfs/<PersistentVolume>`. A kubelet has
+    /// one for each pod (kubelet.md 1.6); with one for all of them, only one pod at a time can have a ReadWriteOncePod volume.
+    pub fn nfs(volume: &SpecName) -> Self {
+        Self(format!("{}/{volume}", Plugin::Nfs.name()).into())
     }
 
     /// Returns the key of a volume that belongs to one pod: `<plugin>/<podUID>-<spec name>`.

@@ -86,7 +86,7 @@ impl Layout {
     pub fn target(&self, id: &PublicationId) -> RootPath {
         match id.plugin {
             Plugin::Csi => self.csi_target(id),
-            Plugin::EmptyDir | Plugin::HostPath | Plugin::Local => self.publication(id),
+            Plugin::EmptyDir | Plugin::HostPath | Plugin::Local | Plugin::Nfs => self.publication(id),
         }
     }
 
@@ -120,7 +120,7 @@ impl Layout {
     fn block_volumes_of(plugin: Plugin) -> RootPath {
         let name = match plugin {
             Plugin::Csi => plugin.name(),
-            Plugin::EmptyDir | Plugin::HostPath | Plugin::Local => plugin.directory(),
+            Plugin::EmptyDir | Plugin::HostPath | Plugin::Local | Plugin::Nfs => plugin.directory(),
         };
         RootPath(Path::new("plugins").join(name).join("volumeDevices"))
     }
@@ -153,7 +153,7 @@ impl Layout {
         let volume = Self::block_volumes_of(id.plugin).0.join(id.spec.as_str());
         RootPath(match id.plugin {
             Plugin::Csi => volume.join("dev").join(id.pod.as_str()),
-            Plugin::EmptyDir | Plugin::HostPath | Plugin::Local => volume.join(id.pod.as_str()),
+            Plugin::EmptyDir | Plugin::HostPath | Plugin::Local | Plugin::Nfs => volume.join(id.pod.as_str()),
         })
     }
 

@@ -57,6 +57,6 @@ pub use step::{
 };
 pub use vol_data::{VolData, go_json};
 pub use want::{
-    Attach, CsiWant, Desired, DeviceWant, FsGroup, Hold, HoldCode, Lifecycle, LocalWant, Ownership,
+    Attach, CsiWant, Desired, DeviceWant, FsGroup, Hold, HoldCode, Lifecycle, LocalWant, NfsWant, Ownership,
     PodIdentity, PodInfo, SizeWant, TokenRequests, Want, WantVolume, Wanted, WantedVolume,
 };

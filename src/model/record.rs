@@ -1,7 +1,7 @@
 //! The durable truth about one volume: what may have been done, written before it is done (design 5).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +88,31 @@ pub enum RecordedVolume {
         /// Which.
         path: PathBuf,
     },
+    /// A directory that an NFS server exports.
+    Nfs {
+        /// Host name or address; an IPv6 address without brackets.
+        server: String,
+        /// The server's path.
+        path: String,
+    },
+}
+
+impl RecordedVolume {
+    /// Returns the block device of a volume that is on one.
+    pub fn device(&self) -> Option<&Path> {
+        match self {
+            Self::Device { path } => Some(path),
+            Self::Csi { .. } | Self::EmptyDir | Self::Local { .. } | Self::Nfs { .. } => None,
+        }
+    }
+
+    /// Returns the driver of a volume that has one.
+    pub fn driver(&self) -> Option<&DriverName> {
+        match self {
+            Self::Csi { driver, .. } => Some(driver),
+            Self::EmptyDir | Self::Local { .. } | Self::Device { .. } | Self::Nfs { .. } => None,
+        }
+    }
 }
 
 /// How far a call got.

@@ -96,6 +96,8 @@ pub struct VolumeStatus {
     pub plugin: &'static str,
     /// Driver and handle of a CSI volume.
     pub csi: Option<(DriverName, String)>,
+    /// Server and path of an NFS volume.
+    pub nfs: Option<(String, String)>,
     /// The staging: whether the type has one, where, and whether it is there.
     pub staging: Option<(PathBuf, Presence)>,
     /// The driver staged without a mount.

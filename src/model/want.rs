@@ -59,6 +59,8 @@ pub enum WantedVolume {
     Local(Box<LocalWant>),
     /// A block device of the host that a PersistentVolume names.
     Device(Box<DeviceWant>),
+    /// A directory that an NFS server exports.
+    Nfs(Box<NfsWant>),
     /// An empty directory on disk.
     EmptyDir {
         /// The group that it is given to.
@@ -113,6 +115,23 @@ pub struct DeviceWant {
     pub size: Option<SizeWant>,
     /// The file system grows as soon as the device does (`volumed.io/auto-grow`).
     pub auto_grow: bool,
+}
+
+/// A wanted NFS volume (kubelet.md 4.7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NfsWant {
+    /// Host name or address; an IPv6 address without brackets.
+    pub server: String,
+    /// The server's path: absolute, without `..`.
+    pub path: String,
+    /// The PV's, as written: mount.nfs reads them.
+    pub mount_flags: Vec<String>,
+    /// Kubernetes' name of `accessModes[0]`; ReadWriteOnce when there is none.
+    pub access_mode: String,
+    /// The source's readOnly, or the pod's, or the PV lists no mode but ReadOnlyMany.
+    pub read_only: bool,
+    /// As of a CSI volume.
+    pub single_pod: bool,
 }
 
 /// A wanted CSI volume.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use crate::model::{
     AccessMode, Attach, BlockedCause, Capability, CsiWant, DeviceWant, DriverInfo, ExpandArguments, Layout,
-    Lifecycle, LocalWant, PublicationId, PublicationPlan, PublishArguments, StageArguments, StagingKind,
-    VolumeMode, Wanted, WantedVolume,
+    Lifecycle, LocalWant, NfsWant, PublicationId, PublicationPlan, PublishArguments, StageArguments,
+    StagingKind, VolumeMode, Wanted, WantedVolume,
 };
 
 pub(super) type Refused = (BlockedCause, String);
@@ -40,6 +40,7 @@ pub(super) fn publication(
         (WantedVolume::Csi(csi), Some(info)) => Some(publish(layout, id, wanted, csi, info, staged)?),
         (WantedVolume::Local(local), _) => Some(show(layout, id, local)?),
         (WantedVolume::Device(device), _) => Some(publish_device(layout, id, device)?),
+        (WantedVolume::Nfs(nfs), _) => Some(show_nfs(layout, id, nfs)?),
         (WantedVolume::Csi(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. }, _) => None,
     };
     Ok(PublicationPlan {
@@ -124,6 +125,21 @@ pub(super) fn expand_device(shown: &PublishArguments, required_bytes: u64) -> Ex
 
 /// Returns how a local volume is shown; nobody is called.
 fn show(layout: &Layout, id: &PublicationId, local: &LocalWant) -> Result<PublishArguments, Refused> {
+    shown(layout, id, &local.mount_flags, &local.access_mode, local.read_only)
+}
+
+/// Returns how an NFS volume is shown; its server and path are in the record.
+fn show_nfs(layout: &Layout, id: &PublicationId, nfs: &NfsWant) -> Result<PublishArguments, Refused> {
+    shown(layout, id, &nfs.mount_flags, &nfs.access_mode, nfs.read_only)
+}
+
+fn shown(
+    layout: &Layout,
+    id: &PublicationId,
+    mount_flags: &[String],
+    mode: &str,
+    read_only: bool,
+) -> Result<PublishArguments, Refused> {
     Ok(PublishArguments {
         target_path: layout.absolute(&layout.target(id)),
         staging_path: None,
@@ -132,10 +148,10 @@ fn show(layout: &Layout, id: &PublicationId, local: &LocalWant) -> Result<Publis
             volume_mode: VolumeMode::Filesystem,
             mount_group: String::new(),
             fs_type: String::new(),
-            mount_flags: local.mount_flags.clone(),
-            access_mode: access_mode(&local.access_mode, true)?,
+            mount_flags: mount_flags.to_vec(),
+            access_mode: access_mode(mode, true)?,
         },
-        read_only: local.read_only,
+        read_only,
         volume_context: BTreeMap::new(),
     })
 }

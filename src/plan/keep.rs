@@ -28,6 +28,7 @@ impl View<'_> {
             WantedVolume::Device(device) if staged => return self.grow_device(device, have, chooser),
             WantedVolume::Device(_)
             | WantedVolume::Local(_)
+            | WantedVolume::Nfs(_)
             | WantedVolume::EmptyDir { .. }
             | WantedVolume::HostPath { .. } => return,
         };

@@ -22,7 +22,7 @@ pub use retry::{Due, Now, Retries, RetryState};
 
 use crate::model::{
     Actual, Blocked, BlockedCause, Connection, CsiWant, Desired, DeviceWant, DriverInfo, DriverName, Foreign,
-    Have, HavePublication, HaveStaging, Layout, LocalWant, PodUid, PublicationId, PublishArguments,
+    Have, HavePublication, HaveStaging, Layout, LocalWant, NfsWant, PodUid, PublicationId, PublishArguments,
     RecordedVolume, StagingKind, Step, StepKind, VolumeKey, Want, Wanted, WantedVolume,
 };
 
@@ -132,6 +132,7 @@ impl<'a> View<'a> {
             WantedVolume::Csi(csi) => Some(&**csi),
             WantedVolume::Local(_)
             | WantedVolume::Device(_)
+            | WantedVolume::Nfs(_)
             | WantedVolume::EmptyDir { .. }
             | WantedVolume::HostPath { .. } => None,
         })
@@ -147,6 +148,7 @@ impl<'a> View<'a> {
             },
             WantedVolume::Local(_)
             | WantedVolume::Device(_)
+            | WantedVolume::Nfs(_)
             | WantedVolume::EmptyDir { .. }
             | WantedVolume::HostPath { .. } => None,
         };
@@ -155,12 +157,13 @@ impl<'a> View<'a> {
                 .is_ok_and(|plan| plan.arguments != have.arguments)
     }
 
-    /// Whether an inline volume names another driver now, or a local one another path: their keys do not say which.
+    /// Whether an inline volume names another driver now, or a local or NFS one another path: their keys do not say which.
     fn is_another(&self, wanted: &Wanted) -> bool {
         let wanted = match &wanted.volume {
             WantedVolume::Csi(csi) => recorded(csi),
             WantedVolume::Local(local) => recorded_local(local),
             WantedVolume::Device(device) => recorded_device(device),
+            WantedVolume::Nfs(nfs) => recorded_nfs(nfs),
             WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => return false,
         };
         self.have.is_some_and(|have| have.volume != wanted)
@@ -204,10 +207,9 @@ impl<'a> View<'a> {
     }
 
     fn recorded_driver_ready(&self) -> Result<(), (BlockedCause, String)> {
-        match self.have.map(|have| &have.volume) {
-            Some(RecordedVolume::Csi { driver, .. }) => self.driver(driver).map(|_| ()),
-            Some(RecordedVolume::EmptyDir | RecordedVolume::Local { .. } | RecordedVolume::Device { .. })
-            | None => Ok(()),
+        match self.have.and_then(|have| have.volume.driver()) {
+            Some(driver) => self.driver(driver).map(|_| ()),
+            None => Ok(()),
         }
     }
 
@@ -245,6 +247,10 @@ fn recorded_local(local: &LocalWant) -> RecordedVolume {
 
 fn recorded_device(device: &DeviceWant) -> RecordedVolume {
     RecordedVolume::Device { path: device.path.clone() }
+}
+
+fn recorded_nfs(nfs: &NfsWant) -> RecordedVolume {
+    RecordedVolume::Nfs { server: nfs.server.clone(), path: nfs.path.clone() }
 }
 
 fn recorded(csi: &CsiWant) -> RecordedVolume {

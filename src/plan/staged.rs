@@ -46,7 +46,10 @@ impl<'a> View<'a> {
         self.wanted().find_map(|(_, wanted)| match &wanted.volume {
             WantedVolume::Csi(csi) => (csi.lifecycle == Lifecycle::Persistent).then_some(Staged::Csi(csi)),
             WantedVolume::Device(device) => Some(Staged::Device(device)),
-            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+            WantedVolume::Local(_)
+            | WantedVolume::Nfs(_)
+            | WantedVolume::EmptyDir { .. }
+            | WantedVolume::HostPath { .. } => None,
         })
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::chooser::Chooser;
 use super::staged::Staged;
-use super::{FOREIGN_REMEDY, View, arguments, recorded, recorded_device, recorded_local};
+use super::{FOREIGN_REMEDY, View, arguments, recorded, recorded_device, recorded_local, recorded_nfs};
 use crate::model::{
     Adoption, BlockedCause, CsiWant, DriverInfo, Foreign, FsGroup, Growth, HaveStaging, HoldCode, Lifecycle,
     MountIdentity, Ownership, Presence, PublicationId, PublicationPlan, PublishStep, RecordedVolume,
@@ -156,7 +156,10 @@ impl View<'_> {
         }
         let csi = match &wanted.volume {
             WantedVolume::HostPath { .. } => return,
-            WantedVolume::Local(_) | WantedVolume::Device(_) | WantedVolume::EmptyDir { .. } => None,
+            WantedVolume::Local(_)
+            | WantedVolume::Device(_)
+            | WantedVolume::Nfs(_)
+            | WantedVolume::EmptyDir { .. } => None,
             WantedVolume::Csi(csi) => Some(&**csi),
         };
         if !staged {
@@ -224,6 +227,8 @@ impl View<'_> {
                 None,
                 device.ownership.filter(|_| self.is_alone(id)),
             ),
+            // Whose the files are is the server's to say (kubelet.md 6.1).
+            WantedVolume::Nfs(nfs) => (recorded_nfs(nfs), Arc::default(), None, None),
             WantedVolume::EmptyDir { ownership } => {
                 (RecordedVolume::EmptyDir, Arc::default(), None, *ownership)
             }
@@ -233,7 +238,10 @@ impl View<'_> {
         let growth = match &wanted.volume {
             WantedVolume::Csi(csi) => self.growth(id, csi, &plan, info),
             WantedVolume::Device(device) => self.device_growth(device, &plan),
-            WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => None,
+            WantedVolume::Local(_)
+            | WantedVolume::Nfs(_)
+            | WantedVolume::EmptyDir { .. }
+            | WantedVolume::HostPath { .. } => None,
         };
         PublishStep {
             key: self.key.clone(),
@@ -279,10 +287,8 @@ impl View<'_> {
         };
         let mut here: BTreeSet<&VolumeKey> =
             self.world.actual.on_node.get(&csi.driver).into_iter().flatten().collect();
-        let is_its = |foreign: &&Foreign| match &foreign.volume {
-            Some(RecordedVolume::Csi { driver, .. }) => *driver == csi.driver,
-            Some(RecordedVolume::EmptyDir | RecordedVolume::Local { .. } | RecordedVolume::Device { .. })
-            | None => false,
+        let is_its = |foreign: &&Foreign| {
+            foreign.volume.as_ref().and_then(RecordedVolume::driver) == Some(&csi.driver)
         };
         here.extend(self.world.actual.foreign.iter().filter(is_its).filter_map(|f| f.key.as_ref()));
         let count = here.len();
@@ -313,6 +319,7 @@ impl View<'_> {
             WantedVolume::Csi(csi) => csi.single_pod,
             WantedVolume::Local(local) => local.single_pod,
             WantedVolume::Device(device) => device.single_pod,
+            WantedVolume::Nfs(nfs) => nfs.single_pod,
             WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => false,
         };
         if !single_pod {

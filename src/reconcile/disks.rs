@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::pass::Loop;
-use crate::model::{ObjectRef, Presence, RecordedVolume, VolumeKey, Want, WantedVolume};
+use crate::model::{ObjectRef, Presence, VolumeKey, Want, WantedVolume};
 
 impl Loop {
     /// A disk came, or has another size: it may be any device volume's.
@@ -28,15 +28,14 @@ impl Loop {
                 WantedVolume::Device(device) => Some(device.path.clone()),
                 WantedVolume::Csi(_)
                 | WantedVolume::Local(_)
+                | WantedVolume::Nfs(_)
                 | WantedVolume::EmptyDir { .. }
                 | WantedVolume::HostPath { .. } => None,
             },
             Want::Held(_) | Want::Absent => None,
         });
-        wanted.next().or_else(|| match &self.records.get(key)?.volume {
-            RecordedVolume::Device { path } => Some(path.clone()),
-            RecordedVolume::Csi { .. } | RecordedVolume::EmptyDir | RecordedVolume::Local { .. } => None,
-        })
+        let recorded = || Some(self.records.get(key)?.volume.device()?.to_owned());
+        wanted.next().or_else(recorded)
     }
 
     /// Lets other disks be those of a pod's or claim's volumes, in a task of its own: looking at a disk takes time.

@@ -22,7 +22,7 @@ use crate::host::Progress;
 use crate::manifest::Manifests;
 use crate::model::{
     Actual, BootId, Connection, Desired, DriverInfo, DriverName, DriverState, Event, EventKind, Millis,
-    MountTable, Problem, PublicationId, RecordedVolume, Status, VolumeKey, VolumeRecord,
+    MountTable, Problem, PublicationId, Status, VolumeKey, VolumeRecord,
 };
 use crate::observe::{self, ObserveError};
 use crate::plan::{self, Decision, Now, Retries, World};
@@ -373,10 +373,7 @@ pub(super) fn millis(duration: Duration) -> u64 {
 }
 
 pub(super) fn driver_of(record: &VolumeRecord) -> Option<&DriverName> {
-    match &record.volume {
-        RecordedVolume::Csi { driver, .. } => Some(driver),
-        RecordedVolume::EmptyDir | RecordedVolume::Local { .. } | RecordedVolume::Device { .. } => None,
-    }
+    record.volume.driver()
 }
 
 fn was_written_in_another_boot(record: &VolumeRecord, boot: &BootId) -> bool {

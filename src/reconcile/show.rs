@@ -140,6 +140,7 @@ impl Loop {
         // A first step goes on for what it was begun for, though the wish names another driver by now.
         let is = have.map(|have| &have.volume).or_else(|| running?.brings.as_ref());
         let csi = csi_of(is, want.map(|want| &want.publications));
+        let nfs = nfs_of(is, want.map(|want| &want.publications));
         let staging = have.and_then(|have| have.staging.as_ref());
         let plugin = match (&csi, publications.keys().next()) {
             (Some(_), _) | (None, None) => crate::model::Plugin::Csi.name(),
@@ -148,6 +149,7 @@ impl Loop {
         Some(VolumeStatus {
             plugin,
             csi,
+            nfs,
             staging: staging.map(|staging| (staging.arguments.staging_path.clone(), staging.presence)),
             staging_not_a_mount_point: staging.is_some_and(|staging| staging.not_a_mount_point),
             publications,
@@ -175,7 +177,7 @@ impl Loop {
                 let there = here.map_or(Presence::No, |have| have.presence);
                 let (path, presence) = match &wanted.volume {
                     WantedVolume::HostPath { path } => (path.clone(), Presence::Yes),
-                    WantedVolume::Local(_) | WantedVolume::EmptyDir { .. } => {
+                    WantedVolume::Local(_) | WantedVolume::Nfs(_) | WantedVolume::EmptyDir { .. } => {
                         (self.target(id, VolumeMode::Filesystem), there)
                     }
                     WantedVolume::Device(device) => (self.target(id, device.volume_mode), there),
@@ -234,6 +236,7 @@ pub(super) fn wanted_driver(want: &Want) -> Option<&DriverName> {
             WantedVolume::Csi(csi) => Some(&csi.driver),
             WantedVolume::Local(_)
             | WantedVolume::Device(_)
+            | WantedVolume::Nfs(_)
             | WantedVolume::EmptyDir { .. }
             | WantedVolume::HostPath { .. } => None,
         },
@@ -252,6 +255,37 @@ fn csi_of(
         Want::Wanted(wanted) => match &wanted.volume {
             WantedVolume::Csi(csi) => Some((csi.driver.clone(), csi.handle.clone())),
             WantedVolume::Local(_)
+            | WantedVolume::Device(_)
+            | WantedVolume::Nfs(_)
+            | WantedVolume::EmptyDir { .. }
+            | WantedVolume::HostPath { .. } => None,
+        },
+        Want::Held(_) | Want::Absent => None,
+    })
+}
+
+/// Returns server and path of an NFS volume, as it is if it is up, else as it is wanted.
+fn nfs_of(
+    is: Option<&RecordedVolume>,
+    wants: Option<&BTreeMap<PublicationId, Want>>,
+) -> Option<(String, String)> {
+    match is {
+        Some(RecordedVolume::Nfs { server, path }) => return Some((server.clone(), path.clone())),
+        Some(
+            RecordedVolume::Csi { .. }
+            | RecordedVolume::EmptyDir
+            | RecordedVolume::Local { .. }
+            | RecordedVolume::Device { .. },
+        ) => {
+            return None;
+        }
+        None => {}
+    }
+    wants.into_iter().flat_map(BTreeMap::values).find_map(|want| match want {
+        Want::Wanted(wanted) => match &wanted.volume {
+            WantedVolume::Nfs(nfs) => Some((nfs.server.clone(), nfs.path.clone())),
+            WantedVolume::Csi(_)
+            | WantedVolume::Local(_)
             | WantedVolume::Device(_)
             | WantedVolume::EmptyDir { .. }
             | WantedVolume::HostPath { .. } => None,

@@ -117,11 +117,11 @@ pub fn tell(event: &Event) {
             message_id = id::DRIVER_WELL, csi_driver = %driver, "driver {driver} is well again"
         ),
         EventKind::VolumeUnwell { key, driver, reason } => error!(
-            message_id = id::VOLUME_UNWELL, volume = %key, csi_driver = %driver,
+            message_id = id::VOLUME_UNWELL, volume = %key, csi_driver = driver.as_ref().map(display),
             "the volume {key} is not well: {reason}"
         ),
         EventKind::VolumeWell { key, driver } => info!(
-            message_id = id::VOLUME_WELL, volume = %key, csi_driver = %driver, "the volume {key} is well again"
+            message_id = id::VOLUME_WELL, volume = %key, csi_driver = driver.as_ref().map(display), "the volume {key} is well again"
         ),
         EventKind::RegistrationRefused { socket, reason } => error!(
             message_id = id::REGISTRATION_REFUSED, endpoint = %socket.display(),

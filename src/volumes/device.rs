@@ -8,8 +8,8 @@ use crate::host::{
 };
 use crate::model::{
     BlockedCause, Checked, Content, DiskMount, Effect, ExpandArguments, ExpansionState, Failure, FsGrowth,
-    KnownContent, KnownDisk, MountsAt, PublicationId, PublishArguments, PublishStep, RecordedVolume, Retry,
-    RootPath, SecretMap, StageArguments, StageStep, VolumeMode,
+    KnownContent, KnownDisk, MountsAt, PublicationId, PublishArguments, PublishStep, Retry, RootPath,
+    SecretMap, StageArguments, StageStep, VolumeMode,
 };
 
 /// The type.
@@ -247,13 +247,11 @@ async fn publish(site: &Site, id: &PublicationId, arguments: &PublishArguments) 
 
 /// Grows a file system that does not fill its device; returns what was done in words.
 async fn grow(site: &Site, call: &Call, disk: &KnownDisk, at: RootPath) -> Result<Option<String>, HostError> {
-    let (RecordedVolume::Device { path }, KnownContent::FileSystem(file_system)) =
-        (&call.volume, &disk.content)
-    else {
+    let (Some(path), KnownContent::FileSystem(file_system)) = (call.volume.device(), &disk.content) else {
         return Ok(None);
     };
     let (identity, file_system) = (disk.identity.clone(), file_system.clone());
-    let growth = DiskGrowth { device: path.clone(), identity, file_system, at };
+    let growth = DiskGrowth { device: path.to_owned(), identity, file_system, at };
     Ok(match site.host.grow_disk(growth).await? {
         FsGrowth::Enough { .. } => None,
         FsGrowth::Grown { from, bytes } => Some(format!("grew the file system from {from} to {bytes} bytes")),
@@ -293,12 +291,7 @@ async fn create(site: &Site, path: &RootPath) -> Result<(), Failure> {
 }
 
 fn path_of(call: &Call) -> Result<&std::path::Path, Failure> {
-    match &call.volume {
-        RecordedVolume::Device { path } => Ok(path),
-        RecordedVolume::Csi { .. } | RecordedVolume::EmptyDir | RecordedVolume::Local { .. } => {
-            Err(unprepared())
-        }
-    }
+    call.volume.device().ok_or_else(unprepared)
 }
 
 fn disk_of(call: &Call) -> Result<&KnownDisk, Failure> {

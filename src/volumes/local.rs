@@ -1,11 +1,13 @@
 //! Local volumes: a directory of the host, shown to pods by bind mounts (kubelet.md 4.6). Nothing is staged, and what the
 //! directory holds is never touched but for its group.
 
-use super::{Answer, Call, ExpandError, Place, Site, VolumeType, host_failure, own, pod_directories};
+use super::{
+    Answer, Call, ExpandError, Place, Site, VolumeType, host_failure, own, pod_directories, vanished,
+};
 use crate::BoxFuture;
 use crate::host::{Bind, Directory, HostError, Progress, Removal, Tree};
 use crate::model::{
-    BlockedCause, Effect, ExpandArguments, Failure, MountsAt, PublishStep, RecordedVolume, Retry, SecretMap,
+    Effect, ExpandArguments, Failure, MountsAt, PublishStep, RecordedVolume, Retry, SecretMap,
     StageArguments, StageStep,
 };
 
@@ -72,22 +74,7 @@ impl VolumeType for Local {
         progress: &'a Progress,
     ) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
-            // What was unmounted again at once must not pass for a driver's volume without a mount: the pod would write to the
-            // host's own disk.
-            let target = site.layout.absolute(&site.layout.publication(&step.id));
-            let mounts = site.host.mounts().await.map_err(|error| failure(&error, Effect::MayBeDone))?;
-            if matches!(mounts.at(&target), MountsAt::None) {
-                return Err(Failure {
-                    effect: Effect::MayBeDone,
-                    settled: true,
-                    retry: Retry::Backoff,
-                    cause: BlockedCause::new(
-                        "vanished",
-                        format!("{} was unmounted as soon as it was mounted", target.display()),
-                    ),
-                    remedy: "find out who unmounts it; volumed goes on by itself".to_owned(),
-                });
-            }
+            vanished(site, step).await?;
             match step.ownership {
                 Some(ownership) => own(site, site.layout.publication(&step.id), ownership, progress).await,
                 None => Ok(()),

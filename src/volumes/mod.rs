@@ -4,6 +4,7 @@ mod csi;
 mod device;
 mod empty_dir;
 mod local;
+mod nfs;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::csi::Driver;
 use crate::error::Chain;
 use crate::host::{Host, HostError, Progress};
 use crate::model::{
-    BlockedCause, Effect, ExpandArguments, ExpansionState, Failure, KnownDisk, Layout, Ownership,
+    BlockedCause, Effect, ExpandArguments, ExpansionState, Failure, KnownDisk, Layout, MountsAt, Ownership,
     PublicationId, PublishArguments, PublishStep, RecordedVolume, Retry, RootPath, SecretMap, StageArguments,
     StageStep,
 };
@@ -159,6 +160,7 @@ pub fn of(volume: &RecordedVolume) -> &'static dyn VolumeType {
         RecordedVolume::EmptyDir => &empty_dir::EmptyDir,
         RecordedVolume::Local { .. } => &local::Local,
         RecordedVolume::Device { .. } => &device::Device,
+        RecordedVolume::Nfs { .. } => &nfs::Nfs,
     }
 }
 
@@ -166,6 +168,26 @@ pub fn of(volume: &RecordedVolume) -> &'static dyn VolumeType {
 fn pod_directories(publication: &RootPath) -> Vec<RootPath> {
     // <spec> -> <plugin> -> volumes -> <uid>
     std::iter::successors(publication.parent(), RootPath::parent).take(3).collect()
+}
+
+/// Refuses what was unmounted again at once: it must not pass for a driver's volume without a mount, since the pod would write to
+/// the host's own disk.
+async fn vanished(site: &Site, step: &PublishStep) -> Result<(), Failure> {
+    let target = site.layout.absolute(&site.layout.publication(&step.id));
+    let mounts = site.host.mounts().await.map_err(|error| host_failure(&error, Effect::MayBeDone))?;
+    if !matches!(mounts.at(&target), MountsAt::None) {
+        return Ok(());
+    }
+    Err(Failure {
+        effect: Effect::MayBeDone,
+        settled: true,
+        retry: Retry::Backoff,
+        cause: BlockedCause::new(
+            "vanished",
+            format!("{} was unmounted as soon as it was mounted", target.display()),
+        ),
+        remedy: "find out who unmounts it; volumed goes on by itself".to_owned(),
+    })
 }
 
 /// Gives a volume's files to the pod's group.
@@ -183,6 +205,7 @@ pub fn host_failure(error: &HostError, effect: Effect) -> Failure {
         | HostError::WrongKind { .. }
         | HostError::WrongMount { .. }
         | HostError::Disk(_)
+        | HostError::Nfs(_)
         | HostError::Deadline { .. } => {
             ("host", Retry::Backoff, "mend what the message names; volumed tries again by itself")
         }

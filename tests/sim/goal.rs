@@ -127,7 +127,10 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
     }
     let is_kept = |record: &VolumeRecord| match &record.volume {
         RecordedVolume::Csi { handle, .. } => state.is_kept(handle),
-        RecordedVolume::EmptyDir | RecordedVolume::Local { .. } | RecordedVolume::Device { .. } => false,
+        RecordedVolume::EmptyDir
+        | RecordedVolume::Local { .. }
+        | RecordedVolume::Device { .. }
+        | RecordedVolume::Nfs { .. } => false,
     };
     for (key, disk) in &state.records {
         let Some(record) = &disk.written else { continue };
@@ -193,7 +196,7 @@ fn published(
         }
         return;
     }
-    if place.plugin == Plugin::Local {
+    if matches!(place.plugin, Plugin::Local | Plugin::Nfs) {
         // A kubelet writes none for it.
         return;
     }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
 use volumed::BoxFuture;
 use volumed::host::{
-    Bind, BlockMap, DeviceUsers, DiskGrowth, DiskMounted, FoundVolume, Holder, Host, HostError, Part,
-    Progress, Removal, Seen, Tree, Usage,
+    Bind, BlockMap, DeviceUsers, DiskGrowth, DiskMounted, FoundVolume, Holder, Host, HostError, NfsMount,
+    Part, Progress, Removal, Seen, Tree, Unmount, Usages,
 };
 use volumed::model::{
     BootId, DiskIdentity, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity,
@@ -134,7 +134,12 @@ impl Host for SimHost {
         })
     }
 
-    fn unmount(&self, path: RootPath, expected: MountIdentity) -> BoxFuture<'_, Result<(), HostError>> {
+    fn unmount(
+        &self,
+        path: RootPath,
+        expected: MountIdentity,
+        how: Unmount,
+    ) -> BoxFuture<'_, Result<(), HostError>> {
         Box::pin(async move {
             self.world.pause().await;
             let path = absolute(&path);
@@ -156,9 +161,17 @@ impl Host for SimHost {
             let mut wrong = Vec::new();
             self.world.lock().may_be_touched(&path, &mut wrong);
             self.world.violations(wrong);
+            if how == Unmount::Forced && !self.world.lock().is_path_forced(&path) {
+                self.world.violation(format!("nobody said to lose what {} has not written", path.display()));
+            }
             self.world.unmount(&path);
-            Ok(())
+            self.world.nfs_unmounted(path, &expected, how).await
         })
+    }
+
+    fn mount_nfs(&self, mount: NfsMount) -> BoxFuture<'_, Result<(), HostError>> {
+        let target = absolute(&mount.target);
+        Box::pin(self.world.mount_nfs(mount, target))
     }
 
     fn bind(&self, bind: Bind) -> BoxFuture<'_, Result<(), HostError>> {
@@ -323,11 +336,8 @@ impl Host for SimHost {
         })
     }
 
-    fn usage(
-        &self,
-        _paths: Vec<PathBuf>,
-    ) -> BoxFuture<'_, Result<BTreeMap<PathBuf, Result<Usage, String>>, HostError>> {
-        Box::pin(std::future::ready(Ok(BTreeMap::new())))
+    fn usage(&self, paths: Vec<PathBuf>) -> BoxFuture<'_, Result<Usages, HostError>> {
+        Box::pin(self.world.usage(paths))
     }
 
     fn read_token(&self, _file: PathBuf) -> BoxFuture<'_, Result<(String, Millis), HostError>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
     CSIPersistentVolumeSource, CSIVolumeSource, Container, EmptyDirVolumeSource, LocalVolumeSource,
-    ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec,
+    NFSVolumeSource, ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec,
     PersistentVolumeClaimVolumeSource, PersistentVolumeSpec, Pod, PodSpec, Volume, VolumeDevice, VolumeMount,
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec};
@@ -16,7 +16,9 @@ use volumed::manifest::{Manifests, Objects, Sourced, Stale};
 use volumed::model::{DirectoryState, ManifestSource, Problem, ReadingState};
 
 use super::twins::CLAIM;
-use super::wish::{self, DISK, DRIVERS, Damage, LOCAL, LOCAL_CLAIM, LOCAL_VOLUME, PodWish, VOLUMES, Wish};
+use super::wish::{
+    self, DISK, DRIVERS, Damage, EXPORT, LOCAL, LOCAL_CLAIM, LOCAL_VOLUME, PodWish, SHARE, VOLUMES, Wish,
+};
 
 /// The manifest reader of one life: it remembers the last good version of what it has read.
 #[derive(Debug, Default)]
@@ -240,6 +242,15 @@ fn pod_object(name: &str, wish: &PodWish) -> Pod {
             ..Volume::default()
         });
         mounts.push("disk".to_owned());
+    }
+    if wish.share {
+        let source = NFSVolumeSource {
+            server: EXPORT.0.to_owned(),
+            path: EXPORT.1.to_owned(),
+            read_only: Some(wish.read_only),
+        };
+        volumes.push(Volume { name: SHARE.to_owned(), nfs: Some(source), ..Volume::default() });
+        mounts.push(SHARE.to_owned());
     }
     if wish.empty_dir {
         let source = EmptyDirVolumeSource::default();

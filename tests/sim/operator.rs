@@ -25,6 +25,8 @@ pub struct Operator {
     pub paused: BTreeMap<Scope, BTreeMap<VolumeKey, InProgress>>,
     /// Driver and handle of what is taken down whoever has it.
     pub forced: BTreeSet<(usize, String)>,
+    /// The same by key, whatever the volume's type.
+    pub forced_keys: BTreeSet<VolumeKey>,
     /// What is kept of pods that stay, and was given up.
     pub released: BTreeSet<PublicationId>,
     /// When it was wanted again.
@@ -152,6 +154,7 @@ impl State {
     pub fn operator_outlives(&mut self) {
         self.operator.paused.values_mut().for_each(BTreeMap::clear);
         self.operator.forced.clear();
+        self.operator.forced_keys.clear();
     }
 
     /// Whether a call is made for what is paused, and not by a step that was under way.
@@ -245,6 +248,7 @@ impl State {
             if !force {
                 wrong.push(format!("{key} is forced, and nobody said so"));
             }
+            self.operator.forced_keys.insert(key.clone());
             let Some((name, handle)) = names(&record) else { continue };
             let driver = usize::from(name == DRIVERS[1]);
             let mut wanted = self.wanted.iter().filter(|(_, since)| since.elapsed() >= super::records::KNOWN);
@@ -268,6 +272,16 @@ impl State {
         self.operator.forced.contains(&(driver, handle.to_owned()))
     }
 
+    /// Whether what a server has not got of a path's volume may be lost.
+    pub fn is_path_forced(&self, path: &Path) -> bool {
+        let records = self.records.values().filter_map(|disk| disk.written.as_ref());
+        let mut its = records.filter(|record| {
+            let mut sent = record.publications.values().filter_map(|p| p.arguments.as_ref());
+            sent.any(|sent| sent.target_path == path)
+        });
+        its.any(|record| self.operator.forced_keys.contains(&record.key))
+    }
+
     /// Whether the device that is bound at a path may be taken from somebody.
     pub fn is_map_forced(&self, map: &Path) -> bool {
         let volume = volume_in(map.parent().and_then(Path::parent));
@@ -283,7 +297,10 @@ impl State {
 fn names(record: &VolumeRecord) -> Option<(&str, &str)> {
     match &record.volume {
         RecordedVolume::Csi { driver, handle, .. } => Some((driver.as_str(), handle)),
-        RecordedVolume::EmptyDir | RecordedVolume::Local { .. } | RecordedVolume::Device { .. } => None,
+        RecordedVolume::EmptyDir
+        | RecordedVolume::Local { .. }
+        | RecordedVolume::Device { .. }
+        | RecordedVolume::Nfs { .. } => None,
     }
 }
 

@@ -71,7 +71,7 @@ impl Life {
             self.want();
             return self;
         }
-        match self.world.below(50) {
+        match self.world.below(52) {
             0..=8 => self.want(),
             9..=11 => self.remove(),
             12 | 13 => self.delete(),
@@ -90,6 +90,7 @@ impl Life {
             42 => return self.kill().await,
             43..=45 => return self.die().await,
             48 | 49 => self.twin(),
+            50 | 51 => self.server(),
             _ => return self.power_cut().await,
         }
         self
@@ -101,6 +102,7 @@ impl Life {
         let world = &self.world;
         world.tell(|| "the trouble ends".to_owned());
         world.lock().faults = false;
+        world.lock().server_is_silent = false;
         world.lock().held.clear();
         while !world.lock().strangers.is_empty() {
             if !world.unmount_if(is_strange) {
@@ -180,10 +182,10 @@ impl Life {
         let name = self.any_pod();
         match self.wish.pods.get_mut(&name) {
             Some(pod) if self.world.below(4) == 0 => {
-                if self.world.below(2) == 0 {
-                    pod.local = !pod.local;
-                } else {
-                    pod.empty_dir = !pod.empty_dir;
+                match self.world.below(3) {
+                    0 => pod.local = !pod.local,
+                    1 => pod.share = !pod.share,
+                    _ => pod.empty_dir = !pod.empty_dir,
                 }
                 self.world.tell(|| format!("edit {name} {pod:?}"));
             }
@@ -316,6 +318,13 @@ impl Life {
         self.world.restart_driver(driver);
         self.daemon.connect(&self.world);
         sleep(Duration::from_millis(300)).await;
+    }
+
+    /// The NFS server dies, or comes back.
+    fn server(&self) {
+        let silent = !self.world.lock().server_is_silent;
+        self.world.tell(|| format!("the server says nothing: {silent}"));
+        self.world.lock().server_is_silent = silent;
     }
 
     async fn fill_disk(&self) {

@@ -21,6 +21,9 @@ pub const LOCAL: &str = "disk";
 
 /// The local volume's disk, in the seeds where it is one.
 pub const DISK: &str = "/dev/disk/by-id/d";
+/// The pods' volume that is an export of an NFS server, and its server and path.
+pub const SHARE: &str = "share";
+pub const EXPORT: (&str, &str) = ("nas", "/srv");
 
 /// What one pod uses.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -33,6 +36,8 @@ pub struct PodWish {
     pub empty_dir: bool,
     /// It uses the claim of the local volume.
     pub local: bool,
+    /// It uses an export of an NFS server.
+    pub share: bool,
     /// It uses the claim of a second PV.
     pub twin: Option<Twin>,
     /// `metadata.deletionTimestamp`
@@ -155,6 +160,7 @@ pub fn pod(world: &World) -> PodWish {
         inline: usize::try_from(world.below(6)).ok().filter(|driver| *driver < DRIVERS.len()),
         empty_dir: world.below(3) == 0,
         local: world.below(3) == 0,
+        share: world.below(4) == 0,
         twin: None,
         leaving: false,
     }
@@ -179,6 +185,9 @@ pub fn places(pod: &str, wish: &PodWish) -> Vec<PublicationId> {
     if wish.local {
         places.push(place(pod, Plugin::Local, LOCAL.to_owned()));
     }
+    if wish.share {
+        places.push(place(pod, Plugin::Nfs, SHARE.to_owned()));
+    }
     if wish.empty_dir {
         places.push(place(pod, Plugin::EmptyDir, "scratch".to_owned()));
     }
@@ -199,7 +208,7 @@ pub fn volume_named(name: &str) -> Option<u64> {
 /// Returns where a place is mounted, if it is a CSI volume's.
 pub fn target(place: &PublicationId) -> PathBuf {
     let layout = Layout::new(ROOT);
-    if place.plugin == Plugin::Local {
+    if matches!(place.plugin, Plugin::Local | Plugin::Nfs) {
         return layout.absolute(&layout.publication(place));
     }
     let is_block = volume_at(place).is_some_and(|volume| is_block(&handle(volume)));

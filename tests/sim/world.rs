@@ -116,6 +116,8 @@ pub struct State {
     pub known_disks: BTreeMap<VolumeKey, KnownDisk>,
     pub notes: BTreeMap<&'static str, serde_json::Value>,
     pub disk_full: bool,
+    /// The NFS server says nothing.
+    pub server_is_silent: bool,
     /// Since when a place, or a pod, has been wanted without a break.
     pub wanted: BTreeMap<PublicationId, Instant>,
     pub pods: BTreeMap<PodUid, Instant>,

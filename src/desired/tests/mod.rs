@@ -6,6 +6,7 @@ mod csi;
 mod group;
 mod kubelet;
 mod modes;
+mod nfs;
 mod secrets;
 mod size;
 mod sources;

@@ -58,7 +58,6 @@ fn what_is_not_supported_yet_says_so_and_stops_no_other() {
         json!({"secret": {"secretName": "x"}}),
         json!({"projected": {"sources": []}}),
         json!({"downwardAPI": {"items": []}}),
-        json!({"nfs": {"server": "s", "path": "/"}}),
         json!({"iscsi": {"targetPortal": "p", "iqn": "i", "lun": 0}}),
         json!({"image": {"reference": "x"}}),
         json!({"gitRepo": {"repository": "x"}}),
@@ -75,7 +74,7 @@ fn what_is_not_supported_yet_says_so_and_stops_no_other() {
 #[test]
 fn a_pv_that_is_not_csi_is_not_supported_yet() {
     for (source, name) in [
-        (json!({"nfs": {"server": "s", "path": "/"}}), "nfs"),
+        (json!({"iscsi": {"targetPortal": "p", "iqn": "i", "lun": 0}}), "iscsi"),
         (json!({"hostPath": {"path": "/x"}}), "hostPath"),
     ] {
         let mut pv = pv("pv-1", json!({"spec": source}));
@@ -144,7 +143,10 @@ fn a_device_is_told_from_a_directory_by_its_manifest() {
     for (source, is) in [
         (json!({}), None),
         (json!({"local": {"path": "/dev/disk/by-id/x"}}), Some((None, VolumeMode::Filesystem))),
-        (json!({"local": {"path": "/mnt/x", "fsType": "xfs"}}), Some((Some(FsKind::Xfs), VolumeMode::Filesystem))),
+        (
+            json!({"local": {"path": "/mnt/x", "fsType": "xfs"}}),
+            Some((Some(FsKind::Xfs), VolumeMode::Filesystem)),
+        ),
     ] {
         let found = match local(source.clone()).wanted_of("data").2.volume {
             WantedVolume::Device(device) => Some((device.fs_type, device.volume_mode)),
@@ -156,9 +158,13 @@ fn a_device_is_told_from_a_directory_by_its_manifest() {
     let container = &mut pod["spec"]["containers"][0];
     container["volumeDevices"] = json!([{"name": "data", "devicePath": "/dev/x"}]);
     container["volumeMounts"] = json!([]);
-    let wanted = local(json!({"local": {"path": "/mnt/x"}, "volumeMode": "Block"})).add(pod).wanted_of("data").2;
+    let wanted =
+        local(json!({"local": {"path": "/mnt/x"}, "volumeMode": "Block"})).add(pod).wanted_of("data").2;
     let WantedVolume::Device(device) = wanted.volume else { panic!("{wanted:?}") };
-    assert_eq!((device.volume_mode, device.mount_flags.clone()), (VolumeMode::Block, vec!["noatime".to_owned()]));
+    assert_eq!(
+        (device.volume_mode, device.mount_flags.clone()),
+        (VolumeMode::Block, vec!["noatime".to_owned()])
+    );
 }
 
 #[test]

@@ -22,7 +22,7 @@ use super::loops::{self, Loop};
 use super::mount_table::Reader;
 use super::path::{BENEATH, Root};
 use super::unmount::{self, GivenUp, new_device_each_time};
-use super::{BlockMap, DeviceUsers, Directory, HostError, Seen, Tree};
+use super::{BlockMap, DeviceUsers, Directory, HostError, Seen, Tree, Unmount};
 use crate::model::{MountIdentity, MountTable, MountsAt, RootPath};
 use device::{Device, number};
 
@@ -127,7 +127,14 @@ impl Blocks {
             // A descriptor on the mount would keep it busy.
             drop(node);
             let (root, table) = (&self.root, &self.table);
-            unmount::unmount(root, table, &self.given_up, &block.map, &mount, unmount::LIMIT)?;
+            unmount::unmount(
+                root,
+                table,
+                &self.given_up,
+                &block.map,
+                (&mount, Unmount::Plain),
+                unmount::LIMIT,
+            )?;
         }
         self.check_file(&block.map)?;
         self.root.unlink(&block.map)

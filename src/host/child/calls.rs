@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::wire::{Doing, Reply, Request};
 use super::{Children, END, Place, failed};
 use crate::host::path::Root;
-use crate::host::{HostError, Progress, Usage, raw};
+use crate::host::{HostError, NoUsage, Progress, Usages, raw};
 use crate::model::{Ownership, RootPath};
 
 /// How long a file system has for its answer.
@@ -89,7 +89,8 @@ impl Children {
                 | Reply::Alive(..)
                 | Reply::Lasts(_)
                 | Reply::Disk(_)
-                | Reply::Bound(_)) => Err(misunderstood(&volume, &other)),
+                | Reply::Bound(_)
+                | Reply::Nfs(_)) => Err(misunderstood(&volume, &other)),
             };
             child.finish().await;
             return end;
@@ -117,10 +118,7 @@ impl Children {
     ///
     /// # Errors
     /// When the child cannot be started or breaks.
-    pub(in crate::host) async fn usage(
-        &self,
-        places: Vec<Place>,
-    ) -> Result<BTreeMap<PathBuf, Result<Usage, String>>, HostError> {
+    pub(in crate::host) async fn usage(&self, places: Vec<Place>) -> Result<Usages, HostError> {
         let answers = self
             .ask(&places, Request::Usage, |reply| match reply {
                 Reply::Usage(index, answer) => Ok((index, answer)),
@@ -128,9 +126,14 @@ impl Children {
             })
             .await?;
         let said = answers.into_iter().map(|answer| match answer {
-            Answer::Said(said) => said.map_err(|errno| io::Error::from(errno).to_string()),
-            Answer::Silent => Err(format!("the file system did not answer within {} s", ANSWER.as_secs())),
-            Answer::Hangs => Err("the file system did not answer an earlier question yet".to_owned()),
+            Answer::Said(said) => said.map_err(|errno| NoUsage::Refused(io::Error::from(errno).to_string())),
+            Answer::Silent => {
+                let within = ANSWER.as_secs();
+                Err(NoUsage::Silent(format!("the file system did not answer within {within} s")))
+            }
+            Answer::Hangs => {
+                Err(NoUsage::Silent("the file system did not answer an earlier question yet".to_owned()))
+            }
         });
         Ok(places.into_iter().map(|place| place.path).zip(said).collect())
     }
@@ -272,7 +275,10 @@ mod tests {
         let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
         children.hung.add(own, vec![place(Some(1))]);
         let usage = children.usage(vec![place(Some(1))]).await.unwrap();
-        assert!(usage[Path::new("/x")].clone().unwrap_err().contains("earlier question"), "{usage:?}");
+        assert!(
+            usage[Path::new("/x")].clone().unwrap_err().to_string().contains("earlier question"),
+            "{usage:?}"
+        );
         assert!(children.dead_mounts(vec![place(Some(1))]).await.unwrap().is_empty());
         assert!(children.usage(vec![place(Some(2))]).await.is_err(), "another mount");
         assert!(children.usage(vec![place(Some(1)), place(Some(2))]).await.is_err(), "one of two");

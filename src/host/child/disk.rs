@@ -50,7 +50,8 @@ impl Children {
                 | Reply::Failed { .. }
                 | Reply::Usage(..)
                 | Reply::Alive(..)
-                | Reply::Bound(_)) => return Err(misunderstood(&path, &other)),
+                | Reply::Bound(_)
+                | Reply::Nfs(_)) => return Err(misunderstood(&path, &other)),
             }
         }
     }

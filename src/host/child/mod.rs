@@ -9,6 +9,7 @@ mod bind;
 mod calls;
 mod disk;
 mod inside;
+mod nfs;
 mod ownership;
 mod wire;
 
@@ -59,6 +60,8 @@ pub(super) struct Children {
     changes: Semaphore,
     disks: Semaphore,
     binds: Semaphore,
+    /// By NFS server. A std mutex: held for a map look-up only.
+    servers: Mutex<BTreeMap<String, Arc<Semaphore>>>,
 }
 
 impl Children {
@@ -70,6 +73,7 @@ impl Children {
             changes: Semaphore::new(OWNERSHIP_AT_A_TIME),
             disks: Semaphore::new(DISKS_AT_A_TIME),
             binds: Semaphore::new(BINDS_AT_A_TIME),
+            servers: Mutex::default(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Usage, bind, disk};
+use crate::host::{Usage, bind, disk, nfs};
 
 /// What the child is to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,6 +29,8 @@ pub(super) enum Request {
     Alive(Vec<OsString>),
     /// `Host::bind`.
     Bind(bind::Ask),
+    /// `Host::mount_nfs`.
+    Nfs(nfs::Ask),
     /// `Host::inspect_disk` and what follows from it.
     Disk(disk::Ask),
 }
@@ -55,6 +57,8 @@ pub(super) enum Reply {
     Alive(usize, Result<(), i32>),
     /// Whether it is shown.
     Bound(Result<(), bind::Refusal>),
+    /// Whether the export is mounted.
+    Nfs(Result<(), nfs::Refusal>),
     /// What comes now may last so many seconds.
     Lasts(u64),
     /// How the work on a disk ended.

@@ -215,6 +215,11 @@ impl From<HostError> for DiskError {
             HostError::Deadline { doing, path, seconds } => {
                 Self::Failed { doing: doing.to_owned(), path, why: format!("no answer within {seconds} s") }
             }
+            HostError::Nfs(error) => Self::Failed {
+                doing: "use".to_owned(),
+                path: error.mount.path.clone().into(),
+                why: error.to_string(),
+            },
             HostError::NotEmpty { ref path }
             | HostError::WrongKind { ref path, .. }
             | HostError::WrongMount { ref path, .. } => {

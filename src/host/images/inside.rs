@@ -6,7 +6,7 @@ use rustix::fs::OFlags;
 
 use super::super::child::Place;
 use super::super::path::Root;
-use super::super::{HostError, Progress, Usage};
+use super::super::{HostError, NoUsage, Progress, Usage};
 use super::file::open;
 use super::{Images, Seen, failed};
 use crate::model::{Ownership, RootPath};
@@ -33,7 +33,8 @@ impl Images {
     pub async fn usage(&self, path: &Path) -> Result<Usage, HostError> {
         let place = Place::of(&*self.mounts().await?, path.to_owned());
         let mut answers = self.inner.children.usage(vec![place]).await?;
-        let answer = answers.remove(path).unwrap_or_else(|| Err("it was not asked".to_owned()));
+        let answer =
+            answers.remove(path).unwrap_or_else(|| Err(NoUsage::Refused("it was not asked".to_owned())));
         answer.map_err(|reason| HostError::Io {
             doing: "ask the file system at",
             path: path.to_owned(),

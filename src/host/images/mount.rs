@@ -276,7 +276,7 @@ fn take_away(inner: &Inner, mount: &Mount) -> Result<(), HostError> {
     let name =
         CString::new(path.file_name().unwrap_or_default().as_bytes()).map_err(|e| io_failed(e.into()))?;
     let parent = place(parent, OFlags::DIRECTORY).map_err(failed(DOING, path))?;
-    let child = raw::spawn_unmount(parent.as_fd(), &name).map_err(io_failed)?;
+    let child = raw::spawn_unmount(parent.as_fd(), &name, false).map_err(io_failed)?;
     match wait(child, unmount::LIMIT).map_err(io_failed)? {
         Some(0) => Ok(()),
         Some(status) => match Errno::from_raw_os_error(status) {

@@ -145,6 +145,7 @@ fn csi(wanted: &Wanted) -> &CsiWant {
         WantedVolume::Csi(csi) => csi,
         WantedVolume::Local(_)
         | WantedVolume::Device(_)
+        | WantedVolume::Nfs(_)
         | WantedVolume::EmptyDir { .. }
         | WantedVolume::HostPath { .. } => {
             panic!("only CSI volumes are made here")

@@ -40,7 +40,8 @@ impl<'a> Target<'a> {
                 RecordedVolume::Csi { .. }
                 | RecordedVolume::EmptyDir
                 | RecordedVolume::Local { .. }
-                | RecordedVolume::Device { .. },
+                | RecordedVolume::Device { .. }
+                | RecordedVolume::Nfs { .. },
                 _,
             ) => Err(Failure::not_done(
                 "no-driver",

@@ -128,6 +128,16 @@ fn paths(layout: &Layout, pod: &PodUid, id: &PublicationId, wanted: &Wanted) {
             assert!(local.path.is_absolute(), "{}", local.path.display());
             assert!(!local.path.components().any(|c| c == Component::ParentDir), "{}", local.path.display());
         }
+        WantedVolume::Nfs(nfs) => {
+            assert!(
+                nfs.path.starts_with('/') && !nfs.path.split('/').any(|name| name == ".."),
+                "{}",
+                nfs.path
+            );
+            assert!(!nfs.server.is_empty() && !nfs.server.starts_with('-'), "{}", nfs.server);
+            let odd = |c: char| c.is_whitespace() || c.is_control() || c == ',' || c == '/';
+            assert!(!nfs.server.contains(odd), "{}", nfs.server);
+        }
         WantedVolume::EmptyDir { .. } => {
             below(&layout.empty_dir_marker(&id.pod, &id.spec), &format!("pods/{}/plugins", id.pod.as_str()));
         }
