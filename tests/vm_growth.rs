@@ -1,31 +1,11 @@
 //! A mounted volume of the bundled driver grows while somebody writes to it, in a machine: there the driver has
 //! `CAP_SYS_RESOURCE`, without which no ext4 grows online, and which most hosts of tests do not give.
 
-#![expect(clippy::expect_used, reason = "a test: its helpers may fail loudly")]
-
 mod vm;
-
-use std::collections::BTreeMap;
 
 use vm::Machine;
 use vm::host::{IMAGES, MIB, pod, target};
-
-/// Writes files of 256 KiB into a directory until it is told to end: each is made and summed up elsewhere, written and
-/// synced, and only then entered in the list of sums. A full volume is no error: it is to be grown.
-const WRITER: &str = r#"#!/bin/bash
-set -euo pipefail
-number=0
-while [[ ! -e /run/stop ]]; do
-  head --bytes=262144 /dev/urandom >/run/block
-  sum=$(sha256sum </run/block)
-  until dd if=/run/block of="$1/$number" bs=64k conv=fsync status=none 2>/run/refused; do
-    grep -q 'No space left' /run/refused
-    [[ ! -e /run/stop ]] || exit 0
-  done
-  echo "${sum%-}$1/$number" >>/run/sums
-  number=$((number + 1))
-done
-"#;
+use vm::load::{WRITER, has_written, mount_of, total_of};
 
 #[test]
 fn an_ext4_volume_grows_under_its_writer() {
@@ -96,23 +76,4 @@ fn grows_under_its_writer(test: &str, fs_type: &str, sizes: [u64; 3], check: &st
     machine.wait_until_released(&["web"]);
     machine.remove_manifests(&["data"]);
     machine.nothing_is_left();
-}
-
-/// How large the file system at a path is, in bytes.
-fn total_of(machine: &mut Machine, path: &str) -> u64 {
-    let text = machine.sh(&format!("echo $(($(stat -f -c '%b * %S' {path})))"));
-    text.trim().parse().expect("a number")
-}
-
-/// A script that succeeds when the writer, who must still be there, has written and synced so many blocks.
-fn has_written(blocks: u64) -> String {
-    format!("systemctl is-active load; (($(wc -l </run/sums) >= {blocks}))")
-}
-
-/// The line of PID 1's mount table for a path; a mount made again has another id.
-fn mount_of(machine: &mut Machine, path: &str) -> String {
-    let table = machine.sh("cat /proc/1/mountinfo");
-    let lines: BTreeMap<&str, &str> =
-        table.lines().filter_map(|line| Some((line.split(' ').nth(4)?, line))).collect();
-    (*lines.get(path).expect("it is mounted")).to_owned()
 }

@@ -27,7 +27,7 @@ use super::{
 use crate::BoxFuture;
 use crate::model::{
     BootId, DiskIdentity, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity,
-    MountTable, Ownership, RootPath, has_server,
+    MountTable, MountsAt, Ownership, RootPath, has_server,
 };
 
 /// How long a call on a local file system may take (design 5, "Deadlines").
@@ -359,9 +359,24 @@ impl Host for Linux {
     ) -> BoxFuture<'_, Result<BTreeMap<PathBuf, String>, HostError>> {
         Box::pin(async move {
             let table = self.mounts().await?;
-            self.programs
-                .dead_mounts(points.into_iter().map(|point| Place::of(&table, point)).collect())
-                .await
+            let (disks, servers): (Vec<PathBuf>, Vec<PathBuf>) =
+                points.into_iter().partition(|point| match table.at(point) {
+                    MountsAt::One(mount) => !has_server(&mount.fs_type),
+                    MountsAt::None | MountsAt::Stacked(_) => false,
+                });
+            let mut dead = BTreeMap::new();
+            for point in disks {
+                if let MountsAt::One(mount) = table.at(&point)
+                    && super::disk::is_gone(mount)
+                {
+                    dead.insert(point, format!("its disk is gone: {}", mount.source));
+                }
+            }
+            if !servers.is_empty() {
+                let places = servers.into_iter().map(|point| Place::of(&table, point)).collect();
+                dead.extend(self.programs.dead_mounts(places).await?);
+            }
+            Ok(dead)
         })
     }
 

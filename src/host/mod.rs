@@ -80,7 +80,7 @@ pub trait Host: Send + Sync + Debug {
     /// Waits until the mount table changed since the last call of this method. Cancel-safe: no change is lost.
     fn mounts_changed(&self) -> BoxFuture<'_, ()>;
 
-    /// Waits until the kernel says that a block device came or has another size. Cancel-safe: nothing is lost.
+    /// Waits until the kernel says that a block device came, went or has another size. Cancel-safe: nothing is lost.
     fn disks_changed(&self) -> BoxFuture<'_, ()>;
 
     /// Makes directories and then files, each left as it is where it is already right. A file appears whole or not at all.
@@ -153,7 +153,8 @@ pub trait Host: Send + Sync + Debug {
     fn holders(&self, path: RootPath, driver: Option<u32>) -> BoxFuture<'_, Result<Vec<Holder>, HostError>>;
 
     /// Asks the file systems at these mount points whether they still answer, in one child for all; returns those that are
-    /// dead (ENOTCONN, ESTALE, EIO of a FUSE server that ended), with the reason. One that hangs is not dead.
+    /// dead (ENOTCONN, ESTALE, EIO of a FUSE server that ended), with the reason. One that hangs is not dead. One on a disk is
+    /// dead when the kernel has that disk no more.
     fn dead_mounts(
         &self,
         points: Vec<PathBuf>,

@@ -31,7 +31,7 @@ impl Uevents {
         Ok(Self(raw::watch_readable(fd)?))
     }
 
-    /// Waits until a block device came, or may have another size. Cancel-safe: what was not waited for stays in the socket.
+    /// Waits until a block device came or went, or may have another size. Cancel-safe: what was not waited for stays in the socket.
     pub(super) async fn disks_changed(&self) {
         let mut message = [0; 8192];
         loop {
@@ -67,6 +67,7 @@ fn is_of_a_disk(message: &[u8]) -> bool {
     let says = |line: &[u8]| lines.contains(&line);
     says(b"SUBSYSTEM=block")
         && (says(b"ACTION=add")
+            || says(b"ACTION=remove")
             || says(b"ACTION=change") && (says(b"RESIZE=1") || first.windows(4).any(|part| part == b"/dm-")))
 }
 
@@ -75,7 +76,7 @@ mod tests {
     use super::is_of_a_disk;
 
     #[test]
-    fn a_disk_that_came_or_grew_is_told_from_the_rest() {
+    fn a_disk_that_came_went_or_grew_is_told_from_the_rest() {
         for (message, is) in [
             (
                 "change@/devices/virtual/block/loop0\0ACTION=change\0SUBSYSTEM=block\0RESIZE=1\0SEQNUM=7\0",
@@ -84,7 +85,7 @@ mod tests {
             ("add@/devices/pci/block/vdb\0ACTION=add\0SUBSYSTEM=block\0", true),
             ("change@/devices/virtual/block/dm-0\0ACTION=change\0SUBSYSTEM=block\0DM_COOKIE=1\0", true),
             ("change@/devices/virtual/block/loop0\0ACTION=change\0SUBSYSTEM=block\0", false),
-            ("remove@/devices/pci/block/vdb\0ACTION=remove\0SUBSYSTEM=block\0RESIZE=1\0", false),
+            ("remove@/devices/pci/block/vdb\0ACTION=remove\0SUBSYSTEM=block\0", true),
             ("add@/devices/x/net/eth0\0ACTION=add\0SUBSYSTEM=net\0", false),
             ("", false),
         ] {

@@ -104,7 +104,7 @@ pub enum EventKind {
         /// Where.
         path: PathBuf,
     },
-    /// The file system of a volume does not answer any more; it is mounted anew when its driver is there.
+    /// The file system of a volume does not answer any more; it is mounted anew when its driver, or its disk, is there.
     Died {
         /// The volume.
         key: VolumeKey,

@@ -9,7 +9,7 @@ use super::pass::Loop;
 use crate::model::{ObjectRef, Presence, VolumeKey, Want, WantedVolume};
 
 impl Loop {
-    /// A disk came, or has another size: it may be any device volume's.
+    /// A disk came, went, or has another size: it may be any device volume's.
     pub(super) fn disks_changed(&mut self) {
         let keys = self.records.keys().chain(self.desired.volumes.keys());
         let keys: Vec<VolumeKey> = keys.filter(|key| self.device_of(key).is_some()).cloned().collect();
@@ -18,6 +18,7 @@ impl Loop {
             self.resized.insert(key.clone());
             self.touched.insert(key);
         }
+        self.round_soon();
     }
 
     /// Returns the device of a volume that has one: as it is wished, else as it is recorded.

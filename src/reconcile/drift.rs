@@ -156,20 +156,24 @@ impl Loop {
         if !self.round.is_empty() {
             return;
         }
-        let points: Vec<PathBuf> = self
+        let places = self
             .records
             .values()
-            .flat_map(|record| paths(record, &self.parts.layout))
-            .filter(|path| match self.mounts.at(path) {
-                MountsAt::One(mount) => has_server(&mount.fs_type),
-                MountsAt::None | MountsAt::Stacked(_) => false,
-            })
-            .collect();
+            .flat_map(|record| paths(record, &self.parts.layout).filter(|path| self.can_die(record, path)));
+        let points: Vec<PathBuf> = places.collect();
         if points.is_empty() {
             return;
         }
         let host = Arc::clone(&self.parts.host);
         self.round.spawn(async move { host.dead_mounts(points).await.ok() });
+    }
+
+    /// Whether a file system is mounted there that can die under its mount: with its server, or with its disk.
+    fn can_die(&self, record: &VolumeRecord, path: &Path) -> bool {
+        match self.mounts.at(path) {
+            MountsAt::One(mount) => has_server(&mount.fs_type) || is_on_a_disk(record),
+            MountsAt::None | MountsAt::Stacked(_) => false,
+        }
     }
 
     fn round_soon_again(&mut self) {
@@ -199,11 +203,7 @@ impl Loop {
     pub(super) fn doubt_death(&mut self, key: &VolumeKey, kind: &StepKind) {
         let Some(record) = self.records.get(key) else { return };
         let paths: Vec<PathBuf> = paths(record, &self.parts.layout).collect();
-        let mounted = |path: &PathBuf| match self.mounts.at(path) {
-            MountsAt::One(mount) => has_server(&mount.fs_type),
-            MountsAt::None | MountsAt::Stacked(_) => false,
-        };
-        let asks = self.round_at.is_none() && paths.iter().any(mounted);
+        let asks = self.round_at.is_none() && paths.iter().any(|path| self.can_die(record, path));
         let worked_on = match kind.publication() {
             Some(id) => Some(published_at(record, id, &self.parts.layout)),
             None => record.staging.as_ref().map(|staging| staging.arguments.staging_path.clone()),
@@ -223,6 +223,13 @@ impl Loop {
         let ours: Vec<PathBuf> = paths(record, &self.parts.layout).collect();
         self.actual.foreign.retain(|foreign| !ours.contains(&foreign.target));
     }
+}
+
+/// Whether a volume is a file system on a device of the host.
+fn is_on_a_disk(record: &VolumeRecord) -> bool {
+    let raw =
+        record.staging.as_ref().is_some_and(|s| s.arguments.capability.volume_mode == VolumeMode::Block);
+    record.volume.device().is_some() && !raw
 }
 
 /// Whether one of several ordered paths is a directory or below it.

@@ -95,7 +95,7 @@ pub fn tell(event: &Event) {
         ),
         EventKind::Died { key, path, reason } => warn!(
             message_id = id::DIED, volume = %key, path = %path.display(),
-            "the file system of {key} at {} does not answer any more ({reason}); it is mounted anew when its driver is there",
+            "the file system of {key} at {} does not answer any more ({reason}); it is mounted anew when its driver or its disk is there",
             path.display()
         ),
         EventKind::Adopted { key, path } => info!(

@@ -27,6 +27,7 @@
 
 pub mod host;
 mod image;
+pub mod load;
 mod qemu;
 mod wire;
 
@@ -184,6 +185,10 @@ impl Machine {
     pub fn add_disk(&mut self, name: &str, size: u64) {
         let file = self.directory.path().join(format!("{name}.disk"));
         fs::File::create_new(&file).and_then(|file| file.set_len(size)).expect("a disk");
+        self.plug_in(name, file);
+    }
+
+    fn plug_in(&mut self, name: &str, file: PathBuf) {
         let port = (0..PORTS).find(|port| self.disks.iter().all(|disk| disk.port != *port));
         let port = port.expect("a place for another disk");
         let disk = Disk { name: name.to_owned(), file: file.display().to_string(), port, read_only: false };
@@ -203,6 +208,18 @@ impl Machine {
         qemu.wait_for("DEVICE_DELETED", name);
         qemu.ask("blockdev-del", json!({ "node-name": name }));
         self.disks.retain(|disk| disk.name != name);
+    }
+
+    /// Pulls a disk out and keeps it; it comes back with `add_kept_disk`.
+    pub fn keep_disk(&mut self, name: &str) -> PathBuf {
+        let file = self.disks.iter().find(|disk| disk.name == name).expect("there is one").file.clone();
+        self.remove_disk(name);
+        file.into()
+    }
+
+    /// Plugs a disk in again.
+    pub fn add_kept_disk(&mut self, name: &str, file: &Path) {
+        self.plug_in(name, file.to_owned());
     }
 
     /// Makes a disk larger while the machine runs.

@@ -22,12 +22,13 @@ mod show;
 mod superblock;
 mod work;
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Checked, DiskIdentity, FileSystem, MountIdentity, RootPath};
+use crate::model::{Checked, DiskIdentity, FileSystem, Mount, MountIdentity, RootPath};
 
 pub use error::DiskError;
 pub(super) use work::{Answer, Ask, Work, answer};
@@ -60,6 +61,21 @@ pub struct DiskMounted {
     pub mount: MountIdentity,
     /// It was mounted there already.
     pub already: bool,
+}
+
+/// Returns whether the disk under a mounted file system was taken away. The file system does not say so: what is in memory of it
+/// can still be read.
+pub(super) fn is_gone(mount: &Mount) -> bool {
+    // A btrfs has a number of its own; what it was mounted from is its disk's node.
+    let number = match mount.device {
+        (0, _) => std::fs::metadata(&mount.source).map(|node| node.rdev()).ok(),
+        (major, minor) => Some(rustix::fs::makedev(major, minor)),
+    };
+    number.is_none_or(|number| {
+        let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+        let there = std::fs::symlink_metadata(format!("/sys/dev/block/{major}:{minor}"));
+        there.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    })
 }
 
 /// Returns how long mkfs and resize may take on so many bytes: five minutes and a second for each GiB.
