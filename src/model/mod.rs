@@ -11,6 +11,7 @@ mod have;
 mod health;
 mod ids;
 mod layout;
+mod luks;
 mod mount;
 mod operator;
 mod reading;
@@ -36,6 +37,7 @@ pub use have::{Actual, Foreign, Have, HavePublication, HaveStaging, Obstacle, Pr
 pub use health::{HealthMap, Ill, IllKind, Space, VolumeHealth};
 pub use ids::{DriverName, InvalidName, ObjectRef, Plugin, PodUid, PublicationId, SpecName, VolumeKey};
 pub use layout::{Layout, RootPath, VOL_DATA};
+pub use luks::{LuksIntent, MapperName};
 pub use mount::{Mount, MountIdentity, MountTable, MountsAt, has_server};
 pub use operator::{Handover, Scope};
 pub use reading::{Birth, DirectoryIdentity, DirectoryState, ManifestSource, Problem, ReadingState};
@@ -43,7 +45,7 @@ pub use record::{
     BootId, CallState, ExpansionRecord, ExpansionState, PublicationRecord, RecordedMount, RecordedVolume,
     StagingRecord, VolumeRecord,
 };
-pub use secret::SecretMap;
+pub use secret::{Secret, SecretMap};
 pub use side_by_side::side_by_side;
 pub use status::{
     BrakeStatus, InProgress, Link, LinkState, PodStatus, PodVolumeStatus, PublicationStatus, Status,

@@ -11,11 +11,14 @@ mod blkid;
 mod btrfs;
 mod check;
 mod device;
+mod dm;
+mod encrypted;
 mod error;
 mod format;
 mod identity;
 mod judge;
 mod linux;
+mod luks;
 mod mount;
 mod places;
 mod superblock;
@@ -28,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Checked, DiskIdentity, FileSystem, MountIdentity, RootPath};
 
+pub use encrypted::{EncryptedDisks, LuksOpened};
 pub use error::DiskError;
 pub(super) use work::{Answer, Ask, Work, answer};
 
