@@ -11,40 +11,12 @@ mod drift;
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
 
-use device::{Disk, annotated, assert_released, blocked, device, staging, target};
+use device::{
+    Disk, annotated, assert_released, blocked, device, down, read, staging, stays_blocked, target, up,
+};
 use drift::{run, text, umount};
 use support::{TestHost, pod_using, until};
-
-fn up(host: &TestHost, pods: &[&str]) {
-    for pod in pods {
-        host.manifest(&format!("{pod}.yaml"), &pod_using(pod, &format!("uid-{pod}"), "data"));
-    }
-    let names: Vec<String> = pods.iter().map(|pod| format!("pod/{pod}")).collect();
-    host.wait(&names.iter().map(String::as_str).collect::<Vec<_>>());
-}
-
-fn down(host: &TestHost, pods: &[&str]) {
-    for pod in pods {
-        host.remove_manifest(&format!("{pod}.yaml"));
-    }
-    let mut wait = vec!["--for=released".to_owned()];
-    wait.extend(pods.iter().map(|pod| format!("pod/{pod}")));
-    host.wait(&wait.iter().map(String::as_str).collect::<Vec<_>>());
-}
-
-fn read(path: &Path) -> String {
-    fs::read_to_string(path).expect("it can be read")
-}
-
-fn stays_blocked(host: &TestHost, code: &str, words: &str) {
-    until(&format!("{code} is told with {words:?}"), || {
-        let [said, detail, remedy] = blocked(host);
-        said == code && detail.contains(words) && !remedy.is_empty()
-    });
-}
 
 #[test]
 fn a_blank_device_is_formatted_once_and_keeps_its_files() {
@@ -262,50 +234,12 @@ fn readers_of_a_device_write_nothing() {
 }
 
 #[test]
-fn a_raw_device_is_the_pod_s_to_write() {
-    let disk = Disk::blank(32);
-    let host = TestHost::new();
-    let daemon = host.volumed(&[]);
-    host.manifest("data.yaml", &device(&disk.node, "16Mi", "  volumeMode: Block"));
-    let raw = |pod: &str| {
-        pod_using(pod, &format!("uid-{pod}"), "data")
-            .replace("volumeMounts:", "volumeDevices:")
-            .replace("mountPath:", "devicePath:")
-    };
-    host.manifest("a.yaml", &raw("a"));
-    host.manifest("b.yaml", &raw("b"));
-    host.wait(&["pod/a", "pod/b"]);
-    let link =
-        |uid: &str| host.root.join("pods").join(uid).join("volumeDevices/kubernetes.io~local-volume/data");
-    let number = fs::metadata(&disk.node).expect("the device").rdev();
-    for uid in ["uid-a", "uid-b"] {
-        let shown = fs::metadata(link(uid)).expect("the link leads to it");
-        assert!(shown.file_type().is_block_device() && shown.rdev() == number, "{shown:?}");
-    }
-    fs::OpenOptions::new()
-        .write(true)
-        .open(link("uid-a"))
-        .and_then(|mut device| std::io::Write::write_all(&mut device, b"raw"))
-        .expect("it can be written");
-    assert!(disk.content().starts_with(b"raw"));
-    daemon.kill();
-    let _daemon = host.volumed(&[]);
-    host.wait(&["pod/a", "pod/b"]);
-    assert!(!host.explain().contains("not a mount point"), "{}", host.explain());
-    down(&host, &["a", "b"]);
-    assert_released(&host);
-    assert!(disk.content().starts_with(b"raw"), "what is on it stays");
-    let left = ["", "/publish"].map(|name| format!("plugins/kubernetes.io~local-volume/volumeDevices{name}"));
-    assert_eq!(host.tree("plugins/kubernetes.io~local-volume"), left, "what belongs to all volumes stays");
-}
-
-#[test]
 fn a_file_system_follows_its_device() {
     // What an xfs keeps for its log is not counted as its size.
     for (mkfs, mib, log) in [(&["mkfs.xfs", "-q"][..], 320, 64), (&["mkfs.btrfs", "-q"], 320, 0)] {
         let disk = Disk::with(mib, mkfs);
         let host = TestHost::new();
-        let _daemon = host.volumed(&[]);
+        let daemon = host.volumed(&[]);
         let size = || {
             let staged = staging(&host);
             let said = run("findmnt", &["-bno", "SIZE", text(&staged)]);
@@ -333,6 +267,11 @@ fn a_file_system_follows_its_device() {
         until("the annotation was read", || host.explain().contains("complete"));
         disk.grow(1200);
         until("it grew by itself", || size() > 1100);
+        // Also when it grew while nobody looked.
+        daemon.kill();
+        disk.grow(1300);
+        let _daemon = host.volumed(&[]);
+        until("it grew after a restart", || size() > 1200);
         down(&host, &["a"]);
         assert_released(&host);
     }

@@ -217,6 +217,7 @@ impl House {
             node: node.clone(),
             tokens: token_files(config),
             node_labels: config.node_labels.clone(),
+            credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
             ambient: Arc::clone(&ambient),
             started,
             events,

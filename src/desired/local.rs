@@ -2,18 +2,15 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{LocalVolumeSource, PersistentVolume, PersistentVolumeSpec};
+use k8s_openapi::api::core::v1::{LocalVolumeSource, PersistentVolumeSpec};
 
 use super::csi::Bound;
 use super::index::Index;
 use super::pod::{Place, PodView, Usage};
-use super::{affinity, group, hold, modes, size};
+use super::{affinity, annotations, group, hold, modes, size};
 use crate::model::{
     DeviceWant, FsKind, Hold, LocalWant, Plugin, SizeWant, VolumeKey, VolumeMode, WantedVolume,
 };
-
-/// The PersistentVolume's annotation that lets its file system grow as soon as its device does.
-const AUTO_GROW: &str = "volumed.io/auto-grow";
 
 /// Returns the volume behind a PV with a local source.
 ///
@@ -53,6 +50,7 @@ pub(super) fn persistent(
     let fs_type = source.fs_type.as_deref().filter(|fs_type| !fs_type.is_empty());
     let volume = if is_device(&path, mode, fs_type) {
         let (claim, object) = bound.claim;
+        let key = annotations::key(index, name, bound.volume)?;
         let size = size::wanted((name, spec), (claim, object), access.many_writers)?;
         WantedVolume::Device(Box::new(DeviceWant {
             path,
@@ -66,9 +64,12 @@ pub(super) fn persistent(
             ownership: ownership.filter(|_| mode == VolumeMode::Filesystem),
             // Every node that shares the device through a network has its own file system to look after.
             size: size.map(|size| SizeWant { every_node: false, ..size }),
-            auto_grow: auto_grow(name, bound.volume)?,
+            auto_grow: annotations::auto_grow(name, bound.volume)?,
+            key: key.as_ref().map(|(source, _)| source.clone()),
+            secrets: key.map(|(_, secrets)| secrets).unwrap_or_default(),
         }))
     } else {
+        annotations::no_key(name, bound.volume)?;
         WantedVolume::Local(Box::new(LocalWant {
             path,
             mount_flags: options,
@@ -95,17 +96,4 @@ fn file_system(volume: &str, fs_type: Option<&str>) -> Result<Option<FsKind>, Ho
             format!("write one of {}", FsKind::ALL.map(FsKind::name).join(", ")),
         )
     })
-}
-
-/// Reads the annotation that lets a file system follow its device.
-fn auto_grow(volume: &str, object: &PersistentVolume) -> Result<bool, Hold> {
-    let annotation = object.metadata.annotations.as_ref().and_then(|all| all.get(AUTO_GROW));
-    match annotation.map(String::as_str) {
-        None | Some("false") => Ok(false),
-        Some("true") => Ok(true),
-        Some(other) => Err(hold::invalid(
-            format!("PersistentVolume {volume}: annotation {AUTO_GROW} {other:?} has no meaning"),
-            "write \"true\" or \"false\"",
-        )),
-    }
 }

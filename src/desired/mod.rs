@@ -4,6 +4,7 @@
 
 mod absence;
 mod affinity;
+mod annotations;
 mod brake;
 mod changes;
 mod claim;

@@ -9,11 +9,11 @@ use super::{Work, store_failure};
 use crate::error::Chain;
 use crate::host::{DiskError, HostError};
 use crate::model::{
-    Content, Effect, Failure, FileSystem, FsKind, FsUuid, Inspected, Intent, KnownContent, KnownDisk,
-    StageStep, VolumeKey, VolumeMode,
+    Content, DiskIdentity, Effect, Failure, FileSystem, FsKind, FsUuid, Inspected, Intent, KnownContent,
+    KnownDisk, StageStep, VolumeKey, VolumeMode,
 };
 use crate::record::StoreError;
-use crate::volumes;
+use crate::volumes::{self, Disk};
 
 impl Work<'_> {
     /// Returns the device behind the volume, if there is one.
@@ -26,123 +26,159 @@ impl Work<'_> {
         self.executor.store.disk(self.key.clone()).await.map_err(|error| not_remembered(&error))
     }
 
-    /// The same, of a volume that has one.
-    pub(super) async fn known_disk_of_device(&self) -> Result<Option<KnownDisk>, Failure> {
-        if self.device().is_some() { self.known_disk().await } else { Ok(None) }
+    /// Returns the disk of a volume that is staged, if it has one.
+    pub(super) async fn staged_disk(&self) -> Result<Option<Disk>, Failure> {
+        let Some(device) = self.device() else { return Ok(None) };
+        let Some(KnownDisk { identity, content, luks }) = self.known_disk().await? else { return Ok(None) };
+        if luks.is_none() {
+            return Ok(Some(Disk { node: device, identity, content }));
+        }
+        let node = self.mapper_node()?;
+        let identity = self.inspect(&node).await?.identity;
+        Ok(Some(Disk { node, identity, content }))
     }
 
     /// Makes sure that the device is the disk that it was, with the file system that is to be mounted; a blank one is formatted.
-    pub(super) async fn prepare_disk(
-        &mut self,
-        device: &Path,
-        step: &StageStep,
-    ) -> Result<KnownDisk, Failure> {
+    pub(super) async fn prepare_disk(&mut self, device: &Path, step: &StageStep) -> Result<Disk, Failure> {
         let known = self.known_disk().await?;
-        match &known {
+        let encrypts = self.record.volume.key().is_some();
+        if let Some(known) = &known
+            && known.luks.is_some() != encrypts
+            && (known.luks.is_some() || known.content != KnownContent::Accepted)
+        {
+            return Err(not_converted(device, encrypts));
+        }
+        if !encrypts {
+            return self.prepare_content(device, known, Inside::No, step).await;
+        }
+        let (known, inside) = self.unlock(device, known, step).await?;
+        self.prepare_content(&inside, Some(known), Inside::Yes, step).await
+    }
+
+    /// Makes sure of what is on a disk, or inside an encrypted one that is open.
+    async fn prepare_content(
+        &mut self,
+        node: &Path,
+        known: Option<KnownDisk>,
+        inside: Inside,
+        step: &StageStep,
+    ) -> Result<Disk, Failure> {
+        let is_raw = step.arguments.capability.volume_mode == VolumeMode::Block;
+        let recorded = known.as_ref().map(|known| (&known.identity, &known.content)).filter(|_| !is_raw);
+        match (recorded, inside) {
             // Whether it has them still is looked at by the mount itself, with one descriptor.
-            Some(known @ KnownDisk { content: KnownContent::FileSystem(found), .. }) => {
-                fits(device, found.kind, step)?;
-                return Ok(known.clone());
+            (Some((identity, content @ KnownContent::FileSystem(found))), Inside::No) => {
+                fits(node, found.kind, step)?;
+                return Ok(Disk {
+                    node: node.to_owned(),
+                    identity: identity.clone(),
+                    content: content.clone(),
+                });
             }
-            Some(KnownDisk { identity, content: KnownContent::Formatting { file_system, least_bytes } }) => {
+            (Some((identity, KnownContent::Formatting { file_system, least_bytes })), Inside::No) => {
+                may_go_on(node, file_system.kind, step)?;
                 let (file_system, identity) = (file_system.clone(), identity.clone());
                 let intent = Intent { file_system, identity, least_bytes: *least_bytes, begun: true };
-                return self.format(device, intent, &known).await;
+                return self.format(node, intent, known).await;
             }
-            Some(KnownDisk { content: KnownContent::Raw, .. }) | None => {}
+            (Some((_, KnownContent::Raw | KnownContent::Accepted)) | None, Inside::No) | (_, Inside::Yes) => {
+            }
         }
-        let found = self.inspect(device).await?;
-        if let Some(recorded) = known.as_ref().map(|known| &known.identity)
-            && !found.identity.is_the_recorded(recorded)
-        {
-            return Err(refused(DiskError::OtherDisk {
-                path: device.to_owned(),
-                recorded: recorded.clone(),
-                found: found.identity,
-            }));
+        let found = self.inspect(node).await?;
+        let identity = found.identity.clone();
+        match recorded {
+            // Which disk it lies on was looked at when it was opened.
+            Some((_, content @ KnownContent::FileSystem(there))) if inside == Inside::Yes => {
+                fits(node, there.kind, step)?;
+                return Ok(Disk { node: node.to_owned(), identity, content: content.clone() });
+            }
+            Some((_, KnownContent::Formatting { file_system, least_bytes })) if inside == Inside::Yes => {
+                may_go_on(node, file_system.kind, step)?;
+                let file_system = file_system.clone();
+                let intent = Intent { file_system, identity, least_bytes: *least_bytes, begun: true };
+                return self.format(node, intent, known).await;
+            }
+            _ => {}
         }
-        let content = match step.arguments.capability.volume_mode {
-            VolumeMode::Block => KnownContent::Raw,
-            VolumeMode::Filesystem => match &found.content {
-                Content::FileSystem(there) => {
-                    fits(device, there.kind, step)?;
-                    KnownContent::FileSystem(there.clone())
+        if inside == Inside::No {
+            must_be_known(node, known.as_ref(), &found)?;
+        }
+        let content = match (is_raw, &found.content) {
+            // From now on what is on it is the pod's, and an mkfs that was begun is none of ours any more.
+            (true, _) => match known.as_ref().map(|known| &known.content) {
+                Some(content @ KnownContent::FileSystem(_)) => content.clone(),
+                Some(KnownContent::Formatting { .. } | KnownContent::Raw | KnownContent::Accepted) | None => {
+                    KnownContent::Raw
                 }
-                Content::Blank => {
-                    let intent = self.intent(device, &found, step)?;
-                    return self.format(device, intent, &known).await;
-                }
+            },
+            (false, Content::FileSystem(there)) => {
+                fits(node, there.kind, step)?;
+                KnownContent::FileSystem(there.clone())
+            }
+            (false, Content::Blank) => {
+                // What the header takes away is no fault of the disk's.
+                let least_bytes = if inside == Inside::Yes { 0 } else { step.least_bytes };
+                was_not_raw(node, known.as_ref())?;
+                may_be_written(node, &found, least_bytes, step)?;
+                let kind = FsKind::of(&step.arguments.capability.fs_type).unwrap_or(FsKind::Ext4);
+                let file_system = FileSystem { kind, uuid: self.executor.new_uuid() };
+                let intent = Intent { file_system, identity, least_bytes, begun: false };
+                return self.format(node, intent, known).await;
+            }
+            (
+                false,
                 Content::Unfinished(_)
                 | Content::Unknown { .. }
                 | Content::Foreign { .. }
-                | Content::Unclear { .. } => {
-                    let (path, found) = (device.to_owned(), found.content.clone());
-                    return Err(refused(DiskError::NotBlank { path, found }));
-                }
-            },
+                | Content::Unclear { .. },
+            ) => {
+                let (path, found) = (node.to_owned(), found.content);
+                return Err(refused(DiskError::NotBlank { path, found }));
+            }
         };
-        let disk = KnownDisk { identity: found.identity, content };
+        let disk = with_content(known.as_ref(), &identity, content.clone());
         if known.as_ref() != Some(&disk) {
-            self.remember_disk(Some(disk.clone())).await?;
+            self.remember_disk(Some(disk)).await?;
         }
-        Ok(disk)
+        Ok(Disk { node: node.to_owned(), identity, content })
     }
 
-    async fn inspect(&self, device: &Path) -> Result<Inspected, Failure> {
+    pub(super) async fn inspect(&self, device: &Path) -> Result<Inspected, Failure> {
         let found = self.executor.host.inspect_disk(device.to_owned()).await;
         found.map_err(|error| volumes::disk_failure(&error, Effect::NotDone))
-    }
-
-    /// Says what a blank device is to be formatted with.
-    fn intent(&self, device: &Path, found: &Inspected, step: &StageStep) -> Result<Intent, Failure> {
-        let path = || device.to_owned();
-        if found.read_only || is_read_only(step) {
-            return Err(refused(DiskError::ReadOnly { path: path() }));
-        }
-        if found.bytes < step.least_bytes {
-            let (bytes, least) = (found.bytes, step.least_bytes);
-            return Err(refused(DiskError::TooSmall { path: path(), bytes, least }));
-        }
-        let kind = FsKind::of(&step.arguments.capability.fs_type).unwrap_or(FsKind::Ext4);
-        Ok(Intent {
-            file_system: FileSystem { kind, uuid: self.executor.new_uuid() },
-            identity: found.identity.clone(),
-            least_bytes: step.least_bytes,
-            begun: false,
-        })
     }
 
     /// Formats, and remembers before and after. What was not even begun is forgotten again: then the next try looks anew.
     async fn format(
         &mut self,
-        device: &Path,
+        node: &Path,
         intent: Intent,
-        before: &Option<KnownDisk>,
-    ) -> Result<KnownDisk, Failure> {
+        before: Option<KnownDisk>,
+    ) -> Result<Disk, Failure> {
         let Intent { file_system, identity, least_bytes, begun } = intent.clone();
-        let disk = |content| KnownDisk { identity: identity.clone(), content };
+        let disk = |content| with_content(before.as_ref(), &identity, content);
         if !begun {
             let file_system = file_system.clone();
             let formatting = disk(KnownContent::Formatting { file_system, least_bytes });
             self.remember_disk(Some(formatting)).await?;
         }
         super::fault::reached("format:intent");
-        self.progress.tell(format!("formatting {} with {file_system}", device.display()));
-        if let Err(error) = self.executor.host.format_disk(device.to_owned(), intent).await {
+        self.progress.tell(format!("formatting {} with {file_system}", node.display()));
+        if let Err(error) = self.executor.host.format_disk(node.to_owned(), intent).await {
             if !error.may_have_written() && !begun {
                 // If this cannot be written, the disk counts as begun, which formats no more than what mkfs leaves.
-                let _unwritten = self.remember_disk(before.clone()).await;
+                let _unwritten = self.remember_disk(before).await;
             }
             return Err(volumes::disk_failure(&error, Effect::NotDone));
         }
         super::fault::reached("format:call");
-        let made = disk(KnownContent::FileSystem(file_system.clone()));
-        self.remember_disk(Some(made.clone())).await?;
-        self.notes.push(format!("formatted {} ({identity}) with {file_system}", device.display()));
-        Ok(made)
+        let content = KnownContent::FileSystem(file_system.clone());
+        self.remember_disk(Some(disk(content.clone()))).await?;
+        self.notes.push(format!("formatted {} ({identity}) with {file_system}", node.display()));
+        Ok(Disk { node: node.to_owned(), identity, content })
     }
 
-    async fn remember_disk(&self, disk: Option<KnownDisk>) -> Result<(), Failure> {
+    pub(super) async fn remember_disk(&self, disk: Option<KnownDisk>) -> Result<(), Failure> {
         let written = self.executor.store.set_disk(self.key.clone(), disk).await;
         written.map_err(|error| Failure { effect: Effect::NotDone, ..store_failure(&error) })
     }
@@ -162,22 +198,27 @@ impl super::Executor {
         let found = self.host.inspect_disk(device.clone()).await.map_err(|error| words(&error))?;
         let content = match &found.content {
             Content::FileSystem(there) => KnownContent::FileSystem(there.clone()),
-            Content::Blank
-            | Content::Unfinished(_)
-            | Content::Unknown { .. }
-            | Content::Foreign { .. }
-            | Content::Unclear { .. } => KnownContent::Raw,
+            Content::Blank | Content::Unfinished(_) | Content::Unknown { .. } | Content::Foreign { .. } => {
+                KnownContent::Accepted
+            }
+            Content::Unclear { why } => {
+                return Err(format!(
+                    "{key}: what is on {} is not clear: {why}; look at it by hand (dmesg)",
+                    device.display()
+                ));
+            }
         };
         let Some(known) = known else {
             return Err(format!("{key}: no disk is recorded yet: any is accepted"));
         };
-        let accepted = KnownDisk { identity: found.identity.clone(), content };
+        let accepted = KnownDisk { identity: found.identity.clone(), content, luks: None };
         if accepted == known {
             return Err(format!("{key}: {} is the recorded disk ({})", device.display(), known.identity));
         }
         self.store.set_disk(key.clone(), Some(accepted)).await.map_err(|error| words(&error))?;
         let before = match &known.content {
-            KnownContent::Raw => "raw".to_owned(),
+            KnownContent::Raw => "shown raw".to_owned(),
+            KnownContent::Accepted => "accepted before".to_owned(),
             KnownContent::Formatting { file_system, .. } => format!("being formatted with {file_system}"),
             KnownContent::FileSystem(there) => format!("with the file system {there}"),
         };
@@ -191,11 +232,90 @@ impl super::Executor {
     }
 
     /// Returns a UUID that no other file system has (version 4).
-    fn new_uuid(&self) -> FsUuid {
+    pub(super) fn new_uuid(&self) -> FsUuid {
         let random = (u128::from(self.ambient.random()) << 64) | u128::from(self.ambient.random());
         let version_4 = random & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
         FsUuid::from_bytes(version_4.to_be_bytes())
     }
+}
+
+/// Whether what is looked at is inside an encrypted disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Inside {
+    Yes,
+    No,
+}
+
+/// Returns what is to be remembered of a disk whose content is known.
+fn with_content(known: Option<&KnownDisk>, identity: &DiskIdentity, content: KnownContent) -> KnownDisk {
+    match known {
+        // Of an encrypted disk what is inside has an identity of its own.
+        Some(known @ KnownDisk { luks: Some(_), .. }) => KnownDisk { content, ..known.clone() },
+        Some(_) | None => KnownDisk { identity: identity.clone(), content, luks: None },
+    }
+}
+
+/// Refuses to finish an mkfs for who wants something else by now.
+fn may_go_on(node: &Path, kind: FsKind, step: &StageStep) -> Result<(), Failure> {
+    fits(node, kind, step)?;
+    if is_read_only(step) { Err(refused(DiskError::ReadOnly { path: node.to_owned() })) } else { Ok(()) }
+}
+
+/// Refuses to make anything on a disk that a pod had raw: a look at some places does not tell that it wrote nowhere.
+pub(super) fn was_not_raw(device: &Path, known: Option<&KnownDisk>) -> Result<(), Failure> {
+    if known.is_none_or(|known| known.content != KnownContent::Raw) {
+        return Ok(());
+    }
+    Err(Failure::not_done(
+        "was-raw",
+        format!(
+            "{} was shown to pods as a raw device (volumeMode: Block): what they wrote may be on it",
+            device.display()
+        ),
+        "if nobody needs that, say so: volumectl accept-identity with the claim's or the pod's name",
+    ))
+}
+
+/// Refuses any disk but the one that is remembered.
+pub(super) fn must_be_known(
+    device: &Path,
+    known: Option<&KnownDisk>,
+    found: &Inspected,
+) -> Result<(), Failure> {
+    match known.map(|known| &known.identity) {
+        Some(recorded) if !found.identity.is_the_recorded(recorded) => {
+            let (recorded, found) = (recorded.clone(), found.identity.clone());
+            Err(refused(DiskError::OtherDisk { path: device.to_owned(), recorded, found }))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Refuses to make anything on a device that nobody may write to, or that is not the one that was meant.
+pub(super) fn may_be_written(
+    device: &Path,
+    found: &Inspected,
+    least: u64,
+    step: &StageStep,
+) -> Result<(), Failure> {
+    let path = || device.to_owned();
+    if found.read_only || is_read_only(step) {
+        return Err(refused(DiskError::ReadOnly { path: path() }));
+    }
+    if found.bytes < least {
+        return Err(refused(DiskError::TooSmall { path: path(), bytes: found.bytes, least }));
+    }
+    Ok(())
+}
+
+fn not_converted(device: &Path, encrypts: bool) -> Failure {
+    let (is, asked) =
+        if encrypts { ("not encrypted", "says that it is") } else { ("encrypted", "does not say so") };
+    Failure::not_done(
+        "encryption-mismatch",
+        format!("{} is {is}, and the PersistentVolume {asked}", device.display()),
+        "write volumed.io/encryption as it was: nothing is converted; to change it, copy the files to another disk",
+    )
 }
 
 /// Refuses a file system of another type than the PersistentVolume asks for (kubelet.md 4.11).
@@ -220,7 +340,7 @@ pub(super) fn is_read_only(step: &StageStep) -> bool {
     step.arguments.capability.mount_flags.iter().any(|flag| flag.split(',').any(|one| one.trim() == "ro"))
 }
 
-fn refused(error: DiskError) -> Failure {
+pub(super) fn refused(error: DiskError) -> Failure {
     volumes::disk_failure(&HostError::Disk(Box::new(error)), Effect::NotDone)
 }
 

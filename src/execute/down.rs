@@ -79,6 +79,7 @@ impl Work<'_> {
         if staging.state == CallState::Planned && staging.boot == self.executor.boot {
             let arguments = staging.arguments.clone();
             guard::nothing_mounted(self.executor, &arguments.staging_path).await?;
+            self.lock_disk().await?;
             let _left = volumes::of(&self.record.volume).clean_staging(&self.site(), &arguments).await;
             self.update(Durability::Written, |record, _| record.staging = None).await?;
             return Ok(Outcome::AlreadyThere);
@@ -104,6 +105,7 @@ impl Work<'_> {
         fault::reached("unstage:call");
         let path = &arguments.staging_path;
         guard::after_undo(self.executor, path, recorded.as_ref(), answer, Unmount::Plain).await?;
+        self.lock_disk().await?;
         volume.clean_staging(&site, &arguments).await?;
         self.update(Durability::Written, |record, _| {
             record.staging = None;

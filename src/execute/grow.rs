@@ -61,7 +61,7 @@ impl Work<'_> {
             arguments.required_bytes = open.arguments.required_bytes;
         }
         let mut call = self.call()?;
-        call.disk = self.known_disk_of_device().await?;
+        call.disk = self.staged_disk().await?;
         self.intend(|record, _| {
             let expansion = ExpansionRecord {
                 arguments: arguments.clone(),
@@ -72,6 +72,7 @@ impl Work<'_> {
         })
         .await?;
         fault::reached("expand:intent");
+        self.grow_encryption(secrets).await?;
         self.progress.tell(match arguments.required_bytes {
             0 => "growing with its device".to_owned(),
             bytes => format!("growing to {bytes} bytes"),

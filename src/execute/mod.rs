@@ -10,9 +10,11 @@ mod down;
 pub mod fault;
 mod grow;
 mod guard;
+mod luks;
 mod up;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, watch};
@@ -39,6 +41,8 @@ pub struct Executor {
     node: String,
     boot: BootId,
     ambient: Arc<Ambient>,
+    /// Where systemd put what LoadCredential= names.
+    credentials: Option<PathBuf>,
     /// Calls younger than 5 s, by driver. A std mutex: held for a map look-up only.
     slots: Mutex<BTreeMap<DriverName, Arc<Semaphore>>>,
 }
@@ -85,9 +89,21 @@ impl Executor {
         layout: Layout,
         node: String,
         ambient: Arc<Ambient>,
+        credentials: Option<PathBuf>,
     ) -> Self {
         let boot = host.boot();
-        Self { host, store, drivers, turns, layout, node, boot, ambient, slots: Mutex::default() }
+        Self {
+            host,
+            store,
+            drivers,
+            turns,
+            layout,
+            node,
+            boot,
+            ambient,
+            credentials,
+            slots: Mutex::default(),
+        }
     }
 
     /// Takes a step. `record` is the volume's record as it is on disk. Dropping the future leaves what a crash would leave.

@@ -102,7 +102,7 @@ impl Work<'_> {
         let id = &step.id;
         guard::before_publication(self.executor, &self.record, step).await?;
         let before = self.record.publications.get(id).cloned();
-        call.disk = self.known_disk_of_device().await?;
+        call.disk = self.staged_disk().await?;
         call.shown_on = before.as_deref().and_then(|before| shown_on(before, &self.executor.boot));
         self.intend_publication(step).await?;
         fault::reached("publish:intent");

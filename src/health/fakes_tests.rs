@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use crate::BoxFuture;
 use crate::csi::{CallError, Code, Driver};
 use crate::host::{
-    Bind, BlockMap, DiskGrowth, DiskMounted, FoundVolume, Holder, Host, HostError, NfsMount, NoUsage,
-    Progress, Removal, Seen, Tree, Unmount, Usage, Usages,
+    Bind, BlockMap, DiskGrowth, DiskMounted, EncryptedDisks, FoundVolume, Holder, Host, HostError,
+    LuksOpened, NfsMount, NoUsage, Progress, Removal, Seen, Tree, Unmount, Usage, Usages,
 };
 use crate::model::{
-    BootId, DiskIdentity, DiskMount, Formatted, FsGrowth, Inspected, Intent, Millis, MountIdentity,
-    MountTable, Ownership, RootPath,
+    BootId, DiskIdentity, DiskMount, Formatted, FsGrowth, FsUuid, Inspected, Intent, LuksIntent, MapperName,
+    Millis, MountIdentity, MountTable, Ownership, RootPath, Secret,
 };
 use crate::proto::csi as api;
 
@@ -219,6 +219,28 @@ impl Host for FakeHost {
         unreachable!()
     }
     fn volumes_on_disk(&self) -> Done<'_, Vec<FoundVolume>> {
+        unreachable!()
+    }
+}
+
+impl EncryptedDisks for FakeHost {
+    fn format_luks(&self, _: PathBuf, _: LuksIntent, _: Secret) -> Done<'_, Formatted> {
+        unreachable!()
+    }
+    fn open_luks(
+        &self,
+        _: PathBuf,
+        _: DiskIdentity,
+        _: FsUuid,
+        _: MapperName,
+        _: Secret,
+    ) -> Done<'_, LuksOpened> {
+        unreachable!()
+    }
+    fn close_luks(&self, _: MapperName, _: FsUuid) -> Done<'_, ()> {
+        unreachable!()
+    }
+    fn grow_luks(&self, _: MapperName, _: FsUuid, _: Secret) -> Done<'_, FsGrowth> {
         unreachable!()
     }
 }

@@ -2,7 +2,7 @@
 //! halfway.
 
 use std::ffi::OsStr;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -54,6 +54,11 @@ impl Tools {
         Self { held, directories, slots: Arc::new(Semaphore::new(AT_A_TIME)) }
     }
 
+    /// Returns the directories in which these tools are looked for.
+    pub(super) fn directories(&self) -> Arc<[PathBuf]> {
+        Arc::clone(&self.directories)
+    }
+
     /// Returns the directories in which tools are looked for unless somebody says otherwise.
     pub(super) fn usual_directories() -> Vec<PathBuf> {
         PATH.map(PathBuf::from).into()
@@ -87,6 +92,22 @@ impl Tools {
         arguments: impl IntoIterator<Item = A>,
         limit: Duration,
     ) -> Result<Ended, HostError> {
+        self.feed(doing, about, tool, arguments, limit, None).await
+    }
+
+    /// As `run`, and the tool reads this from its standard input: a secret is in nobody's arguments, environment or files.
+    ///
+    /// # Errors
+    /// As `run`.
+    pub(super) async fn feed<A: AsRef<OsStr>>(
+        &self,
+        doing: &'static str,
+        about: &Path,
+        tool: &Path,
+        arguments: impl IntoIterator<Item = A>,
+        limit: Duration,
+        input: Option<&[u8]>,
+    ) -> Result<Ended, HostError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| HostError::Io { doing, path, source }
@@ -94,6 +115,9 @@ impl Tools {
         // Never closed; and if it were, only the limit would be gone.
         let _slot = self.slots.acquire().await.ok();
         let mut command = command(tool, arguments);
+        if let Some(input) = input {
+            command.stdin(in_memory(input).map_err(failed(tool))?);
+        }
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         raw::tie(&mut command, &self.held);
         let child = command.spawn().map_err(failed(tool))?;
@@ -176,6 +200,15 @@ fn find_in(directories: &[PathBuf], name: &str, package: &'static str) -> Result
     })
 }
 
+/// A file without a name that has this in it, to be read from its beginning. No pipe: nobody has to wait with the rest.
+fn in_memory(content: &[u8]) -> io::Result<std::fs::File> {
+    let file = rustix::fs::memfd_create("input", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(file);
+    file.write_all(content)?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(file)
+}
+
 fn command<A: AsRef<OsStr>>(tool: &Path, arguments: impl IntoIterator<Item = A>) -> Command {
     #[expect(clippy::disallowed_methods, reason = "the one place for tools; the callers say what ends them")]
     let mut command = Command::new(tool);
@@ -186,6 +219,10 @@ fn command<A: AsRef<OsStr>>(tool: &Path, arguments: impl IntoIterator<Item = A>)
         .env("PATH", PATH.join(":"))
         .current_dir("/")
         .stdin(Stdio::null());
+    // Whoever makes a device-mapper device waits for udev to make its node, and makes it itself where nobody else does.
+    if !Path::new("/run/udev/control").exists() {
+        command.env("DM_DISABLE_UDEV", "1");
+    }
     command
 }
 
@@ -199,6 +236,17 @@ fn end_of(said: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_a_tool_is_fed_is_all_that_it_reads() {
+        let tools = Tools::holding(Vec::new(), Tools::usual_directories().into());
+        let limit = Duration::from_secs(20);
+        for (input, read) in [(Some(&b"a key\n"[..]), &b"a key\n"[..]), (None, b"")] {
+            let none: [&str; 0] = [];
+            let ended = tools.feed("read", Path::new("x"), Path::new("/bin/cat"), none, limit, input).await;
+            assert_eq!(ended.unwrap().stdout, read);
+        }
+    }
 
     /// The thread that starts it ends, its caller gives up, and it is told to end: it goes on.
     #[expect(

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::files::read_small;
 use super::path::{DIRECTORY, Root, names, open_within};
-use super::{FoundVolume, HostError, Part, Seen};
+use super::{HostError, Seen};
 use crate::model::{Plugin, PodUid, RootPath, SpecName, VOL_DATA, VolData};
 
 /// A `vol_data.json` has a few hundred bytes; anything longer than this is not one.
@@ -18,6 +18,76 @@ const VOL_DATA_MAX: u64 = 64 * 1024;
 
 /// How deep a volume directory is looked into to call it empty: itself, `mount` or `globalmount`, and one below.
 const EMPTY_DEPTH: usize = 2;
+
+/// A part of a volume found below the root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundVolume {
+    /// Which part: says what the path's form is.
+    pub part: Part,
+    /// Where it lies.
+    pub path: RootPath,
+    /// For what is one pod's: pod, plugin directory name, spec name. `None` too where these are no valid names.
+    pub publication: Option<(PodUid, String, SpecName)>,
+    /// Its `vol_data.json`, if there is a readable one; for each part of a CSI block volume the one in its `data`.
+    pub vol_data: Option<VolData>,
+    /// It is an empty file, or its directories are all empty (an orphan of no interest).
+    pub empty: bool,
+}
+
+impl FoundVolume {
+    /// Returns the volume's name in its pod, which for a block volume is also that of its staging path.
+    pub fn spec(&self) -> Option<SpecName> {
+        if let Some((_, _, spec)) = &self.publication {
+            return Some(spec.clone());
+        }
+        match self.part {
+            Part::BlockStaging | Part::BlockVolume => {
+                SpecName::new(self.path.as_path().file_name()?.to_str()?).ok()
+            }
+            Part::Volume
+            | Part::Staging
+            | Part::OldStaging
+            | Part::BlockLink
+            | Part::BlockPublished
+            | Part::BlockMap => None,
+        }
+    }
+}
+
+/// The parts of volumes that lie on disk (kubelet.md 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// A file-system volume of a pod: `pods/<uid>/volumes/<plugin>/<spec>`.
+    Volume,
+    /// A staged CSI file-system volume: `plugins/kubernetes.io/csi/<driver>/<hash>`.
+    Staging,
+    /// One staged by a kubelet before 1.24: `plugins/kubernetes.io/csi/pv/<pv>`.
+    OldStaging,
+    /// A pod's link to a block device: `pods/<uid>/volumeDevices/<plugin>/<spec>`.
+    BlockLink,
+    /// Where a block volume was staged: `plugins/kubernetes.io/csi/volumeDevices/staging/<spec>`.
+    BlockStaging,
+    /// Where a driver published one for a pod: `plugins/kubernetes.io/csi/volumeDevices/publish/<spec>/<uid>`.
+    BlockPublished,
+    /// A block volume's own directory, with `data` and `dev` in it: `plugins/kubernetes.io/csi/volumeDevices/<spec>`.
+    BlockVolume,
+    /// The file on which its device is bound for a pod: `plugins/kubernetes.io/csi/volumeDevices/<spec>/dev/<uid>`.
+    BlockMap,
+}
+
+impl Part {
+    /// Returns whether it is a part of a block volume.
+    pub fn is_block(self) -> bool {
+        match self {
+            Self::Volume | Self::Staging | Self::OldStaging => false,
+            Self::BlockLink
+            | Self::BlockStaging
+            | Self::BlockPublished
+            | Self::BlockVolume
+            | Self::BlockMap => true,
+        }
+    }
+}
 
 /// Lists the volumes on disk (`Host::volumes_on_disk`), ordered by path.
 ///

@@ -65,7 +65,10 @@ fn is_of_a_disk(message: &[u8]) -> bool {
     let Some(first) = lines.next() else { return false };
     let lines: Vec<&[u8]> = lines.collect();
     let says = |line: &[u8]| lines.contains(&line);
+    // What udev asks the kernel to say again, after each close of a disk that was open for writing, is no news.
+    let is_asked_for = lines.iter().any(|line| line.starts_with(b"SYNTH_UUID="));
     says(b"SUBSYSTEM=block")
+        && !is_asked_for
         && (says(b"ACTION=add")
             || says(b"ACTION=remove")
             || says(b"ACTION=change") && (says(b"RESIZE=1") || first.windows(4).any(|part| part == b"/dm-")))
@@ -84,6 +87,7 @@ mod tests {
             ),
             ("add@/devices/pci/block/vdb\0ACTION=add\0SUBSYSTEM=block\0", true),
             ("change@/devices/virtual/block/dm-0\0ACTION=change\0SUBSYSTEM=block\0DM_COOKIE=1\0", true),
+            ("change@/devices/virtual/block/dm-0\0ACTION=change\0SUBSYSTEM=block\0SYNTH_UUID=0\0", false),
             ("change@/devices/virtual/block/loop0\0ACTION=change\0SUBSYSTEM=block\0", false),
             ("remove@/devices/pci/block/vdb\0ACTION=remove\0SUBSYSTEM=block\0", true),
             ("add@/devices/x/net/eth0\0ACTION=add\0SUBSYSTEM=net\0", false),

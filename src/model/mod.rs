@@ -12,6 +12,7 @@ mod health;
 mod ids;
 mod known_disk;
 mod layout;
+mod luks;
 mod mount;
 mod operator;
 mod reading;
@@ -36,16 +37,17 @@ pub use event::{Event, EventKind, Events};
 pub use have::{Actual, Foreign, Have, HavePublication, HaveStaging, Obstacle, Presence};
 pub use health::{HealthMap, Ill, IllKind, Space, VolumeHealth};
 pub use ids::{DriverName, InvalidName, ObjectRef, Plugin, PodUid, PublicationId, SpecName, VolumeKey};
-pub use known_disk::{KnownContent, KnownDisk};
+pub use known_disk::{KnownContent, KnownDisk, KnownLuks};
 pub use layout::{Layout, RootPath, VOL_DATA};
+pub use luks::{LuksIntent, MapperName};
 pub use mount::{Mount, MountIdentity, MountTable, MountsAt, has_server};
 pub use operator::{Handover, Scope};
 pub use reading::{Birth, DirectoryIdentity, DirectoryState, ManifestSource, Problem, ReadingState};
 pub use record::{
-    BootId, CallState, ExpansionRecord, ExpansionState, PublicationRecord, RecordedMount, RecordedVolume,
-    StagingRecord, VolumeRecord,
+    BootId, CallState, ExpansionRecord, ExpansionState, KeySource, PublicationRecord, RecordedMount,
+    RecordedVolume, StagingRecord, VolumeRecord,
 };
-pub use secret::SecretMap;
+pub use secret::{Secret, SecretMap};
 pub use side_by_side::side_by_side;
 pub use status::{
     BrakeStatus, InProgress, Link, LinkState, PodStatus, PodVolumeStatus, PublicationStatus, Status,

@@ -87,6 +87,9 @@ pub enum RecordedVolume {
     Device {
         /// Which.
         path: PathBuf,
+        /// Where its key comes from, if it is encrypted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<KeySource>,
     },
     /// A directory that an NFS server exports.
     Nfs {
@@ -97,11 +100,43 @@ pub enum RecordedVolume {
     },
 }
 
+/// Where the key of an encrypted disk comes from: never the key itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeySource {
+    /// The value `key` of a Secret.
+    Secret {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// A credential that systemd passes to the unit (LoadCredential=).
+    Credential(String),
+}
+
+impl std::fmt::Display for KeySource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Secret { namespace, name } => write!(f, "Secret {namespace}/{name}"),
+            Self::Credential(name) => write!(f, "the credential {name}"),
+        }
+    }
+}
+
 impl RecordedVolume {
+    /// Returns where the key of an encrypted disk comes from.
+    pub fn key(&self) -> Option<&KeySource> {
+        match self {
+            Self::Device { key, .. } => key.as_ref(),
+            Self::Csi { .. } | Self::EmptyDir | Self::Local { .. } | Self::Nfs { .. } => None,
+        }
+    }
+
     /// Returns the block device of a volume that is on one.
     pub fn device(&self) -> Option<&Path> {
         match self {
-            Self::Device { path } => Some(path),
+            Self::Device { path, .. } => Some(path),
             Self::Csi { .. } | Self::EmptyDir | Self::Local { .. } | Self::Nfs { .. } => None,
         }
     }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DriverName, FsKind, ObjectRef, PodUid, PublicationId, SecretMap, VolumeKey, VolumeMode};
+use super::{
+    DriverName, FsKind, KeySource, ObjectRef, PodUid, PublicationId, SecretMap, VolumeKey, VolumeMode,
+};
 
 /// What was decided about every publication that a manifest or a record names. Only `desired` makes one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -115,6 +117,10 @@ pub struct DeviceWant {
     pub size: Option<SizeWant>,
     /// The file system grows as soon as the device does (`volumed.io/auto-grow`).
     pub auto_grow: bool,
+    /// It is encrypted at rest (`volumed.io/encryption`), with the key from here.
+    pub key: Option<KeySource>,
+    /// The Secret with that key.
+    pub secrets: Arc<SecretMap>,
 }
 
 /// A wanted NFS volume (kubelet.md 4.7).

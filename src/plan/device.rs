@@ -13,7 +13,12 @@ impl View<'_> {
     pub(super) fn device_growth(&self, device: &DeviceWant, plan: &PublicationPlan) -> Option<Growth> {
         let size = device.size?;
         let arguments = arguments::expand_device(plan.arguments.as_ref()?, size.capacity);
-        Some(Growth { size, read_only: device.source_read_only, arguments, secrets: Arc::default() })
+        Some(Growth {
+            size,
+            read_only: device.source_read_only,
+            arguments,
+            secrets: Arc::clone(&device.secrets),
+        })
     }
 
     /// Grows the file system of a device that is up: when its PersistentVolume says more than before, when that was begun, and, if
@@ -29,9 +34,10 @@ impl View<'_> {
             // What nobody knows is as large as its manifest says, as for a kubelet.
             open || volume.size.is_some_and(|size| *wanted > size)
         });
-        let follows = (device.auto_grow && self.world.orders.resized).then_some(0);
+        let follows = (open || device.auto_grow && self.world.orders.resized).then_some(0);
         let Some(required) = wanted.or(follows) else { return };
         let (key, arguments) = (self.key.clone(), arguments::expand_device(shown, required));
-        chooser.offer(Step::Expand(Box::new(ExpandStep { key, arguments, secrets: Arc::default() })));
+        let secrets = Arc::clone(&device.secrets);
+        chooser.offer(Step::Expand(Box::new(ExpandStep { key, arguments, secrets })));
     }
 }

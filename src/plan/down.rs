@@ -95,8 +95,8 @@ impl View<'_> {
         self.foreign_publications().next().is_some() || self.wants.values().any(is_adopted)
     }
 
-    /// Whether the staging has to be undone although it is wanted: an undo was begun, its file system died, its driver learned
-    /// to stage, its path is another one now, or the manifests now say something else and it is in doubt or
+    /// Whether the staging has to be undone although it is wanted: an undo was begun, its file system died, its PersistentVolume
+    /// names another device, its driver learned to stage, its path is another one now, or the manifests now say something else and it is in doubt or
     /// nobody's. What is verifiably shown to somebody, or
     /// what others show, keeps it: then what was recorded is done again.
     pub(super) fn staging_to_undo(&self) -> bool {
@@ -104,7 +104,9 @@ impl View<'_> {
         if self.published().any(|(_, have)| have.presence == Presence::Yes) {
             return false;
         }
-        if staging.undoing || staging.dead {
+        // Its device or directory is another one by now, or it is no such volume at all.
+        let is_another = self.wanted().any(|(_, wanted)| self.is_another(wanted));
+        if staging.undoing || staging.dead || is_another {
             return true;
         }
         let Some(wanted) = self.wanted_staged() else { return false };

@@ -246,7 +246,7 @@ fn recorded_local(local: &LocalWant) -> RecordedVolume {
 }
 
 fn recorded_device(device: &DeviceWant) -> RecordedVolume {
-    RecordedVolume::Device { path: device.path.clone() }
+    RecordedVolume::Device { path: device.path.clone(), key: device.key.clone() }
 }
 
 fn recorded_nfs(nfs: &NfsWant) -> RecordedVolume {

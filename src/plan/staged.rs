@@ -27,7 +27,7 @@ impl<'a> Staged<'a> {
     pub(super) fn secrets(self) -> Arc<SecretMap> {
         match self {
             Self::Csi(csi) => Arc::clone(&csi.stage_secrets),
-            Self::Device(_) => Arc::default(),
+            Self::Device(device) => Arc::clone(&device.secrets),
         }
     }
 

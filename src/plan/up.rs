@@ -27,7 +27,11 @@ impl View<'_> {
         {
             return self.wait_for_other_name(other, chooser);
         }
-        let staged = self.wanted_staged().is_none_or(|staged| self.stage(staged, chooser));
+        let staged = match self.wanted_staged() {
+            Some(staged) => self.stage(staged, chooser),
+            // What was staged as it was before an edit goes first.
+            None => !self.staging_to_undo(),
+        };
         for (id, wanted) in self.wanted() {
             self.publish(id, wanted, staged, chooser);
         }
@@ -55,6 +59,15 @@ impl View<'_> {
             return true;
         }
         let kind = StepKind::Stage;
+        if self.have.is_some_and(|have| have.volume != staged.recorded()) {
+            // `take_away` and `let_go` give back what it was, once no pod is shown that any more.
+            let cause = BlockedCause::new(
+                "pending-edit",
+                "the PersistentVolume was edited to be another volume, and pods have it as it was",
+            );
+            chooser.block(&kind, cause, "remove the pods that have it as it was, or take the edit back");
+            return false;
+        }
         let info = match self.driver_to_stage(staged) {
             Ok(info) => info,
             Err((cause, remedy)) => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::pass::Loop;
-use crate::model::{ObjectRef, Presence, VolumeKey, Want, WantedVolume};
+use crate::model::{ObjectRef, Presence, StagingKind, VolumeKey, Want, WantedVolume};
 
 impl Loop {
     /// A disk came, went, or has another size: it may be any device volume's.
@@ -49,10 +49,19 @@ impl Loop {
         let devices: Vec<(VolumeKey, PathBuf)> =
             named.filter_map(|key| self.device_of(&key).map(|device| (key, device))).collect();
         let is_up = |key: &VolumeKey| {
-            let staging = self.actual.volumes.get(key).and_then(|have| have.staging.as_ref());
-            staging.is_some_and(|staging| staging.presence == Presence::Yes)
+            let Some(have) = self.actual.volumes.get(key) else { return false };
+            let shown = have.publications.values().any(|one| one.presence == Presence::Yes);
+            // Of a raw disk nothing is mounted for the node.
+            let staged = have.staging.as_ref().is_some_and(|staging| {
+                staging.presence == Presence::Yes && staging.arguments.kind == StagingKind::Call
+            });
+            shown || staged
         };
+        let busy = devices.iter().find(|(key, _)| self.busy.contains_key(key));
         let refused = match devices.iter().find(|(key, _)| is_up(key)) {
+            None if busy.is_some() => {
+                Some(format!("{object} is being worked on; try again; nothing was done"))
+            }
             Some((key, _)) => Some(format!("{key} is up with the disk that is recorded; nothing was done")),
             None if devices.is_empty() => {
                 Some(format!("{object} has no volume on a device; nothing was done"))

@@ -164,6 +164,11 @@ impl Loop {
         if points.is_empty() {
             return;
         }
+        let id = |path: &PathBuf| match self.mounts.at(path) {
+            MountsAt::One(mount) => Some((path.clone(), mount.id)),
+            MountsAt::None | MountsAt::Stacked(_) => None,
+        };
+        self.asked = points.iter().filter_map(id).collect();
         let host = Arc::clone(&self.parts.host);
         self.round.spawn(async move { host.dead_mounts(points).await.ok() });
     }
@@ -192,6 +197,12 @@ impl Loop {
             },
         };
         self.round_soon_again();
+        // What was mounted anew since was not asked.
+        let is_same = |path: &PathBuf| match self.mounts.at(path) {
+            MountsAt::One(mount) => self.asked.get(path) == Some(&mount.id),
+            MountsAt::None | MountsAt::Stacked(_) => true,
+        };
+        let dead = dead.into_iter().filter(|(path, _)| is_same(path)).collect();
         let old = std::mem::replace(&mut self.dead, dead);
         if old != self.dead {
             self.observe_all();

@@ -13,6 +13,7 @@ mod steps;
 mod wish;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ pub struct Parts {
     pub tokens: TokenFiles,
     /// This node's labels.
     pub node_labels: BTreeMap<String, String>,
+    /// Where systemd put what the unit's LoadCredential= names, if it names anything.
+    pub credentials: Option<PathBuf>,
     /// Clock and chance.
     pub ambient: Arc<Ambient>,
     /// tokio time from which all ms of `ReadingState` and of retries count.

@@ -39,6 +39,8 @@ pub(super) struct Loop {
     pub(super) mounts: Arc<MountTable>,
     /// Mount points whose file system does not answer any more, and why.
     pub(super) dead: BTreeMap<PathBuf, String>,
+    /// Which mounts the round under way asks, by path.
+    pub(super) asked: BTreeMap<PathBuf, u64>,
     pub(super) round: JoinSet<Option<BTreeMap<PathBuf, String>>>,
     /// When to ask the file systems again that can die, ms.
     pub(super) round_at: Option<u64>,
@@ -102,6 +104,7 @@ impl Loop {
             parts.layout.clone(),
             parts.node.clone(),
             Arc::clone(&parts.ambient),
+            parts.credentials.clone(),
         ));
         let mut absences =
             Absences::new(millis(parts.absence.removal_grace), parts.absence.brake_release_after.map(millis));
@@ -111,6 +114,8 @@ impl Loop {
             noted.and_then(|note| serde_json::from_value(note).ok()).unwrap_or_default();
         absences.remember_braked(noted_brake.iter().cloned());
         let operator = Operator::read(&*parts.store).await?;
+        let on_disks = found.records.iter().filter(|(_, record)| record.volume.device().is_some());
+        let on_disks = on_disks.map(|(key, _)| key.clone()).collect();
         let mut start = Self {
             noted_brake,
             status,
@@ -120,10 +125,12 @@ impl Loop {
             drivers: Arc::default(),
             mounts: found.mounts,
             dead: BTreeMap::new(),
+            asked: BTreeMap::new(),
             round: JoinSet::new(),
             round_at: None,
             accepting: JoinSet::new(),
-            resized: BTreeSet::new(),
+            // What grew while nobody looked is seen by the first look.
+            resized: on_disks,
             operator,
             progress: mpsc::unbounded_channel(),
             resolver: Resolver::new(Node {

@@ -1,6 +1,6 @@
 //! Block devices of the host: mounted once for the node and bound for each pod, or shown raw (kubelet.md 4.6, 1.11).
 
-use super::{Answer, Call, ExpandError, Place, Site, VolumeType, host_failure, own, pod_directories};
+use super::{Answer, Call, Disk, ExpandError, Place, Site, VolumeType, host_failure, own, pod_directories};
 use crate::BoxFuture;
 use crate::error::Chain;
 use crate::host::{
@@ -8,8 +8,8 @@ use crate::host::{
 };
 use crate::model::{
     BlockedCause, Checked, Content, DiskMount, Effect, ExpandArguments, ExpansionState, Failure, FsGrowth,
-    KnownContent, KnownDisk, MountsAt, PublicationId, PublishArguments, PublishStep, Retry, RootPath,
-    SecretMap, StageArguments, StageStep, VolumeMode,
+    KnownContent, MountsAt, PublicationId, PublishArguments, PublishStep, Retry, RootPath, SecretMap,
+    StageArguments, StageStep, VolumeMode,
 };
 
 /// The type.
@@ -40,7 +40,7 @@ impl VolumeType for Device {
             let read_only = options.iter().any(|option| option.split(',').any(|one| one.trim() == "ro"));
             let (identity, file_system) = (disk.identity.clone(), file_system.clone());
             let mount = DiskMount { identity, file_system, options, read_only };
-            let mounted = site.host.mount_disk(path_of(call)?.to_owned(), mount, at.clone()).await;
+            let mounted = site.host.mount_disk(disk.node.clone(), mount, at.clone()).await;
             let mounted = mounted.map_err(|error| failure(&error, Effect::MayBeDone))?;
             match mounted.checked {
                 Checked::Clean | Checked::Not(_) => {}
@@ -49,7 +49,7 @@ impl VolumeType for Device {
                 }
             }
             if !read_only {
-                notes.extend(grow(site, call, disk, at).await.unwrap_or_else(|error| {
+                notes.extend(grow(site, disk, at).await.unwrap_or_else(|error| {
                     Some(format!("the file system does not fill its device: {}", Chain(&error)))
                 }));
             }
@@ -72,7 +72,7 @@ impl VolumeType for Device {
                     if let Some(parent) = at.parent() {
                         create(site, &parent).await?;
                     }
-                    let shown = site.host.show_disk(path_of(call)?.to_owned(), disk.identity.clone(), at);
+                    let shown = site.host.show_disk(disk.node.clone(), disk.identity.clone(), at);
                     shown.await.map_err(|error| failure(&error, Effect::MayBeDone))
                 }
             }
@@ -118,11 +118,16 @@ impl VolumeType for Device {
             let (path, disk) = (path_of(call).map_err(open)?, disk_of(call).map_err(open)?);
             let found = site.host.inspect_disk(path.to_owned()).await;
             let found = found.map_err(|error| open(failure(&error, Effect::NotDone)))?;
+            if disk.node == path && !found.identity.is_the_recorded(&disk.identity) {
+                let (recorded, found) = (disk.identity.clone(), found.identity);
+                let error = DiskError::OtherDisk { path: path.to_owned(), recorded, found };
+                return Err(open(failure(&HostError::Disk(Box::new(error)), Effect::NotDone)));
+            }
             if let (VolumeMode::Filesystem, Some(at)) =
                 (arguments.capability.volume_mode, &arguments.staging_path)
             {
                 let at = below_root(site, at).map_err(open)?;
-                let grown = grow(site, call, disk, at).await;
+                let grown = grow(site, disk, at).await;
                 grown.map_err(|error| open(failure(&error, Effect::MayBeDone)))?;
             }
             if found.bytes >= arguments.required_bytes {
@@ -246,12 +251,10 @@ async fn publish(site: &Site, id: &PublicationId, arguments: &PublishArguments) 
 }
 
 /// Grows a file system that does not fill its device; returns what was done in words.
-async fn grow(site: &Site, call: &Call, disk: &KnownDisk, at: RootPath) -> Result<Option<String>, HostError> {
-    let (Some(path), KnownContent::FileSystem(file_system)) = (call.volume.device(), &disk.content) else {
-        return Ok(None);
-    };
+async fn grow(site: &Site, disk: &Disk, at: RootPath) -> Result<Option<String>, HostError> {
+    let KnownContent::FileSystem(file_system) = &disk.content else { return Ok(None) };
     let (identity, file_system) = (disk.identity.clone(), file_system.clone());
-    let growth = DiskGrowth { device: path.to_owned(), identity, file_system, at };
+    let growth = DiskGrowth { device: disk.node.clone(), identity, file_system, at };
     Ok(match site.host.grow_disk(growth).await? {
         FsGrowth::Enough { .. } => None,
         FsGrowth::Grown { from, bytes } => Some(format!("grew the file system from {from} to {bytes} bytes")),
@@ -294,7 +297,7 @@ fn path_of(call: &Call) -> Result<&std::path::Path, Failure> {
     call.volume.device().ok_or_else(unprepared)
 }
 
-fn disk_of(call: &Call) -> Result<&KnownDisk, Failure> {
+fn disk_of(call: &Call) -> Result<&Disk, Failure> {
     call.disk.as_ref().ok_or_else(unprepared)
 }
 
@@ -335,15 +338,16 @@ pub fn failure(error: &HostError, effect: Effect) -> Failure {
             Retry::Soon,
             "connect the disk, or let spec.local.path name the device that is meant; volumed goes on by itself",
         ),
+        DiskError::NotBlank { found: Content::Unclear { .. }, .. }
+        | DiskError::OtherContent { found: Content::Unclear { .. }, .. } => (
+            "unclear",
+            Retry::Backoff,
+            "look at the device by hand (blkid -p, dmesg): nothing is formatted or mounted in doubt",
+        ),
         DiskError::OtherDisk { .. } | DiskError::OtherContent { .. } => (
             "other-disk",
             Retry::Backoff,
             "connect the recorded disk; or, if this one is meant, say so: volumectl accept-identity with the claim's or the pod's name",
-        ),
-        DiskError::NotBlank { found: Content::Unclear { .. }, .. } => (
-            "not-blank",
-            Retry::Backoff,
-            "look at the device by hand (blkid -p, dmesg): nothing is formatted in doubt",
         ),
         DiskError::NotBlank { .. } => (
             "not-blank",
@@ -362,6 +366,11 @@ pub fn failure(error: &HostError, effect: Effect) -> Failure {
             "device-too-small",
             Retry::Backoff,
             "use a larger device, or write the capacity that it has into the PersistentVolume",
+        ),
+        DiskError::WrongKey { .. } => (
+            "wrong-key",
+            Retry::Backoff,
+            "give the key with which the disk was encrypted; nothing was changed",
         ),
         DiskError::ReadOnly { .. } => (
             "read-only",

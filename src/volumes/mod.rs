@@ -7,6 +7,7 @@ mod local;
 mod nfs;
 
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
@@ -16,9 +17,9 @@ use crate::csi::Driver;
 use crate::error::Chain;
 use crate::host::{Host, HostError, Progress};
 use crate::model::{
-    BlockedCause, Effect, ExpandArguments, ExpansionState, Failure, KnownDisk, Layout, MountsAt, Ownership,
-    PublicationId, PublishArguments, PublishStep, RecordedVolume, Retry, RootPath, SecretMap, StageArguments,
-    StageStep,
+    BlockedCause, DiskIdentity, Effect, ExpandArguments, ExpansionState, Failure, KnownContent, Layout,
+    MountsAt, Ownership, PublicationId, PublishArguments, PublishStep, RecordedVolume, Retry, RootPath,
+    SecretMap, StageArguments, StageStep,
 };
 
 /// Where a volume type works.
@@ -43,7 +44,18 @@ pub struct Call {
     /// other ones in stat).
     pub shown_on: Option<(u32, u32)>,
     /// The disk behind it, for types that have one: what was made sure of before it was staged.
-    pub disk: Option<KnownDisk>,
+    pub disk: Option<Disk>,
+}
+
+/// A disk with what is known to be on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Its node; of an encrypted one that of what is inside.
+    pub node: PathBuf,
+    /// What is known by that node.
+    pub identity: DiskIdentity,
+    /// What is on it.
+    pub content: KnownContent,
 }
 
 /// A line to a driver.

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::drift::{run, text};
-use crate::support::TestHost;
 use crate::support::seen::volumes;
+use crate::support::{TestHost, pod_using, until};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -134,4 +134,32 @@ pub fn assert_released(host: &TestHost) {
     assert_eq!(host.mounts(), Vec::<PathBuf>::new());
     assert_eq!(host.tree("pods"), Vec::<String>::new());
     assert!(!staging(host).exists(), "its directory stays");
+}
+
+pub fn up(host: &TestHost, pods: &[&str]) {
+    for pod in pods {
+        host.manifest(&format!("{pod}.yaml"), &pod_using(pod, &format!("uid-{pod}"), "data"));
+    }
+    let names: Vec<String> = pods.iter().map(|pod| format!("pod/{pod}")).collect();
+    host.wait(&names.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+pub fn down(host: &TestHost, pods: &[&str]) {
+    for pod in pods {
+        host.remove_manifest(&format!("{pod}.yaml"));
+    }
+    let mut wait = vec!["--for=released".to_owned()];
+    wait.extend(pods.iter().map(|pod| format!("pod/{pod}")));
+    host.wait(&wait.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+pub fn read(path: &Path) -> String {
+    fs::read_to_string(path).expect("it can be read")
+}
+
+pub fn stays_blocked(host: &TestHost, code: &str, words: &str) {
+    until(&format!("{code} is told with {words:?}"), || {
+        let [said, detail, remedy] = blocked(host);
+        said == code && detail.contains(words) && !remedy.is_empty()
+    });
 }

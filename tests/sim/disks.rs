@@ -8,6 +8,7 @@ use volumed::model::{
     KnownContent, KnownDisk, Mark, MountsAt, RootPath,
 };
 
+use super::luks::SimLuks;
 use super::world::{ROOT, World};
 
 /// One disk.
@@ -21,32 +22,38 @@ pub struct SimDisk {
     pub read_only: bool,
     /// How often mkfs was begun on it.
     pub formatted: u32,
+    /// What encrypts it.
+    pub luks: Option<SimLuks>,
+    /// It is what is inside the encryption of the disk with this serial.
+    pub under: Option<String>,
 }
 
 impl SimDisk {
     pub fn blank(serial: &str, bytes: u64) -> Self {
         let serial = serial.to_owned();
-        Self { serial, content: Content::Blank, bytes, used: 0, read_only: false, formatted: 0 }
+        let (luks, under) = (None, None);
+        Self { serial, content: Content::Blank, bytes, used: 0, read_only: false, formatted: 0, luks, under }
     }
 
     fn identity(&self) -> DiskIdentity {
-        DiskIdentity { marks: [(Mark::Serial, self.serial.clone())].into() }
+        let mark = if self.under.is_some() { Mark::DmUuid } else { Mark::Serial };
+        DiskIdentity { marks: [(mark, self.serial.clone())].into() }
     }
 }
 
-fn refused(error: DiskError) -> HostError {
+pub(super) fn refused(error: DiskError) -> HostError {
     HostError::Disk(Box::new(error))
 }
 
 impl World {
     /// Returns the disk that has a path now.
-    fn disk(&self, path: &Path) -> Result<SimDisk, HostError> {
+    pub(super) fn disk(&self, path: &Path) -> Result<SimDisk, HostError> {
         let found = self.lock().disks.get(path).cloned();
         let missing = || DiskError::NoDevice { path: path.to_owned(), found: "missing".to_owned() };
         found.ok_or_else(|| refused(missing()))
     }
 
-    fn the_disk(&self, path: &Path, recorded: &DiskIdentity) -> Result<SimDisk, HostError> {
+    pub(super) fn the_disk(&self, path: &Path, recorded: &DiskIdentity) -> Result<SimDisk, HostError> {
         let disk = self.disk(path)?;
         let found = disk.identity();
         if found.is_the_recorded(recorded) {
@@ -55,7 +62,7 @@ impl World {
         Err(refused(DiskError::OtherDisk { path: path.to_owned(), recorded: recorded.clone(), found }))
     }
 
-    fn change(&self, path: &Path, change: impl FnOnce(&mut SimDisk)) {
+    pub(super) fn change(&self, path: &Path, change: impl FnOnce(&mut SimDisk)) {
         if let Some(disk) = self.lock().disks.get_mut(path) {
             change(disk);
         }
@@ -69,21 +76,41 @@ impl World {
         Ok(Inspected { identity, content: disk.content, bytes: disk.bytes, read_only: disk.read_only })
     }
 
-    /// `Host::format_disk`
-    pub async fn format(&self, path: &Path, intent: &Intent) -> Result<Formatted, HostError> {
-        self.pause().await;
-        let disk = self.the_disk(path, &intent.identity)?;
+    /// Refuses what may not be written to, whatever is on it.
+    pub(super) fn to_be_written(
+        &self,
+        path: &Path,
+        identity: &DiskIdentity,
+        least: u64,
+    ) -> Result<SimDisk, HostError> {
+        let disk = self.the_disk(path, identity)?;
         let path_of = || path.to_owned();
         if disk.read_only {
             return Err(refused(DiskError::ReadOnly { path: path_of() }));
         }
-        if disk.bytes < intent.least_bytes {
-            let (bytes, least) = (disk.bytes, intent.least_bytes);
-            return Err(refused(DiskError::TooSmall { path: path_of(), bytes, least }));
+        if disk.bytes < least {
+            return Err(refused(DiskError::TooSmall { path: path_of(), bytes: disk.bytes, least }));
         }
         if self.lock().mounts.iter().any(|mount| Path::new(&mount.source) == path) {
             return Err(refused(DiskError::InUse { path: path_of(), holder: "a mount".to_owned() }));
         }
+        if self.is_below(&disk) {
+            let holder = "a device that is built on it".to_owned();
+            return Err(refused(DiskError::InUse { path: path_of(), holder }));
+        }
+        Ok(disk)
+    }
+
+    /// Returns whether what encrypts a disk is open.
+    pub(super) fn is_below(&self, disk: &SimDisk) -> bool {
+        self.lock().disks.values().any(|above| above.under.as_ref() == Some(&disk.serial))
+    }
+
+    /// `Host::format_disk`
+    pub async fn format(&self, path: &Path, intent: &Intent) -> Result<Formatted, HostError> {
+        self.pause().await;
+        let disk = self.to_be_written(path, &intent.identity, intent.least_bytes)?;
+        let path_of = || path.to_owned();
         let asked = &intent.file_system;
         match &disk.content {
             Content::FileSystem(found) if intent.begun && found == asked => {

@@ -21,7 +21,7 @@ use super::world::{Node, ROOT, World};
 /// One daemon's view of the host.
 #[derive(Debug)]
 pub struct SimHost {
-    world: World,
+    pub(super) world: World,
     boot: BootId,
     seen: Mutex<watch::Receiver<u64>>,
 }

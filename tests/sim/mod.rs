@@ -11,6 +11,7 @@ pub mod foreign;
 pub mod goal;
 pub mod holders;
 pub mod host;
+pub mod luks;
 pub mod manifests;
 pub mod nfs;
 pub mod operator;

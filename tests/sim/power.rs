@@ -11,6 +11,7 @@ impl World {
         for driver in 0..DRIVERS.len() {
             self.restart_driver(driver);
         }
+        self.close_all();
         let mut state = self.lock();
         state.boot += 1;
         state.mounts.clear();

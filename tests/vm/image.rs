@@ -17,6 +17,9 @@ use super::{BOOT, tail};
 /// Names the directory with the image; `scripts/test vm` sets it.
 const VARIABLE: &str = "VOLUMED_TEST_VM";
 
+/// A program of `examples/` that the machine has, if it was built.
+const EXAMPLE: &str = "disktool";
+
 /// The image. As long as it is held, `image.sh` does not remove it.
 #[derive(Debug)]
 pub struct Image {
@@ -97,8 +100,16 @@ fn make_programs() -> File {
         ("volumed-csi-loop", env!("CARGO_BIN_EXE_volumed-csi-loop")),
     ];
     // What a debugger wants is most of a debug build, and the machine reads it all through an emulated disk.
+    let strip = |name: &str, program: &Path| {
+        run("strip", [OsStr::new("-o"), bin.join(name).as_os_str(), program.as_os_str()]);
+    };
     for (name, program) in built {
-        run("strip", [OsStr::new("-o"), bin.join(name).as_os_str(), OsStr::new(program)]);
+        strip(name, Path::new(program));
+    }
+    // Nothing that is installed. `cargo test --test` builds no example.
+    let example = Path::new(env!("CARGO_BIN_EXE_volumed")).with_file_name("examples").join(EXAMPLE);
+    if example.exists() {
+        strip(EXAMPLE, &example);
     }
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
     run("cp", [OsStr::new("-r"), units.as_os_str(), directory.path().join("tree/units").as_os_str()]);

@@ -1,6 +1,7 @@
 //! `resolve`, rule by rule, on objects written as manifests are.
 
 mod again;
+mod annotations;
 mod claims;
 mod csi;
 mod group;

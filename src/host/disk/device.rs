@@ -14,7 +14,7 @@ use super::super::{device_users, loops};
 use super::error::{DiskError, failed};
 use super::identity::Sysfs;
 use super::{blkid, judge, places};
-use crate::model::{Content, DiskIdentity, Inspected};
+use crate::model::{Content, DiskIdentity, FsUuid, Inspected};
 
 /// How long others are waited for: udev has its lock while it probes.
 const LOCK: Duration = Duration::from_secs(20);
@@ -31,6 +31,14 @@ pub(super) enum To {
     Write,
 }
 
+/// What a look saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Looked {
+    pub(super) content: Content,
+    /// The UUID of a LUKS header.
+    pub(super) luks: Option<FsUuid>,
+}
+
 /// A device, open and locked.
 #[derive(Debug)]
 pub(super) struct Device {
@@ -42,7 +50,7 @@ pub(super) struct Device {
     pub(super) sysfs: Sysfs,
     pub(super) tools: Tools,
     /// Who waits is told how long what comes now may last.
-    tell: fn(Duration),
+    pub(super) tell: fn(Duration),
 }
 
 impl Device {
@@ -142,9 +150,17 @@ impl Device {
     /// # Errors
     /// When blkid is missing or the device cannot be read: then nothing is known.
     pub(super) async fn content(&self) -> Result<Content, DiskError> {
+        Ok(self.look().await?.content)
+    }
+
+    /// As `content`, and also whose header it is where the device is encrypted.
+    ///
+    /// # Errors
+    /// As `content`.
+    pub(super) async fn look(&self) -> Result<Looked, DiskError> {
         let said = blkid::ask(&self.tools, &self.path, &self.in_tools()).await?;
         let look = places::look(&self.fd, self.bytes).map_err(failed("read", &self.path))?;
-        Ok(judge::content(&said, &look))
+        Ok(Looked { content: judge::content(&said, &look), luks: judge::luks(&said) })
     }
 
     /// Looks at all of it.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::HostError;
 use crate::error::Chain;
-use crate::model::{Content, DiskIdentity, FileSystem};
+use crate::model::{Content, DiskIdentity, FileSystem, FsUuid};
 
 /// An operation on a disk that was refused, or that failed. Display names the device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -22,8 +22,7 @@ pub enum DiskError {
     },
     /// Another disk has the path now.
     #[error(
-        "{} is another disk: recorded is the one with {recorded}, found was one with {found}; if this is meant, \
-         release the volume first", path.display()
+        "{} is another disk: recorded is the one with {recorded}, found was one with {found}", path.display()
     )]
     OtherDisk {
         /// The device.
@@ -130,6 +129,43 @@ pub enum DiskError {
         /// What it said.
         said: String,
     },
+    /// luksFormat was started and did not get to its end: what is on the device is not known.
+    #[error("cannot encrypt {}: {said}", path.display())]
+    NotEncrypted {
+        /// The device.
+        path: PathBuf,
+        /// What it said.
+        said: String,
+    },
+    /// The key opens nothing of the encryption. Nothing was written.
+    #[error(
+        "the key does not open the encryption of {}; look whether the Secret is the one it was made with", path.display()
+    )]
+    WrongKey {
+        /// The device, or the open one.
+        path: PathBuf,
+    },
+    /// Not the encryption that was recorded.
+    #[error(
+        "{} has not the encryption that was recorded: that was LUKS with the UUID {recorded}, found was {found}",
+        path.display()
+    )]
+    OtherEncryption {
+        /// The device.
+        path: PathBuf,
+        /// Which was recorded.
+        recorded: FsUuid,
+        /// What is there, in words.
+        found: String,
+    },
+    /// The name of an open device is another's.
+    #[error("{} is not the open encryption that was recorded: {found}", path.display())]
+    OtherMapping {
+        /// `/dev/mapper/NAME`
+        path: PathBuf,
+        /// What is there.
+        found: String,
+    },
     /// The file system has errors that no check mends by itself: it is not mounted.
     #[error("the file system on {} has errors; check it by hand (fsck {}): {said}", path.display(), path.display())]
     Errors {
@@ -181,10 +217,10 @@ pub enum DiskError {
 }
 
 impl DiskError {
-    /// Returns whether a failed `format` may have written something: only then an mkfs was started.
+    /// Returns whether a failed `format` may have written something: only then an mkfs, or luksFormat, was started.
     pub fn may_have_written(&self) -> bool {
         match self {
-            Self::MadeWrong { .. } | Self::NotMade { .. } => true,
+            Self::MadeWrong { .. } | Self::NotMade { .. } | Self::NotEncrypted { .. } => true,
             Self::NoDevice { .. }
             | Self::OtherDisk { .. }
             | Self::OtherContent { .. }
@@ -195,6 +231,9 @@ impl DiskError {
             | Self::TooSmall { .. }
             | Self::InUse { .. }
             | Self::Changed { .. }
+            | Self::WrongKey { .. }
+            | Self::OtherEncryption { .. }
+            | Self::OtherMapping { .. }
             | Self::Errors { .. }
             | Self::Options { .. }
             | Self::OtherMount { .. }

@@ -4,11 +4,11 @@ use std::ffi::OsString;
 
 use super::super::grow::package;
 use super::check;
-use super::device::Device;
+use super::device::{Device, Looked};
 use super::error::{DiskError, failed};
 use super::superblock::Mkfs;
 use super::{LOOK, limit, places};
-use crate::model::{Content, FileSystem, Formatted, FsKind, Intent};
+use crate::model::{Content, DiskIdentity, FileSystem, Formatted, FsKind, Intent};
 
 /// What a device may have on it and be formatted.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,15 +29,8 @@ enum Verdict {
 /// Nothing was written, unless `DiskError::may_have_written`.
 pub(super) async fn format(device: &Device, intent: &Intent) -> Result<Formatted, DiskError> {
     let path = || device.path.clone();
-    device.must_be(&intent.identity)?;
-    if device.bytes < intent.least_bytes {
-        return Err(DiskError::TooSmall { path: path(), bytes: device.bytes, least: intent.least_bytes });
-    }
-    if device.sysfs.read_only().map_err(failed("look at", &device.path))? {
-        return Err(DiskError::ReadOnly { path: path() });
-    }
-    device.must_be_free().await?;
-    let first = device.content().await?;
+    let looked = may_be_written(device, &intent.identity, intent.least_bytes).await?;
+    let first = looked.content.clone();
     let make = match verdict(&first, intent) {
         Verdict::Make => true,
         Verdict::Refuse => false,
@@ -56,13 +49,7 @@ pub(super) async fn format(device: &Device, intent: &Intent) -> Result<Formatted
     if !make {
         return Err(DiskError::NotBlank { path: path(), found: first });
     }
-    device.must_be_free().await?;
-    device.must_be(&intent.identity)?;
-    // Last of all, now that whoever had it open meanwhile has gone: only then it is written to.
-    let then = device.content().await?;
-    if then != first {
-        return Err(DiskError::Changed { path: path(), first, then });
-    }
+    is_still(device, &intent.identity, &looked).await?;
     make_it(device, &intent.file_system, intent.begun).await?;
     let found = device.content().await.map_err(|e| not_made(device, e.to_string()))?;
     if found != Content::FileSystem(intent.file_system.clone()) {
@@ -70,6 +57,47 @@ pub(super) async fn format(device: &Device, intent: &Intent) -> Result<Formatted
     }
     write_out(device)?;
     Ok(Formatted::Made)
+}
+
+/// The first look: refuses what is not the device that was meant, or is somebody's. Returns what is on it.
+///
+/// # Errors
+/// Nothing was written.
+pub(super) async fn may_be_written(
+    device: &Device,
+    identity: &DiskIdentity,
+    least: u64,
+) -> Result<Looked, DiskError> {
+    let path = || device.path.clone();
+    device.must_be(identity)?;
+    if device.bytes < least {
+        return Err(DiskError::TooSmall { path: path(), bytes: device.bytes, least });
+    }
+    if device.sysfs.read_only().map_err(failed("look at", &device.path))? {
+        return Err(DiskError::ReadOnly { path: path() });
+    }
+    device.must_be_free().await?;
+    device.look().await
+}
+
+/// The second look, last of all before something is written.
+///
+/// # Errors
+/// Nothing was written.
+pub(super) async fn is_still(
+    device: &Device,
+    identity: &DiskIdentity,
+    first: &Looked,
+) -> Result<(), DiskError> {
+    device.must_be_free().await?;
+    device.must_be(identity)?;
+    // Whoever had it open meanwhile has gone: only then it is written to.
+    let then = device.look().await?;
+    if then == *first {
+        return Ok(());
+    }
+    let first = first.content.clone();
+    Err(DiskError::Changed { path: device.path.clone(), first, then: then.content })
 }
 
 fn write_out(device: &Device) -> Result<(), DiskError> {
@@ -143,7 +171,7 @@ fn not_made(device: &Device, said: String) -> DiskError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{DiskIdentity, FsUuid, Mark};
+    use crate::model::{FsUuid, Mark};
 
     #[test]
     fn only_a_blank_device_or_what_our_own_mkfs_left_is_formatted() {

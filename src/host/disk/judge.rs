@@ -3,7 +3,7 @@
 use super::blkid::{Said, Signature};
 use super::places::Look;
 use super::superblock::Mkfs;
-use crate::model::{Content, FsKind};
+use crate::model::{Content, FsKind, FsUuid};
 
 /// Decides what is on a device.
 pub(super) fn content(said: &Said, look: &Look) -> Content {
@@ -11,6 +11,17 @@ pub(super) fn content(said: &Said, look: &Look) -> Content {
         Said::Unclear(why) => Content::Unclear { why: why.clone() },
         Said::Found(signature) => known(signature, look),
         Said::Nothing => unknown(look),
+    }
+}
+
+/// Returns the UUID of the LUKS header on a device, and on that alone. Its content is `Foreign` all the same: whose it is, only
+/// a record can tell.
+pub(super) fn luks(said: &Said) -> Option<FsUuid> {
+    match said {
+        Said::Found(Signature { kind: Some(kind), table: None, uuid }) if kind == "crypto_LUKS" => {
+            uuid.clone()
+        }
+        Said::Found(_) | Said::Nothing | Said::Unclear(_) => None,
     }
 }
 

@@ -80,13 +80,13 @@ impl Linux {
         }
     }
 
-    async fn on_disk(&self, device: PathBuf, work: Work) -> Result<Answer, HostError> {
+    pub(super) async fn on_disk(&self, device: PathBuf, work: Work) -> Result<Answer, HostError> {
         let tools_in = self.tools_in().iter().map(Into::into).collect();
         self.programs().disk(Ask { tools_in, device: device.into(), work }).await
     }
 }
 
-fn wrong(answer: &Answer) -> HostError {
+pub(super) fn wrong(answer: &Answer) -> HostError {
     HostError::Io {
         doing: "understand",
         path: "the child process".into(),

@@ -11,18 +11,20 @@ mod blkid;
 mod btrfs;
 mod check;
 mod device;
+mod dm;
+mod encrypted;
 mod error;
 mod format;
 mod identity;
 mod judge;
 mod linux;
+mod luks;
 mod mount;
 mod places;
 mod show;
 mod superblock;
 mod work;
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -30,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Checked, DiskIdentity, FileSystem, Mount, MountIdentity, RootPath};
 
+pub use encrypted::{EncryptedDisks, LuksOpened};
 pub use error::DiskError;
 pub(super) use work::{Answer, Ask, Work, answer};
 
@@ -66,16 +69,12 @@ pub struct DiskMounted {
 /// Returns whether the disk under a mounted file system was taken away. The file system does not say so: what is in memory of it
 /// can still be read.
 pub(super) fn is_gone(mount: &Mount) -> bool {
-    // A btrfs has a number of its own; what it was mounted from is its disk's node.
-    let number = match mount.device {
-        (0, _) => std::fs::metadata(&mount.source).map(|node| node.rdev()).ok(),
-        (major, minor) => Some(rustix::fs::makedev(major, minor)),
+    let there = match mount.device {
+        // A btrfs has a number of its own, and may have several disks.
+        (0, _) => return btrfs::is_gone(&mount.source),
+        (major, minor) => std::fs::symlink_metadata(format!("/sys/dev/block/{major}:{minor}")),
     };
-    number.is_none_or(|number| {
-        let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-        let there = std::fs::symlink_metadata(format!("/sys/dev/block/{major}:{minor}"));
-        there.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
-    })
+    there.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// Returns how long mkfs and resize may take on so many bytes: five minutes and a second for each GiB.

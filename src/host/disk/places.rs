@@ -81,14 +81,41 @@ const AT_HEAD: &[Known] = &[
 /// # Errors
 /// Also when the device ends before its size.
 pub(super) fn look(device: &OwnedFd, bytes: u64) -> Result<Look, Errno> {
+    let places = of(bytes);
+    let read = |(at, length)| Ok((at, read(device, at, length)?));
+    Ok(Look { bytes, pieces: places.into_iter().map(read).collect::<Result<_, Errno>>()? })
+}
+
+/// Returns where a device of so many bytes is read, and how much: all that has to be zeros on a blank one.
+pub(super) fn of(bytes: u64) -> Vec<(u64, u64)> {
     let end = END.min(bytes);
     // xfs makes four groups of all but very large devices.
     let group = bytes.div_ceil(4 * PIECE).saturating_mul(PIECE);
     let mut places = vec![(0, end), (bytes.saturating_sub(end), end)];
     places.extend(BETWEEN.into_iter().chain([group]).filter(|at| at + PIECE <= bytes).map(|at| (at, PIECE)));
     places.sort_unstable();
-    let read = |(at, length)| Ok((at, read(device, at, length)?));
-    Ok(Look { bytes, pieces: places.into_iter().map(read).collect::<Result<_, Errno>>()? })
+    places
+}
+
+/// Writes zeros to all of these places, and waits until they are on the device.
+///
+/// # Errors
+/// The kernel's; some of it may be written.
+pub(super) fn blank(device: &OwnedFd, bytes: u64) -> Result<(), Errno> {
+    for (at, length) in of(bytes) {
+        let zeros = vec![0; usize::try_from(length).map_err(|_too_long| Errno::FBIG)?];
+        let mut done = 0;
+        while let Some(rest) = zeros.get(done..).filter(|rest| !rest.is_empty()) {
+            let offset = at.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
+            match rustix::io::pwrite(device, rest, offset) {
+                Ok(0) => return Err(Errno::NOSPC),
+                Ok(more) => done += more,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    rustix::fs::fsync(device)
 }
 
 fn read(device: &OwnedFd, at: u64, length: u64) -> Result<Vec<u8>, Errno> {

@@ -2,16 +2,21 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::exec::Tools;
 use super::super::options::read_only;
 use super::device::{Device, To};
 use super::error::{DiskError, failed};
 use super::mount::At;
-use super::{DiskMounted, format, mount, show};
-use crate::model::{DiskIdentity, DiskMount, FileSystem, Formatted, FsGrowth, Inspected, Intent, RootPath};
+use super::{DiskMounted, LuksOpened, format, luks, mount, show};
+use crate::model::{
+    DiskIdentity, DiskMount, FileSystem, Formatted, FsGrowth, FsUuid, Inspected, Intent, LuksIntent,
+    MapperName, RootPath, Secret,
+};
 
 /// What is asked of the child.
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,6 +53,40 @@ pub(in crate::host) enum Work {
         /// As for `Mount`.
         at: OsString,
     },
+    /// `EncryptedDisks::format_luks`
+    FormatLuks {
+        /// What.
+        intent: LuksIntent,
+        /// With which key.
+        key: Key,
+    },
+    /// `EncryptedDisks::open_luks`
+    OpenLuks {
+        /// Which disk was recorded.
+        identity: DiskIdentity,
+        /// Which header was recorded.
+        uuid: FsUuid,
+        /// Under which name.
+        name: MapperName,
+        /// With which key.
+        key: Key,
+    },
+    /// `EncryptedDisks::close_luks`
+    CloseLuks {
+        /// What.
+        name: MapperName,
+        /// Which header was recorded.
+        uuid: FsUuid,
+    },
+    /// `EncryptedDisks::grow_luks`
+    GrowLuks {
+        /// What.
+        name: MapperName,
+        /// Which header was recorded.
+        uuid: FsUuid,
+        /// With which key.
+        key: Key,
+    },
     /// `Host::grow_disk`
     Grow {
         /// Which disk was recorded.
@@ -61,19 +100,45 @@ pub(in crate::host) enum Work {
     },
 }
 
+/// A key on its way to the child, through the pipe between the two: nothing else ever writes it as text.
+#[derive(Serialize, Deserialize)]
+pub(in crate::host) struct Key(Vec<u8>);
+
+impl Key {
+    /// Takes a secret.
+    pub(super) fn of(secret: &Secret) -> Self {
+        Self(secret.reveal().to_vec())
+    }
+
+    /// Returns it: for cryptsetup.
+    pub(super) fn reveal(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
 /// What was done.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::host) enum Answer {
     /// Of `Work::Inspect`.
     Inspected(Inspected),
-    /// Of `Work::Format`.
+    /// Of `Work::Format` and `Work::FormatLuks`.
     Formatted(Formatted),
     /// Of `Work::Mount`.
     Mounted(DiskMounted),
     /// Of `Work::Show`.
     Shown,
-    /// Of `Work::Grow`.
+    /// Of `Work::Grow` and `Work::GrowLuks`.
     Grown(FsGrowth),
+    /// Of `Work::OpenLuks`.
+    Opened(LuksOpened),
+    /// Of `Work::CloseLuks`.
+    Closed,
 }
 
 /// Does what is asked. `tell` hears how long what comes next may last.
@@ -89,23 +154,39 @@ pub(in crate::host) fn answer(ask: Ask, tell: fn(Duration)) -> Result<Answer, Di
 }
 
 async fn work(path: &Path, ask: Ask, tell: fn(Duration)) -> Result<Answer, DiskError> {
-    let to = match &ask.work {
-        Work::Inspect | Work::Show { .. } | Work::Grow { .. } => To::Read,
-        Work::Mount { mount, .. } if mount.read_only || read_only(&mount.options) => To::Read,
-        Work::Format(_) | Work::Mount { .. } => To::Write,
+    let directories: Arc<[PathBuf]> = ask.tools_in.into_iter().map(PathBuf::from).collect();
+    let device = |to| Device::open(path, to, Arc::clone(&directories), tell);
+    // What is open already is known by its name: no device is opened, and so none is locked.
+    let tools = || {
+        tell(luks::ON_MAPPING);
+        Tools::holding(Vec::new(), Arc::clone(&directories))
     };
-    let tools_in = ask.tools_in.into_iter().map(PathBuf::from).collect();
-    let device = Device::open(path, to, tools_in, tell).await?;
     match ask.work {
-        Work::Inspect => device.inspect().await.map(Answer::Inspected),
-        Work::Format(intent) => format::format(&device, &intent).await.map(Answer::Formatted),
+        Work::Inspect => device(To::Read).await?.inspect().await.map(Answer::Inspected),
+        Work::Format(intent) => {
+            format::format(&device(To::Write).await?, &intent).await.map(Answer::Formatted)
+        }
+        Work::FormatLuks { intent, key } => {
+            luks::format(&device(To::Write).await?, &intent, &key).await.map(Answer::Formatted)
+        }
+        Work::OpenLuks { identity, uuid, name, key } => {
+            let device = device(To::Read).await?;
+            luks::open(&device, &identity, &uuid, &name, &key).await.map(Answer::Opened)
+        }
+        Work::CloseLuks { name, uuid } => luks::close(&tools(), &name, &uuid).await.map(|()| Answer::Closed),
+        Work::GrowLuks { name, uuid, key } => {
+            luks::grow(&tools(), &name, &uuid, &key).await.map(Answer::Grown)
+        }
         Work::Mount { mount, root, at } => {
+            let reads = mount.read_only || read_only(&mount.options);
+            let device = device(if reads { To::Read } else { To::Write }).await?;
             mount::mount(&device, &mount, &place(root, at)?).await.map(Answer::Mounted)
         }
         Work::Show { identity, root, at } => {
-            show::show(&device, &identity, &place(root, at)?).map(|()| Answer::Shown)
+            show::show(&device(To::Read).await?, &identity, &place(root, at)?).map(|()| Answer::Shown)
         }
         Work::Grow { identity, file_system, root, at } => {
+            let device = device(To::Read).await?;
             device.must_be(&identity)?;
             mount::grow(&device, &file_system, &place(root, at)?).await.map(Answer::Grown)
         }
