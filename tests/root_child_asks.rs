@@ -49,11 +49,11 @@ fn usage_has_every_path_and_what_hangs_costs_its_own_answer_only() {
             assert_eq!(found.total_inodes, expected.files());
             assert_eq!(found.free_inodes, expected.files_free());
         }
-        let why = usage[&missing].clone().unwrap_err();
-        assert!(why.to_string().contains("No such file"), "{why}");
+        let why = usage[&missing].clone().unwrap_err().to_string();
+        assert!(why.contains("No such file"), "{why}");
         for (point, _) in &hung {
-            let why = usage[point].clone().unwrap_err();
-            assert!(why.to_string().contains("did not answer within 5 s"), "{why}");
+            let why = usage[point].clone().unwrap_err().to_string();
+            assert!(why.contains("did not answer within 5 s"), "{why}");
         }
         eventually("the child's end", || children().is_empty()).await;
     });

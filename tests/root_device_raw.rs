@@ -43,8 +43,6 @@ fn a_raw_device_is_the_pod_s_to_write() {
     host.manifest("a.yaml", &raw("a"));
     host.manifest("b.yaml", &raw("b"));
     host.wait(&["pod/a", "pod/b"]);
-    let link =
-        |uid: &str| host.root.join("pods").join(uid).join("volumeDevices/kubernetes.io~local-volume/data");
     let number = fs::metadata(&disk.node).expect("the device").rdev();
     for uid in ["uid-a", "uid-b"] {
         let shown = fs::metadata(link(&host, uid)).expect("the link leads to it");

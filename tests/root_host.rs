@@ -20,7 +20,7 @@ use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use volumed::host::{Host, HostError, Removal, Seen, Tree};
+use volumed::host::{Host, HostError, Removal, Seen, Tree, Unmount};
 use volumed::model::{MountIdentity, MountsAt};
 
 use world::{Holder, NONE, World, at, isolated};
@@ -91,7 +91,7 @@ fn a_mount_over_a_mount_is_seen_as_stacked() {
         world.tmpfs("pods/x");
         let table = world.linux.mounts().await.unwrap();
         assert!(matches!(table.at(&path), MountsAt::Stacked([_, _])), "{:?}", table.at(&path));
-        let refused = world.linux.unmount(at("pods/x"), expected).await;
+        let refused = world.linux.unmount(at("pods/x"), expected, Unmount::Plain).await;
         assert!(matches!(refused, Err(HostError::WrongMount { .. })), "{refused:?}");
         let table = world.linux.mounts().await.unwrap();
         assert!(matches!(table.at(&path), MountsAt::Stacked([_, _])), "nothing was unmounted");
@@ -104,7 +104,7 @@ fn names_with_blanks_and_backslashes_are_found_again() {
         let world = World::new();
         let path = world.tmpfs("pods/a b\\c\nd#ü");
         let expected = world.identity(&path).await;
-        world.linux.unmount(at("pods/a b\\c\nd#ü"), expected).await.unwrap();
+        world.linux.unmount(at("pods/a b\\c\nd#ü"), expected, Unmount::Plain).await.unwrap();
         assert!(!world.is_mounted(&path).await);
     });
 }
@@ -117,9 +117,9 @@ fn the_recorded_mount_is_unmounted_and_twice_is_fine() {
         let world = World::new();
         let path = world.tmpfs("pods/x");
         let expected = world.identity(&path).await;
-        world.linux.unmount(at("pods/x"), expected.clone()).await.unwrap();
+        world.linux.unmount(at("pods/x"), expected.clone(), Unmount::Plain).await.unwrap();
         assert!(!world.is_mounted(&path).await);
-        world.linux.unmount(at("pods/x"), expected).await.unwrap();
+        world.linux.unmount(at("pods/x"), expected, Unmount::Plain).await.unwrap();
     });
 }
 
@@ -132,7 +132,7 @@ fn a_busy_mount_stays_and_its_holder_is_named() {
         let expected = world.identity(&path).await;
         for script in ["exec 3<\"$1/file\"", "cd \"$1\""] {
             let holder = Holder::start(script, &path);
-            let refused = world.linux.unmount(at("pods/x"), expected.clone()).await;
+            let refused = world.linux.unmount(at("pods/x"), expected.clone(), Unmount::Plain).await;
             let pid = format!("process {} (sh)", holder.0.id());
             assert!(
                 matches!(&refused, Err(HostError::Busy { holder, .. }) if *holder == pid),
@@ -141,7 +141,7 @@ fn a_busy_mount_stays_and_its_holder_is_named() {
             assert_eq!(std::fs::read(path.join("file")).unwrap(), b"data", "{script}: not even lazily");
             assert!(world.is_mounted(&path).await);
         }
-        world.linux.unmount(at("pods/x"), expected).await.unwrap();
+        world.linux.unmount(at("pods/x"), expected, Unmount::Plain).await.unwrap();
     });
 }
 
@@ -158,7 +158,7 @@ fn another_mount_than_the_recorded_one_stays() {
         let now = world.identity(&path).await;
         let recorded =
             MountIdentity { device: if recorded == now { (0, 1) } else { recorded.device }, ..recorded };
-        let refused = world.linux.unmount(at("pods/x"), recorded).await;
+        let refused = world.linux.unmount(at("pods/x"), recorded, Unmount::Plain).await;
         assert!(matches!(refused, Err(HostError::WrongMount { .. })), "{refused:?}");
         assert!(world.is_mounted(&path).await);
     });
@@ -171,7 +171,7 @@ fn a_mount_with_another_below_it_stays() {
         let path = world.tmpfs("pods/x");
         let below = world.tmpfs("pods/x/below");
         let expected = world.identity(&path).await;
-        let refused = world.linux.unmount(at("pods/x"), expected).await;
+        let refused = world.linux.unmount(at("pods/x"), expected, Unmount::Plain).await;
         assert!(matches!(refused, Err(HostError::WrongMount { .. })), "{refused:?}");
         assert!(world.is_mounted(&path).await && world.is_mounted(&below).await);
     });
@@ -188,7 +188,7 @@ fn an_unmount_does_not_follow_a_symlink() {
         mount(Some("tmpfs"), &elsewhere, Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
         let expected = world.identity(&elsewhere).await;
         symlink(&elsewhere, world.root.join("pods/x")).unwrap();
-        world.linux.unmount(at("pods/x"), expected).await.unwrap();
+        world.linux.unmount(at("pods/x"), expected, Unmount::Plain).await.unwrap();
         assert!(world.is_mounted(&elsewhere).await, "nothing is mounted at pods/x, so nothing was done");
     });
 }
@@ -200,7 +200,7 @@ fn an_unmount_leaves_no_child_process() {
         for _ in 0..5 {
             let path = world.tmpfs("pods/x");
             let expected = world.identity(&path).await;
-            world.linux.unmount(at("pods/x"), expected).await.unwrap();
+            world.linux.unmount(at("pods/x"), expected, Unmount::Plain).await.unwrap();
         }
         let children = std::fs::read_dir("/proc/self/task")
             .unwrap()

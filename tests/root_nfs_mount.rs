@@ -98,7 +98,7 @@ fn a_helper_that_hangs_is_given_up_with_all_that_it_began() {
             tokio::time::pause();
         });
         let (cause, said) = cause(refused);
-        assert_eq!((cause, said.as_str()), (NfsCause::Silent, "no answer within 60 s"));
+        assert_eq!((cause, said.as_str()), (NfsCause::Late, "no answer within 60 s"));
         let helper = nfs::process(&path).unwrap();
         eventually("the helper's end", || {
             isolated::states(helper.unsigned_abs()).iter().all(|s| "ZX".contains(*s))

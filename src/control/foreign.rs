@@ -1,7 +1,7 @@
 //! Foreign volumes: what lies on disk that volumed did not make, for programs and for people.
 
 use super::render::{Style, dash, table};
-use crate::model::{Foreign, RecordedVolume, Status, VolumeMode};
+use crate::model::{Foreign, Plugin, RecordedVolume, Status, VolumeMode};
 use crate::proto::control as api;
 
 /// Returns them as messages.
@@ -17,12 +17,16 @@ fn view(status: &Status, foreign: &Foreign) -> api::ForeignVolume {
         | RecordedVolume::Device { .. }
         | RecordedVolume::Nfs { .. } => None,
     });
-    let (driver, handle) = csi.unwrap_or_default();
+    let (driver, mut handle) = csi.unwrap_or_default();
     let place = foreign
         .publication
         .as_ref()
         .map(|(pod, plugin, spec)| (pod.to_string(), plugin.clone(), spec.to_string()));
     let (pod_uid, plugin, name) = place.unwrap_or_default();
+    if plugin == Plugin::Nfs.directory() {
+        // Server and path; nothing else on disk says whose it is.
+        handle = foreign.mount.as_ref().map(|mount| mount.source.clone()).unwrap_or_default();
+    }
     let volume_mode = match foreign.volume_mode {
         VolumeMode::Filesystem => "Filesystem",
         VolumeMode::Block => "Block",

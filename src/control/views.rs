@@ -204,6 +204,11 @@ pub fn volume(status: &Status, row: Row<'_>, scene: Scene<'_>) -> api::Volume {
         if let Some((driver, handle)) = &volume.csi {
             (view.driver, view.handle) = (driver.to_string(), handle.clone());
         }
+        if let Some((server, path)) = &volume.nfs {
+            // As mount.nfs takes it.
+            let server = if server.contains(':') { format!("[{server}]") } else { server.clone() };
+            view.handle = format!("{server}:{path}");
+        }
         if let Some((path, presence)) = &volume.staging {
             view.staging_path = path.display().to_string();
             view.staging = presence_word(*presence).to_owned();

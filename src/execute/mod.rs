@@ -47,6 +47,25 @@ pub struct Executor {
     slots: Mutex<BTreeMap<DriverName, Arc<Semaphore>>>,
 }
 
+/// What steps are made with.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The kernel.
+    pub host: Arc<dyn Host>,
+    /// The records.
+    pub store: Arc<dyn Store>,
+    /// At most one call is under way for a volume.
+    pub turns: Turns,
+    /// The paths.
+    pub layout: Layout,
+    /// This node's name.
+    pub node: String,
+    /// Chance.
+    pub ambient: Arc<Ambient>,
+    /// Where systemd put what LoadCredential= names.
+    pub credentials: Option<PathBuf>,
+}
+
 /// A step that ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -81,17 +100,9 @@ struct Work<'a> {
 
 impl Executor {
     /// Takes what steps are made with.
-    pub fn new(
-        host: Arc<dyn Host>,
-        store: Arc<dyn Store>,
-        drivers: watch::Receiver<Arc<DriverSet>>,
-        turns: Turns,
-        layout: Layout,
-        node: String,
-        ambient: Arc<Ambient>,
-        credentials: Option<PathBuf>,
-    ) -> Self {
-        let boot = host.boot();
+    pub fn new(parts: Parts, drivers: watch::Receiver<Arc<DriverSet>>) -> Self {
+        let boot = parts.host.boot();
+        let Parts { host, store, turns, layout, node, ambient, credentials } = parts;
         Self {
             host,
             store,

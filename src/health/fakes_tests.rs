@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -130,9 +131,9 @@ impl Driver for FakeDriver {
     }
 }
 
-/// A host of which only file systems are asked.
+/// A host of which only file systems are asked; those that hang do so until the second says that they answer.
 #[derive(Debug, Default)]
-pub(super) struct FakeHost(pub(super) Mutex<VecDeque<Vec<PathBuf>>>);
+pub(super) struct FakeHost(pub(super) Mutex<VecDeque<Vec<PathBuf>>>, pub(super) AtomicBool);
 
 type Done<'a, T> = BoxFuture<'a, Result<T, HostError>>;
 
@@ -142,7 +143,7 @@ impl Host for FakeHost {
         let usage =
             Usage { total_bytes: 10, available_bytes: 6, used_bytes: 4, total_inodes: 0, free_inodes: 0 };
         let told = paths.into_iter().map(|path| {
-            let hangs = path.to_string_lossy().contains("hangs");
+            let hangs = path.to_string_lossy().contains("hangs") && !self.1.load(Ordering::Relaxed);
             (path, if hangs { Err(NoUsage::Silent("does not answer".to_owned())) } else { Ok(usage) })
         });
         Box::pin(std::future::ready(Ok(told.collect())))

@@ -1,12 +1,13 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
 use super::fakes_tests::{FakeDriver, FakeHost};
 use super::*;
 use crate::csi::{Code, DriverEntry};
 use crate::model::{
     DriverInfo, DriverOrigin, DriverState, EventKind, Plugin, PodIdentity, PodUid, Presence,
-    PublicationStatus, Space, SpecName, VolumeStatus,
+    PublicationStatus, Space, SpecName, VolumeHealth, VolumeStatus,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -332,4 +333,29 @@ async fn what_is_gone_is_forgotten_and_a_driver_that_is_away_is_not_asked() {
     assert_eq!(world.health.borrow().len(), 1, "what is known stays");
     world.status.send_modify(|status| status.volumes.clear());
     world.until(HealthMap::is_empty).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_nfs_server_that_says_nothing_is_told_until_it_answers() {
+    let mut world = World::new(&[]);
+    let id = world.publish("hangs", "p");
+    world.status.send_modify(|status| {
+        let volume = status.volumes.get_mut(&key("hangs")).unwrap();
+        (volume.csi, volume.nfs) = (None, Some(("nas".to_owned(), "/exp".to_owned())));
+    });
+    world.run();
+    let ill = |map: &HealthMap| map.values().filter_map(VolumeHealth::ill).next().cloned();
+    let known = world.until(|map| ill(map).is_some()).await;
+    let told = ill(&known).unwrap();
+    assert_eq!(told.to_string(), "not-answering: the NFS server nas does not answer");
+    assert_eq!((told.since, known[&id].measured_at), (Some(1000), None));
+    world.pass(HOUR).await;
+    let questions = world.host.0.lock().unwrap().len();
+    assert!((100..160).contains(&questions), "{questions} in an hour");
+    world.host.1.store(true, Ordering::Relaxed);
+    let known = world.until(|map| ill(map).is_none()).await;
+    assert_eq!((known[&id].bytes.used, known[&id].error.clone()), (Some(4), None));
+    let unwell = EventKind::VolumeUnwell { key: key("hangs"), driver: None, reason: told.to_string() };
+    let well = EventKind::VolumeWell { key: key("hangs"), driver: None };
+    assert_eq!(*world.events.lock().unwrap(), [unwell, well]);
 }

@@ -32,6 +32,7 @@ mod startup;
 mod token;
 mod uevents;
 mod unmount;
+mod usage;
 mod users;
 mod wanted;
 
@@ -39,8 +40,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::Arc;
-
-use serde::{Deserialize, Serialize};
 
 use crate::BoxFuture;
 use crate::model::{
@@ -61,6 +60,8 @@ pub use nfs::{NfsCause, NfsError, NfsMount};
 pub use on_disk::{FoundVolume, Part};
 pub use raw::inherited;
 pub use startup::{Lock, StartError, is_root, lock_root, lock_state, propagates_to_init};
+pub use unmount::Unmount;
+pub use usage::{NoUsage, Usage, Usages};
 
 /// Stops the whole process until somebody sends SIGCONT (`VOLUMED_TEST_FAULT`).
 #[cfg(debug_assertions)]
@@ -292,45 +293,6 @@ impl std::fmt::Display for Holder {
         }
         write!(f, ") {how}")
     }
-}
-
-/// How full a file system is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
-    /// Bytes in all.
-    pub total_bytes: u64,
-    /// Bytes that an ordinary user can still write.
-    pub available_bytes: u64,
-    /// Bytes in use.
-    pub used_bytes: u64,
-    /// Inodes in all; 0 where the file system does not count them.
-    pub total_inodes: u64,
-    /// Inodes left.
-    pub free_inodes: u64,
-}
-
-/// How full file systems are, by path; or why one did not say.
-pub type Usages = BTreeMap<PathBuf, Result<Usage, NoUsage>>;
-
-/// Why a file system does not say how full it is.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NoUsage {
-    /// It did not answer in time: its server may be dead.
-    #[error("{0}")]
-    Silent(String),
-    /// It answered this.
-    #[error("{0}")]
-    Refused(String),
-}
-
-/// How a path is unmounted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unmount {
-    /// What was written there is written back first; busy is an error.
-    Plain,
-    /// The same, but what waits for the file system's server is given up with an error (MNT_FORCE), never lazily: the operator
-    /// said so. What the server has not got by then is lost.
-    Forced,
 }
 
 /// Hears how far a long operation got, in words for people. Cheap to clone; telling never waits.

@@ -63,8 +63,10 @@ pub enum NfsCause {
     NoHelper,
     /// The kernel has no NFS.
     NoKernel,
-    /// Nothing answers at the server's address.
-    Silent,
+    /// mount.nfs waited for the server until its time was up.
+    Late,
+    /// mount.nfs said that nothing answers at the server's address.
+    Unreachable,
     /// The server is there, and no NFS server on it.
     NoService,
     /// The server's name is not known.
@@ -158,7 +160,7 @@ impl NfsMount {
 
     /// Returns the error of a server that says nothing.
     pub(super) fn silent(&self, limit: Duration) -> HostError {
-        self.error(NfsCause::Silent, format!("no answer within {} s", limit.as_secs()))
+        self.error(NfsCause::Late, format!("no answer within {} s", limit.as_secs()))
     }
 
     fn error(&self, cause: NfsCause, said: String) -> HostError {
@@ -189,11 +191,11 @@ impl NfsCause {
             ("parsing error on", NfsCause::Options),
             ("Connection refused", NfsCause::NoService),
             ("Program not registered", NfsCause::NoService),
-            ("Connection timed out", NfsCause::Silent),
-            ("timed out", NfsCause::Silent),
-            ("No route to host", NfsCause::Silent),
-            ("Network is unreachable", NfsCause::Silent),
-            ("Host is down", NfsCause::Silent),
+            ("Connection timed out", NfsCause::Unreachable),
+            ("timed out", NfsCause::Unreachable),
+            ("No route to host", NfsCause::Unreachable),
+            ("Network is unreachable", NfsCause::Unreachable),
+            ("Host is down", NfsCause::Unreachable),
         ];
         const KERNEL: [&str; 2] = ["unknown filesystem type", "No such device"];
         if KERNEL.iter().any(|words| said.contains(words)) {
@@ -250,7 +252,7 @@ fn make(tools: &Tools, helper: &Path, root: &Path, target: &RootPath, ask: &Ask)
     let ended = runtime.block_on(tools.run("mount", &point, helper, arguments, LIMIT));
     let ended = ended.map_err(|error| match error {
         HostError::Deadline { seconds, .. } => {
-            Refusal::Mount(NfsCause::Silent, format!("no answer within {seconds} s"))
+            Refusal::Mount(NfsCause::Late, format!("no answer within {seconds} s"))
         }
         other => Refusal::Mount(NfsCause::Other, crate::error::Chain(&other).to_string()),
     })?;
@@ -338,8 +340,8 @@ mod tests {
                 NfsCause::NoExport,
             ),
             ("mount.nfs: Connection refused", NfsCause::NoService),
-            ("mount.nfs: Connection timed out for nas:/exp on /x", NfsCause::Silent),
-            ("mount.nfs: No route to host for nas:/exp on /x", NfsCause::Silent),
+            ("mount.nfs: Connection timed out for nas:/exp on /x", NfsCause::Unreachable),
+            ("mount.nfs: No route to host for nas:/exp on /x", NfsCause::Unreachable),
             ("mount.nfs: Protocol not supported", NfsCause::Version),
             ("mount.nfs: an incorrect mount option was specified for /x", NfsCause::Options),
             ("mount.nfs: Stale file handle", NfsCause::Stale),

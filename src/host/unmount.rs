@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::mount_table::Reader;
 use super::path::Root;
-use super::{HostError, Unmount, raw, users};
+use super::{HostError, raw, users};
 use crate::model::{MountIdentity, MountTable, MountsAt, RootPath, has_server};
 
 /// How long an unmount may take: it writes back what the file system has not written yet.
@@ -23,6 +23,16 @@ pub(super) const LIMIT: Duration = Duration::from_secs(120);
 pub(super) const FORCED_LIMIT: Duration = Duration::from_secs(30);
 
 const DOING: &str = "unmount";
+
+/// How a path is unmounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unmount {
+    /// What was written there is written back first; busy is an error.
+    Plain,
+    /// The same, but what waits for the file system's server is given up with an error (MNT_FORCE), never lazily: the operator
+    /// said so. What the server has not got by then is lost.
+    Forced,
+}
 
 /// What an unmount would meet, as the table shows it.
 #[derive(Debug, PartialEq, Eq)]

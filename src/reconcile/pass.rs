@@ -17,7 +17,7 @@ use super::wish::BRAKE_NOTE;
 use super::{Inputs, Parts, SAFETY_PERIOD};
 use crate::csi::DriverSet;
 use crate::desired::{Absences, Node, Resolved, Resolver};
-use crate::execute::{Ended, Executor};
+use crate::execute::{self, Ended, Executor};
 use crate::host::Progress;
 use crate::manifest::Manifests;
 use crate::model::{
@@ -96,16 +96,16 @@ impl Loop {
     ) -> Result<Self, ObserveError> {
         let found = observe::at_start(&*parts.host, &*parts.store, &parts.layout).await?;
         let boot = parts.host.boot();
-        let executor = Arc::new(Executor::new(
-            Arc::clone(&parts.host),
-            Arc::clone(&parts.store),
-            inputs.drivers.clone(),
-            parts.turns.clone(),
-            parts.layout.clone(),
-            parts.node.clone(),
-            Arc::clone(&parts.ambient),
-            parts.credentials.clone(),
-        ));
+        let equipment = execute::Parts {
+            host: Arc::clone(&parts.host),
+            store: Arc::clone(&parts.store),
+            turns: parts.turns.clone(),
+            layout: parts.layout.clone(),
+            node: parts.node.clone(),
+            ambient: Arc::clone(&parts.ambient),
+            credentials: parts.credentials.clone(),
+        };
+        let executor = Arc::new(Executor::new(equipment, inputs.drivers.clone()));
         let mut absences =
             Absences::new(millis(parts.absence.removal_grace), parts.absence.brake_release_after.map(millis));
         let rebooted = found.records.values().any(|record| was_written_in_another_boot(record, &boot));

@@ -183,7 +183,7 @@ fn failure(error: &HostError, effect: Effect) -> Failure {
             "install nfs-common (Debian, Ubuntu) or nfs-utils (others); volumed goes on by itself".to_owned(),
         ),
         NfsCause::NoKernel => ("kernel-without-nfs", "run a kernel with NFS (modprobe nfs)".to_owned()),
-        NfsCause::Silent => (
+        NfsCause::Late | NfsCause::Unreachable => (
             NOT_ANSWERING,
             format!(
                 "start the server {server} or mend the way to it (firewall, routes); volumed goes on by itself"
@@ -229,7 +229,8 @@ fn failure(error: &HostError, effect: Effect) -> Failure {
     Failure {
         effect,
         settled: false,
-        retry: Retry::Backoff,
+        // The next try hangs for as long, and while it does nobody is told why.
+        retry: if *cause == NfsCause::Late { Retry::Slow } else { Retry::Backoff },
         cause: BlockedCause::new(code, error.to_string()),
         remedy,
     }

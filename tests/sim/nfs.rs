@@ -19,7 +19,7 @@ impl World {
         self.pause().await;
         if self.lock().server_is_silent {
             sleep(Duration::from_secs(60)).await;
-            return refused(NfsCause::Silent, "nothing");
+            return refused(NfsCause::Late, "nothing");
         }
         if self.fault(5) {
             return refused(NfsCause::Denied, "no");

@@ -4,11 +4,12 @@ use crate::model::{DeviceWant, HoldCode, KeySource};
 
 use super::*;
 
+#[expect(clippy::needless_pass_by_value, reason = "written in place")]
 fn device(annotations: Value) -> World {
-    annotated(annotations, "/dev/x")
+    annotated(&annotations, "/dev/x")
 }
 
-fn annotated(annotations: Value, path: &str) -> World {
+fn annotated(annotations: &Value, path: &str) -> World {
     World::with_claim().add(json!({
         "kind": "PersistentVolume", "metadata": {"name": "pv-1", "annotations": annotations},
         "spec": {"local": {"path": path}, "accessModes": ["ReadWriteOnce"]},
@@ -61,5 +62,5 @@ fn an_encryption_that_is_not_clear_is_held() {
     device(json!({"volumed.io/encryption-key": "credential/x"}))
         .is_held(HoldCode::ObjectInvalid, "no meaning");
     let directory = json!({"volumed.io/encryption": "luks2", "volumed.io/encryption-key": "credential/x"});
-    annotated(directory, "/srv").is_held(HoldCode::ObjectInvalid, "no meaning here");
+    annotated(&directory, "/srv").is_held(HoldCode::ObjectInvalid, "no meaning here");
 }

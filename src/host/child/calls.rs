@@ -125,7 +125,11 @@ impl Children {
                 other => Err(other),
             })
             .await?;
-        let said = answers.into_iter().map(|answer| match answer {
+        let fs_types = places.iter().map(|place| place.fs_type.as_deref());
+        let said = answers.into_iter().zip(fs_types).map(|(answer, fs_type)| match answer {
+            Answer::Said(Err(errno)) if gave_up(errno, fs_type) => {
+                Err(NoUsage::Silent(io::Error::from(errno).to_string()))
+            }
             Answer::Said(said) => said.map_err(|errno| NoUsage::Refused(io::Error::from(errno).to_string())),
             Answer::Silent => {
                 let within = ANSWER.as_secs();
@@ -135,6 +139,7 @@ impl Children {
                 Err(NoUsage::Silent("the file system did not answer an earlier question yet".to_owned()))
             }
         });
+        let said: Vec<_> = said.collect();
         Ok(places.into_iter().map(|place| place.path).zip(said).collect())
     }
 
@@ -222,6 +227,21 @@ fn death(errno: Errno, fs_type: Option<&str>) -> Option<String> {
     Some(format!("{how}: {}", io::Error::from(errno)))
 }
 
+/// Whether the kernel says so of an NFS server that did not answer: of a soft mount after a while, of any mount when somebody
+/// unmounted another one of the same export by force. It is no answer of the server's.
+fn gave_up(errno: Errno, fs_type: Option<&str>) -> bool {
+    const UNANSWERED: [Errno; 7] = [
+        Errno::IO,
+        Errno::TIMEDOUT,
+        Errno::HOSTUNREACH,
+        Errno::NETUNREACH,
+        Errno::HOSTDOWN,
+        Errno::CONNREFUSED,
+        Errno::CONNRESET,
+    ];
+    fs_type.is_some_and(|fs_type| matches!(fs_type, "nfs" | "nfs4")) && UNANSWERED.contains(&errno)
+}
+
 /// Adds a remedy to what the kernel says of a change of ownership.
 fn explained(errno: Errno) -> io::Error {
     let said = io::Error::from(errno);
@@ -264,6 +284,17 @@ mod tests {
             (None, false),
         ] {
             assert_eq!(death(Errno::IO, fs_type).is_some(), dead, "{fs_type:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_says_in_place_of_an_nfs_server_is_no_answer() {
+        for errno in [Errno::IO, Errno::TIMEDOUT, Errno::CONNREFUSED] {
+            assert!(gave_up(errno, Some("nfs4")) && gave_up(errno, Some("nfs")), "{errno}");
+            assert!(!gave_up(errno, Some("fuse")) && !gave_up(errno, None), "{errno}");
+        }
+        for errno in [Errno::STALE, Errno::ACCESS, Errno::PERM, Errno::NOENT] {
+            assert!(!gave_up(errno, Some("nfs4")), "{errno}");
         }
     }
 

@@ -142,6 +142,20 @@ pub(super) fn has(device: &Device, uuid: &FsUuid) -> Result<bool, DiskError> {
     Ok(text.unwrap_or_default().trim() == format!("{major}:{minor}"))
 }
 
+/// Returns whether the only disk of a mounted btrfs was taken away. In doubt it is there.
+pub(super) fn is_gone(source: &str) -> bool {
+    let Some(name) = source.strip_prefix("/dev/").filter(|name| !name.contains('/')) else { return false };
+    let Ok(all) = std::fs::read_dir("/sys/fs/btrfs") else { return false };
+    let disks = |directory: std::fs::DirEntry| {
+        let entries = std::fs::read_dir(directory.path().join("devices")).ok()?;
+        Some(entries.flatten().map(|entry| entry.file_name()).collect::<Vec<_>>())
+    };
+    let mut of_it = all.flatten().filter_map(disks).filter(|disks| disks.iter().any(|disk| disk == name));
+    let there = std::fs::symlink_metadata(format!("/sys/class/block/{name}"));
+    let is_missing = there.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    is_missing && of_it.next().is_some_and(|disks| disks.len() == 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,18 +195,4 @@ mod tests {
         let other = FsUuid::from_bytes([7; 16]);
         assert_eq!(subvolume((low ^ TOP) << 32 | high, &other), None);
     }
-}
-
-/// Returns whether the only disk of a mounted btrfs was taken away. In doubt it is there.
-pub(super) fn is_gone(source: &str) -> bool {
-    let Some(name) = source.strip_prefix("/dev/").filter(|name| !name.contains('/')) else { return false };
-    let Ok(all) = std::fs::read_dir("/sys/fs/btrfs") else { return false };
-    let disks = |directory: std::fs::DirEntry| {
-        let entries = std::fs::read_dir(directory.path().join("devices")).ok()?;
-        Some(entries.flatten().map(|entry| entry.file_name()).collect::<Vec<_>>())
-    };
-    let mut of_it = all.flatten().filter_map(disks).filter(|disks| disks.iter().any(|disk| disk == name));
-    let there = std::fs::symlink_metadata(format!("/sys/class/block/{name}"));
-    let is_missing = there.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
-    is_missing && of_it.next().is_some_and(|disks| disks.len() == 1)
 }

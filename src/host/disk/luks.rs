@@ -386,7 +386,7 @@ mod tests {
             (luks(1), Verdict::Refuse, Verdict::Finish, Verdict::Finish),
             (luks(2), Verdict::Refuse, Verdict::Refuse, Verdict::Refuse),
             (unknown(&[]), Verdict::Refuse, Verdict::Make, Verdict::Unproven),
-            (unknown(&[file_system.clone()]), Verdict::Refuse, Verdict::Refuse, Verdict::Refuse),
+            (unknown(std::slice::from_ref(&file_system)), Verdict::Refuse, Verdict::Refuse, Verdict::Refuse),
             (
                 looked(Content::FileSystem(file_system.clone())),
                 Verdict::Refuse,
