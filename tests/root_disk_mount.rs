@@ -233,7 +233,7 @@ fn read_only_by_an_option_opens_the_disk_for_reading() {
             assert_eq!(disk::open_for_writing(&log), expected.into(), "{options:?}");
             host.unmount();
             disk.detach();
-            fs::remove_dir_all(std::env::temp_dir().join("tools")).unwrap();
+            host.remove_tools();
         }
     });
 }
@@ -264,7 +264,7 @@ fn a_repair_goes_on_when_volumed_dies_and_is_waited_for() {
         host.replace("fsck.ext4", "exec $real \"$@\"");
         let again = async {
             let mounted = host.mount(&disk, &intent, false, &[]).await;
-            assert!(done.exists(), "it was not waited for: {mounted:?}");
+            assert!(disk::is_there(&done), "it was not waited for: {mounted:?}");
             mounted.unwrap();
         };
         let end = async {

@@ -220,7 +220,7 @@ fn command<A: AsRef<OsStr>>(tool: &Path, arguments: impl IntoIterator<Item = A>)
         .current_dir("/")
         .stdin(Stdio::null());
     // Whoever makes a device-mapper device waits for udev to make its node, and makes it itself where nobody else does.
-    if !Path::new("/run/udev/control").try_exists().unwrap_or(true) {
+    if matches!(Path::new("/run/udev/control").try_exists(), Ok(false)) {
         command.env("DM_DISABLE_UDEV", "1");
     }
     command

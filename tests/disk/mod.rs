@@ -147,6 +147,11 @@ impl Host {
         log
     }
 
+    /// Makes room for the tools of another host.
+    pub fn remove_tools(&self) {
+        fs::remove_dir_all(&self.tools).unwrap();
+    }
+
     pub fn take_away(&self, name: &str) {
         fs::remove_file(self.tools.join(name)).unwrap();
     }
@@ -266,10 +271,14 @@ pub fn children_with_it_open(disk: &Disk) -> bool {
     processes.filter(named).any(|process| open(process).any(is_it))
 }
 
+pub fn is_there(path: &Path) -> bool {
+    path.try_exists().unwrap()
+}
+
 /// Waits until a file exists.
 pub async fn appears(path: &Path) {
     let until = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
-    while !path.exists() {
+    while !is_there(path) {
         assert!(tokio::time::Instant::now() < until, "{} does not appear", path.display());
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }

@@ -173,7 +173,7 @@ impl World {
         let Some(inside) = state.disks.remove(path) else { return };
         let below = state.disks.values_mut().find(|disk| inside.under.as_ref() == Some(&disk.serial));
         if let Some(luks) = below.and_then(|disk| disk.luks.as_mut()) {
-            luks.inside = Box::new(SimDisk { under: None, ..inside });
+            *luks.inside = SimDisk { under: None, ..inside };
         }
     }
 

@@ -60,7 +60,7 @@ pub(super) async fn find(tools: &Tools, name: &MapperName) -> Result<Option<Mapp
     const DOING: &str = "look for the device";
     const LIST: [&str; 7] =
         ["info", "-c", "--noheadings", "--separator", "\t", "-o", "name,uuid,major,minor,open,attr"];
-    if !Path::new(DRIVER).try_exists().unwrap_or(true) {
+    if matches!(Path::new(DRIVER).try_exists(), Ok(false)) {
         return Ok(None);
     }
     let ended = dmsetup(tools, DOING, name, &LIST).await?;

@@ -7,18 +7,14 @@
 //! zeroed through the encryption once, before the device counts as made: from then on the rules for formatting hold inside too.
 
 use std::path::Path;
-use std::time::Duration;
 
 use super::device::{Device, Looked, To};
 use super::dm::{self, Mapping};
 use super::error::{DiskError, failed};
 use super::work::Key;
-use super::{LOOK, LuksOpened, format, places};
-use crate::host::exec::{Ended, Tools};
+use super::{LOOK, LuksOpened, cryptsetup, format, places};
+use crate::host::exec::Tools;
 use crate::model::{Content, DiskIdentity, Formatted, FsGrowth, FsUuid, LuksIntent, MapperName};
-
-/// How long cryptsetup may take: a person may have added a key whose function costs a minute here.
-const LIMIT: Duration = Duration::from_secs(300);
 
 /// A header takes 16 MiB; less than as much again is no volume.
 const LEAST: u64 = 32 << 20;
@@ -37,11 +33,6 @@ const FUNCTION: [&str; 8] = [
     "--pbkdf-parallel",
     "1",
 ];
-
-/// cryptsetup(8), "RETURN CODES".
-const WRONG: i32 = 1;
-const NO_PERMISSION: i32 = 2;
-const EXISTS: i32 = 5;
 
 /// What a device may have on it and be encrypted.
 #[derive(Debug, PartialEq, Eq)]
@@ -141,32 +132,14 @@ async fn forget(device: &Device, name: &MapperName, uuid: &FsUuid) -> Result<(),
     }
 }
 
-/// Runs cryptsetup, which may read the key. Neither its arguments nor its words have anything of that.
-async fn cryptsetup(
-    tools: &Tools,
-    doing: &'static str,
-    about: &Path,
-    arguments: &[&str],
-    key: Option<&Key>,
-) -> Result<Ended, DiskError> {
-    let tool = tools.tool("cryptsetup", "cryptsetup-bin")?;
-    let key = key.map(Key::reveal);
-    Ok(tools.feed(doing, about, &tool, ["--batch-mode"].iter().chain(arguments), LIMIT, key).await?)
-}
-
-fn unexpected(doing: &str, about: &Path, ended: &Ended) -> DiskError {
-    let why = format!("cryptsetup: {}: {}", ended.status, ended.said);
-    DiskError::Failed { doing: doing.to_owned(), path: about.to_owned(), why }
-}
-
 async fn make(device: &Device, uuid: &FsUuid, key: &Key) -> Result<(), DiskError> {
     let node = device.in_tools().display().to_string();
     let ours = ["luksFormat", "--type", "luks2", "--uuid", uuid.as_str(), "--key-file=-"];
     let arguments: Vec<&str> = ours.into_iter().chain(FUNCTION).chain([node.as_str()]).collect();
-    device.lasts(LIMIT + LOOK);
+    device.lasts(cryptsetup::LIMIT + LOOK);
     // Before it starts nothing was written.
-    device.tools.tool("cryptsetup", "cryptsetup-bin")?;
-    let ended = cryptsetup(&device.tools, "encrypt", &device.path, &arguments, Some(key)).await;
+    cryptsetup::tool(&device.tools)?;
+    let ended = cryptsetup::run(&device.tools, "encrypt", &device.path, &arguments, Some(key)).await;
     let ended = ended.map_err(|error| not_encrypted(device, &error.to_string()))?;
     if ended.status.success() {
         return Ok(());
@@ -179,15 +152,16 @@ async fn has_key(device: &Device) -> Result<bool, DiskError> {
     const DOING: &str = "read the LUKS header of";
     let node = device.in_tools().display().to_string();
     let arguments = ["luksDump", "--dump-json-metadata", &node];
-    let ended = cryptsetup(&device.tools, DOING, &device.path, &arguments, None).await?;
+    let ended = cryptsetup::run(&device.tools, DOING, &device.path, &arguments, None).await?;
     match ended.status.code() {
         Some(0) => {
             let header: Option<serde_json::Value> = serde_json::from_slice(&ended.stdout).ok();
             let keys = header.as_ref().and_then(|header| header.get("keyslots")?.as_object());
-            keys.map(|keys| !keys.is_empty()).ok_or_else(|| unexpected(DOING, &device.path, &ended))
+            keys.map(|keys| !keys.is_empty())
+                .ok_or_else(|| cryptsetup::unexpected(DOING, &device.path, &ended))
         }
-        Some(WRONG) if ended.said.contains("is not a valid LUKS device") => Ok(false),
-        _ => Err(unexpected(DOING, &device.path, &ended)),
+        Some(cryptsetup::WRONG) if ended.said.contains("is not a valid LUKS device") => Ok(false),
+        _ => Err(cryptsetup::unexpected(DOING, &device.path, &ended)),
     }
 }
 
@@ -222,7 +196,7 @@ async fn inside(device: &Device, name: &MapperName, before: bool) -> Result<Form
             }
         }
     }
-    device.lasts(LIMIT + LOOK);
+    device.lasts(cryptsetup::LIMIT + LOOK);
     let written = places::blank(&inside.fd, inside.bytes).and_then(|()| rustix::fs::fsync(&device.fd));
     written.map_err(|e| not_encrypted(device, &format!("cannot write zeros: {e}")))?;
     match inside.content().await.map_err(|error| not_encrypted(device, &error.to_string()))? {
@@ -240,13 +214,13 @@ async fn show(device: &Device, uuid: &FsUuid, name: &MapperName, key: &Key) -> R
         arguments.push("--readonly");
     }
     arguments.extend([node.as_str(), name.as_str()]);
-    device.lasts(LIMIT + LOOK);
-    let ended = cryptsetup(&device.tools, DOING, &device.path, &arguments, Some(key)).await?;
+    device.lasts(cryptsetup::LIMIT + LOOK);
+    let ended = cryptsetup::run(&device.tools, DOING, &device.path, &arguments, Some(key)).await?;
     match ended.status.code() {
         // Of two at once one comes too late.
-        Some(0 | EXISTS) => {}
-        Some(NO_PERMISSION) => return Err(DiskError::WrongKey { path: device.path.clone() }),
-        _ => return Err(unexpected(DOING, &device.path, &ended)),
+        Some(0 | cryptsetup::EXISTS) => {}
+        Some(cryptsetup::NO_PERMISSION) => return Err(DiskError::WrongKey { path: device.path.clone() }),
+        _ => return Err(cryptsetup::unexpected(DOING, &device.path, &ended)),
     }
     match dm::find(&device.tools, name).await? {
         Some(mapping) if mapping.live && mapping.is_luks(uuid) && mapping.is_over(device.number)? => {
@@ -254,7 +228,7 @@ async fn show(device: &Device, uuid: &FsUuid, name: &MapperName, key: &Key) -> R
             Ok(mapping)
         }
         Some(mapping) => Err(other(name, format!("it has the device-mapper UUID {:?}", mapping.uuid))),
-        None => Err(unexpected(DOING, &device.path, &ended)),
+        None => Err(cryptsetup::unexpected(DOING, &device.path, &ended)),
     }
 }
 
@@ -344,11 +318,11 @@ pub(super) async fn grow(
         return Ok(FsGrowth::Enough { bytes: from });
     }
     let arguments = ["resize", "--key-file=-", name.as_str()];
-    let ended = cryptsetup(tools, DOING, &path, &arguments, Some(key)).await?;
+    let ended = cryptsetup::run(tools, DOING, &path, &arguments, Some(key)).await?;
     match ended.status.code() {
         Some(0) => {}
-        Some(NO_PERMISSION) => return Err(DiskError::WrongKey { path }),
-        _ => return Err(unexpected(DOING, &path, &ended)),
+        Some(cryptsetup::NO_PERMISSION) => return Err(DiskError::WrongKey { path }),
+        _ => return Err(cryptsetup::unexpected(DOING, &path, &ended)),
     }
     let (bytes, below) = mapping.bytes()?;
     if whole(bytes, below) {
@@ -356,9 +330,6 @@ pub(super) async fn grow(
     }
     Err(DiskError::NotWhole { path, bytes, device: below })
 }
-
-/// How long what is done with an open device may last.
-pub(super) const ON_MAPPING: Duration = LIMIT;
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@
 mod blkid;
 mod btrfs;
 mod check;
+mod cryptsetup;
 mod device;
 mod dm;
 mod encrypted;

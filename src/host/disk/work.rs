@@ -12,7 +12,7 @@ use super::super::options::read_only;
 use super::device::{Device, To};
 use super::error::{DiskError, failed};
 use super::mount::At;
-use super::{DiskMounted, LuksOpened, format, luks, mount, show};
+use super::{DiskMounted, LuksOpened, cryptsetup, format, luks, mount, show};
 use crate::model::{
     DiskIdentity, DiskMount, FileSystem, Formatted, FsGrowth, FsUuid, Inspected, Intent, LuksIntent,
     MapperName, RootPath, Secret,
@@ -158,7 +158,7 @@ async fn work(path: &Path, ask: Ask, tell: fn(Duration)) -> Result<Answer, DiskE
     let device = |to| Device::open(path, to, Arc::clone(&directories), tell);
     // What is open already is known by its name: no device is opened, and so none is locked.
     let tools = || {
-        tell(luks::ON_MAPPING);
+        tell(cryptsetup::LIMIT);
         Tools::holding(Vec::new(), Arc::clone(&directories))
     };
     match ask.work {
