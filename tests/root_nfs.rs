@@ -211,7 +211,7 @@ fn a_server_that_falls_silent_keeps_its_volume_until_somebody_gives_it_up() {
     host.remove_manifest("a.yaml");
     let why = until_blocked(&host, "a", "server-not-answering");
     assert!(why.contains("the NFS server silent does not answer"), "{why}");
-    assert_eq!(host.mounts(), [a.clone()], "{why}");
+    assert_eq!(host.mounts(), std::slice::from_ref(&a), "{why}");
     let remedy = format!("volumectl release --force {}", a.display());
     assert!(explanation(&host, "a").contains(&remedy), "{}", explanation(&host, "a"));
     // Nobody waits for it.
