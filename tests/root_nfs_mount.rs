@@ -1,6 +1,13 @@
 //! Mounts of NFS exports as the host makes them, with a mount.nfs of the tests' own: seen by nobody until they are right, and
 //! given up without a trace.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test: helper functions are not covered by the allow-in-tests settings"
+)]
+
 mod isolated;
 mod nfs;
 

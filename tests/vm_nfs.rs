@@ -2,7 +2,11 @@
 //! and under a host name of its own, so that the client takes it for another machine. That one dies by losing its address: what is
 //! sent to it goes nowhere.
 
-#![expect(clippy::print_stdout, reason = "a test: it tells figures")]
+#![expect(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a test: it takes times and tells figures"
+)]
 
 mod vm;
 

@@ -5,7 +5,8 @@
     dead_code,
     unreachable_pub,
     clippy::allow_attributes,
-    reason = "every test binary uses a part of it"
+    clippy::expect_used,
+    reason = "every test binary uses a part of it, which may fail loudly"
 )]
 
 use std::fs;
