@@ -67,9 +67,9 @@ fn an_encrypted_disk_is_a_volume() {
     machine.sh(&format!("echo mine >{path}/file; sync -f {path}"));
     // What is on the disk is no file system, and what the pod has is.
     machine.sh("test $(blkid -p -o value -s TYPE /dev/disk/by-id/virtio-data) = crypto_LUKS
-         ! grep -q mine /dev/disk/by-id/virtio-data
-         cryptsetup luksDump /dev/disk/by-id/virtio-data | grep -q 'Version:.*2'
-         lsblk --noheadings --output TYPE,MOUNTPOINTS | grep -q 'crypt.*local-volume/mounts/data'");
+         if grep -q mine /dev/disk/by-id/virtio-data; then exit 7; fi
+         cryptsetup luksDump /dev/disk/by-id/virtio-data | grep 'Version:.*2' >/dev/null
+         lsblk --noheadings --output TYPE,MOUNTPOINTS | grep 'crypt.*local-volume/mounts/data' >/dev/null");
     // It grows with its disk.
     let (mount, total) = (mount_of(&mut machine, &path), total_of(&mut machine, &path));
     machine.resize_disk("data", 160 * MIB);
@@ -77,10 +77,10 @@ fn an_encrypted_disk_is_a_volume() {
     assert_eq!(mount_of(&mut machine, &path), mount, "it was never mounted anew");
     // The key is in the manifest and in the credential, and nowhere else that a person could look.
     machine.sh(&format!(
-        "! grep -rqs {KEY} /var/lib/volumed /run/volumed /run/cryptsetup
-         ! journalctl --boot | grep -q {KEY}
-         ! cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | grep -aq {KEY}
-         ! volumectl status -o json | grep -q {KEY}"
+        "if grep -rs {KEY} /var/lib/volumed /run/volumed /run/cryptsetup; then exit 3; fi
+         if journalctl --boot | grep {KEY}; then exit 4; fi
+         if cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | grep -a {KEY}; then exit 5; fi
+         if volumectl status -o json | grep {KEY}; then exit 6; fi"
     ));
     machine.reboot();
     machine.until("volumed answers", "volumectl status");
@@ -93,8 +93,8 @@ fn an_encrypted_disk_is_a_volume() {
     machine.until("it is closed", "! lsblk --noheadings --output TYPE | grep crypt");
     machine.manifest("secret", &secret("another-key"));
     machine.manifest("data", &pod("data", &["data"]));
-    machine.until("the key is refused", "volumectl explain pod/data | grep -q wrong-key");
-    machine.sh("! lsblk --noheadings --output TYPE | grep crypt");
+    machine.until("the key is refused", "volumectl explain pod/data | grep wrong-key");
+    machine.sh("if lsblk --noheadings --output TYPE | grep crypt; then exit 8; fi");
     machine.manifest("secret", &secret(KEY));
     machine.wait_for_pods(&["data"]);
     machine.sh(&format!("grep mine {path}/file"));
@@ -106,7 +106,7 @@ fn an_encrypted_disk_is_a_volume() {
         .replace("    volumed.io/encryption: luks2\n    volumed.io/encryption-key: x\n", "");
     machine.manifest("data-volume", &plain);
     machine.manifest("data", &pod("data", &["data"]));
-    machine.until("it is refused", "volumectl explain pod/data | grep -q encryption-mismatch");
+    machine.until("it is refused", "volumectl explain pod/data | grep encryption-mismatch");
     machine.sh("test $(blkid -p -o value -s TYPE /dev/disk/by-id/virtio-data) = crypto_LUKS");
     machine.remove_manifests(&["data"]);
     machine.sh("volumectl approve");

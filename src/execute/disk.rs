@@ -10,7 +10,7 @@ use crate::error::Chain;
 use crate::host::{DiskError, HostError};
 use crate::model::{
     Content, DiskIdentity, Effect, Failure, FileSystem, FsKind, FsUuid, Inspected, Intent, KnownContent,
-    KnownDisk, StageStep, VolumeKey, VolumeMode,
+    KnownDisk, MountsAt, StageStep, VolumeKey, VolumeMode,
 };
 use crate::record::StoreError;
 use crate::volumes::{self, Disk};
@@ -186,14 +186,27 @@ impl Work<'_> {
 
 impl super::Executor {
     /// Lets the disk that has a volume's device path now be its disk; returns in words which one that was and is. Nothing is
-    /// written to it. A blank one is formatted when the volume is staged next, as if it were used for the first time.
+    /// written to it. A blank one is formatted when the volume is staged next, as if it were used for the first time. `places`: where it
+    /// is mounted or shown when it is up.
     ///
     /// # Errors
     /// In words, when it cannot be looked at, or there is nothing to accept.
-    pub async fn accept_disk(&self, key: &VolumeKey, device: PathBuf) -> Result<String, String> {
-        // No step of the volume is under way meanwhile.
+    pub async fn accept_disk(
+        &self,
+        key: &VolumeKey,
+        device: PathBuf,
+        places: &[PathBuf],
+    ) -> Result<String, String> {
+        // No step of the volume is under way meanwhile; one that was may have brought it up.
         let _turn = self.turns.take(key).await;
         let words = |error: &(dyn std::error::Error + 'static)| format!("{key}: {}", Chain(error));
+        let mounts = self.host.mounts().await.map_err(|error| words(&error))?;
+        let is_up = |place: &PathBuf| {
+            !matches!(mounts.at(place), MountsAt::None) || mounts.below(place).next().is_some()
+        };
+        if let Some(place) = places.iter().find(|place| is_up(place)) {
+            return Err(format!("{key} is up with the recorded disk, at {}", place.display()));
+        }
         let known = self.store.disk(key.clone()).await.map_err(|error| words(&error))?;
         let found = self.host.inspect_disk(device.clone()).await.map_err(|error| words(&error))?;
         let content = match &found.content {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::pass::Loop;
-use crate::model::{ObjectRef, Presence, StagingKind, VolumeKey, Want, WantedVolume};
+use crate::model::{ObjectRef, Presence, SpecName, StagingKind, VolumeKey, Want, WantedVolume};
 
 impl Loop {
     /// A disk came, went, or has another size: it may be any device volume's.
@@ -57,11 +57,7 @@ impl Loop {
             });
             shown || staged
         };
-        let busy = devices.iter().find(|(key, _)| self.busy.contains_key(key));
         let refused = match devices.iter().find(|(key, _)| is_up(key)) {
-            None if busy.is_some() => {
-                Some(format!("{object} is being worked on; try again; nothing was done"))
-            }
             Some((key, _)) => Some(format!("{key} is up with the disk that is recorded; nothing was done")),
             None if devices.is_empty() => {
                 Some(format!("{object} has no volume on a device; nothing was done"))
@@ -72,12 +68,20 @@ impl Loop {
             // Who asked may have gone.
             return drop(reply.send(Err(refused)));
         }
+        let layout = &self.parts.layout;
+        let places = |key: &VolumeKey| {
+            let spec = key.as_str().rsplit('/').next().and_then(|name| SpecName::new(name).ok());
+            let paths = spec.map(|spec| [layout.device_staging(&spec), layout.raw_device(&spec)]);
+            paths.into_iter().flatten().map(|path| layout.absolute(&path)).collect::<Vec<_>>()
+        };
+        let devices: Vec<(VolumeKey, PathBuf, Vec<PathBuf>)> =
+            devices.into_iter().map(|(key, device)| (key.clone(), device, places(&key))).collect();
         let executor = Arc::clone(&self.executor);
         self.accepting.spawn(async move {
             let mut done = Vec::new();
-            let keys = devices.iter().map(|(key, _)| key.clone()).collect();
-            for (key, device) in devices {
-                match executor.accept_disk(&key, device).await {
+            let keys = devices.iter().map(|(key, ..)| key.clone()).collect();
+            for (key, device, places) in devices {
+                match executor.accept_disk(&key, device, &places).await {
                     Ok(accepted) => done.push(accepted),
                     Err(error) => {
                         done.push(error);

@@ -21,6 +21,12 @@ use crate::support::{TestHost, pod_using, until};
 
 pub const MIB: u64 = 1 << 20;
 
+/// Runs a test in namespaces of its own: only of processes that can be looked at is it known what they have open, and of this
+/// machine's own not all can.
+pub fn isolated(name: &str, test: fn()) {
+    crate::alone::run(name, async { test() }, |_top| {});
+}
+
 /// A loop device over a file of its own. To be made before its host, which unmounts what is mounted of it.
 #[derive(Debug)]
 pub struct Disk {

@@ -107,6 +107,7 @@ impl Node {
             node: NODE.to_owned(),
             tokens: token_files(top.path()),
             node_labels: BTreeMap::new(),
+            credentials: None,
             ambient: Arc::new(Ambient::new(1, || 0)),
             started: Instant::now(),
             events: Events::new(move |event| {

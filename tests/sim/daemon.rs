@@ -80,6 +80,7 @@ impl Daemon {
             node: "node".to_owned(),
             tokens: volumed::desired::TokenFiles::default(),
             node_labels: BTreeMap::new(),
+            credentials: None,
             ambient: Arc::new(Ambient::new(world.below(u64::MAX), move || {
                 i64::try_from(started.elapsed().as_millis()).unwrap_or(0)
             })),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 use volumed::host::{HostError, NfsCause, NfsError, NfsMount, NoUsage, Unmount, Usage, Usages};
-use volumed::model::{MountIdentity, MountsAt};
+use volumed::model::{Mount, MountIdentity, MountsAt};
 
 use super::wish::EXPORT;
 use super::world::World;
@@ -30,7 +30,11 @@ impl World {
         if !self.lock().is_to_be_shown(&target) {
             self.violation(format!("5: {} is mounted without an intent", target.display()));
         }
-        self.mount(&target, &format!("{}:{}", mount.server, mount.path));
+        let id = self.mount(&target, &format!("{}:{}", mount.server, mount.path));
+        let made = |made: &&mut Mount| made.id == id;
+        if let Some(made) = self.lock().mounts.iter_mut().find(made) {
+            made.read_only = mount.read_only;
+        }
         self.pause().await;
         if self.fault(3) { refused(NfsCause::Other, "its child died") } else { Ok(()) }
     }

@@ -16,7 +16,7 @@ const PACKAGE: &str = "dmsetup";
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// How long somebody may have it open who looks only, udev first of all.
-const PASSING: Duration = Duration::from_secs(2);
+const PASSING: Duration = Duration::from_secs(10);
 
 /// Where the driver says that it is there.
 const DRIVER: &str = "/sys/class/misc/device-mapper";
@@ -111,7 +111,7 @@ pub(super) async fn remove(tools: &Tools, name: &MapperName, mapping: &Mapping) 
         } else if late {
             return Err(in_use());
         } else {
-            tokio::time::sleep(PASSING / 20).await;
+            tokio::time::sleep(PASSING / 100).await;
         }
     }
     Ok(())

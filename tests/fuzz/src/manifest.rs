@@ -6,7 +6,9 @@ use std::sync::Arc;
 use volumed::desired::{Node, ResolvedWant, Resolver};
 use volumed::manifest::Manifests;
 use volumed::manifest::fuzz::readings;
-use volumed::model::{Layout, Lifecycle, PodUid, Problem, PublicationId, RootPath, Wanted, WantedVolume};
+use volumed::model::{
+    KeySource, Layout, Lifecycle, PodUid, Problem, PublicationId, RootPath, Wanted, WantedVolume,
+};
 
 /// The longest text of a problem, in bytes: its sentences are ours, and what it quotes is shortened.
 const SENTENCE: usize = 2048;
@@ -127,6 +129,22 @@ fn paths(layout: &Layout, pod: &PodUid, id: &PublicationId, wanted: &Wanted) {
         WantedVolume::Local(local) => {
             assert!(local.path.is_absolute(), "{}", local.path.display());
             assert!(!local.path.components().any(|c| c == Component::ParentDir), "{}", local.path.display());
+        }
+        WantedVolume::Device(device) => {
+            assert!(device.path.is_absolute(), "{}", device.path.display());
+            assert!(
+                !device.path.components().any(|c| c == Component::ParentDir),
+                "{}",
+                device.path.display()
+            );
+            below(&layout.device_staging(&id.spec), "plugins/kubernetes.io/local-volume/mounts");
+            let devices = "plugins/kubernetes.io~local-volume/volumeDevices";
+            for path in [layout.raw_device(&id.spec), layout.block_target(id), layout.block_map(id)] {
+                below(&path, devices);
+            }
+            if let Some(KeySource::Credential(name)) = &device.key {
+                assert!(!name.is_empty() && !name.contains('/') && name != "." && name != "..", "{name}");
+            }
         }
         WantedVolume::Nfs(nfs) => {
             assert!(
