@@ -6,11 +6,10 @@
 use std::path::{Path, PathBuf};
 
 use super::{Work, store_failure};
-use crate::error::Chain;
 use crate::host::{DiskError, HostError};
 use crate::model::{
     Content, DiskIdentity, Effect, Failure, FileSystem, FsKind, FsUuid, Inspected, Intent, KnownContent,
-    KnownDisk, MountsAt, StageStep, VolumeKey, VolumeMode,
+    KnownDisk, StageStep, VolumeMode,
 };
 use crate::record::StoreError;
 use crate::volumes::{self, Disk};
@@ -185,65 +184,6 @@ impl Work<'_> {
 }
 
 impl super::Executor {
-    /// Lets the disk that has a volume's device path now be its disk; returns in words which one that was and is. Nothing is
-    /// written to it. A blank one is formatted when the volume is staged next, as if it were used for the first time. `places`: where it
-    /// is mounted or shown when it is up.
-    ///
-    /// # Errors
-    /// In words, when it cannot be looked at, or there is nothing to accept.
-    pub async fn accept_disk(
-        &self,
-        key: &VolumeKey,
-        device: PathBuf,
-        places: &[PathBuf],
-    ) -> Result<String, String> {
-        // No step of the volume is under way meanwhile; one that was may have brought it up.
-        let _turn = self.turns.take(key).await;
-        let words = |error: &(dyn std::error::Error + 'static)| format!("{key}: {}", Chain(error));
-        let mounts = self.host.mounts().await.map_err(|error| words(&error))?;
-        let is_up = |place: &PathBuf| {
-            !matches!(mounts.at(place), MountsAt::None) || mounts.below(place).next().is_some()
-        };
-        if let Some(place) = places.iter().find(|place| is_up(place)) {
-            return Err(format!("{key} is up with the recorded disk, at {}", place.display()));
-        }
-        let known = self.store.disk(key.clone()).await.map_err(|error| words(&error))?;
-        let found = self.host.inspect_disk(device.clone()).await.map_err(|error| words(&error))?;
-        let content = match &found.content {
-            Content::FileSystem(there) => KnownContent::FileSystem(there.clone()),
-            Content::Blank | Content::Unfinished(_) | Content::Unknown { .. } | Content::Foreign { .. } => {
-                KnownContent::Accepted
-            }
-            Content::Unclear { why } => {
-                return Err(format!(
-                    "{key}: what is on {} is not clear: {why}; look at it by hand (dmesg)",
-                    device.display()
-                ));
-            }
-        };
-        let Some(known) = known else {
-            return Err(format!("{key}: no disk is recorded yet: any is accepted"));
-        };
-        let accepted = KnownDisk { identity: found.identity.clone(), content, luks: None };
-        if accepted == known {
-            return Err(format!("{key}: {} is the recorded disk ({})", device.display(), known.identity));
-        }
-        self.store.set_disk(key.clone(), Some(accepted)).await.map_err(|error| words(&error))?;
-        let before = match &known.content {
-            KnownContent::Raw => "shown raw".to_owned(),
-            KnownContent::Accepted => "accepted before".to_owned(),
-            KnownContent::Formatting { file_system, .. } => format!("being formatted with {file_system}"),
-            KnownContent::FileSystem(there) => format!("with the file system {there}"),
-        };
-        Ok(format!(
-            "{key}: recorded was the disk with {}, {before}; accepted is {} with {}, on it is {}",
-            known.identity,
-            device.display(),
-            found.identity,
-            found.content
-        ))
-    }
-
     /// Returns a UUID that no other file system has (version 4).
     pub(super) fn new_uuid(&self) -> FsUuid {
         let random = (u128::from(self.ambient.random()) << 64) | u128::from(self.ambient.random());

@@ -10,8 +10,8 @@ use super::disk::{is_read_only, may_be_written, must_be_known, refused, was_not_
 use crate::error::Chain;
 use crate::host::DiskError;
 use crate::model::{
-    Content, Effect, Failure, FsGrowth, KeySource, KnownContent, KnownDisk, KnownLuks, LuksIntent,
-    MapperName, Secret, SecretMap, StageStep,
+    Content, Effect, Failure, FsGrowth, KeySource, KnownContent, KnownDisk, KnownLuks, Layout, LuksIntent,
+    MapperName, Secret, SecretMap, StageStep, VolumeKey,
 };
 use crate::volumes;
 
@@ -167,25 +167,12 @@ impl Work<'_> {
         }
     }
 
-    /// Returns the name under which the disk is open: told by the volume's, and no other root's.
+    /// Returns the name under which the disk is open.
     fn mapper(&self) -> Result<MapperName, Failure> {
-        let layout = &self.executor.layout;
-        let mut hash = Sha256::new();
-        hash.update(layout.root().as_os_str().as_encoded_bytes());
-        hash.update([0]);
-        hash.update(self.key.as_str());
-        let mut name = "volumed-".to_owned();
-        let last = self.key.as_str().rsplit('/').next().unwrap_or_default();
-        name.extend(last.chars().take(60));
-        name.push('-');
-        for byte in hash.finalize().iter().take(6) {
-            // Writing to a String cannot fail.
-            let _written = write!(name, "{byte:02x}");
-        }
-        MapperName::new(name.clone()).ok_or_else(|| {
+        mapper_name(&self.executor.layout, self.key).ok_or_else(|| {
             Failure::not_done(
                 "no-name",
-                format!("{name:?} is no name of a device-mapper device"),
+                format!("{} makes no name of a device-mapper device", self.key),
                 "give the PersistentVolume another name",
             )
         })
@@ -195,6 +182,23 @@ impl Work<'_> {
     pub(super) fn mapper_node(&self) -> Result<PathBuf, Failure> {
         Ok(Path::new("/dev/mapper").join(self.mapper()?.as_str()))
     }
+}
+
+/// Returns the name under which a volume's disk is open: told by the volume's, and no other root's.
+pub(super) fn mapper_name(layout: &Layout, key: &VolumeKey) -> Option<MapperName> {
+    let mut hash = Sha256::new();
+    hash.update(layout.root().as_os_str().as_encoded_bytes());
+    hash.update([0]);
+    hash.update(key.as_str());
+    let mut name = "volumed-".to_owned();
+    let last = key.as_str().rsplit('/').next().unwrap_or_default();
+    name.extend(last.chars().take(60));
+    name.push('-');
+    for byte in hash.finalize().iter().take(6) {
+        // Writing to a String cannot fail.
+        let _written = write!(name, "{byte:02x}");
+    }
+    MapperName::new(name)
 }
 
 fn not_encrypted(device: &Path) -> Failure {

@@ -5,6 +5,7 @@
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
+mod accept;
 mod disk;
 mod down;
 pub mod fault;

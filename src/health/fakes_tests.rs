@@ -155,7 +155,7 @@ impl Host for FakeHost {
     fn mounts(&self) -> Done<'_, Arc<MountTable>> {
         unreachable!()
     }
-    fn disks_changed(&self) -> BoxFuture<'_, ()> {
+    fn disks_changed(&self) -> BoxFuture<'_, crate::host::DiskNews> {
         unreachable!()
     }
     fn mounts_changed(&self) -> BoxFuture<'_, ()> {

@@ -21,8 +21,9 @@ use super::pool::Pool;
 use super::uevents::Uevents;
 use super::wanted::Waits;
 use super::{
-    Bind, BlockMap, DeviceUsers, Directory, FoundVolume, Holder, Host, HostError, NfsMount, Progress,
-    Removal, Seen, Tree, Unmount, Usages, empty_dir, loops, on_disk, raw, startup, token, unmount, users,
+    Bind, BlockMap, DeviceUsers, Directory, DiskNews, FoundVolume, Holder, Host, HostError, NfsMount,
+    Progress, Removal, Seen, Tree, Unmount, Usages, empty_dir, loops, on_disk, raw, startup, token, unmount,
+    users,
 };
 use crate::BoxFuture;
 use crate::model::{
@@ -204,7 +205,7 @@ impl Host for Linux {
         })
     }
 
-    fn disks_changed(&self) -> BoxFuture<'_, ()> {
+    fn disks_changed(&self) -> BoxFuture<'_, DiskNews> {
         Box::pin(async {
             match &self.uevents {
                 Some(uevents) => uevents.disks_changed().await,

@@ -83,7 +83,7 @@ pub trait Host: EncryptedDisks + Send + Sync + Debug {
     fn mounts_changed(&self) -> BoxFuture<'_, ()>;
 
     /// Waits until the kernel says that a block device came, went or has another size. Cancel-safe: nothing is lost.
-    fn disks_changed(&self) -> BoxFuture<'_, ()>;
+    fn disks_changed(&self) -> BoxFuture<'_, DiskNews>;
 
     /// Makes directories and then files, each left as it is where it is already right. A file appears whole or not at all.
     /// Nothing is synced: these are made again from the record.
@@ -210,6 +210,15 @@ pub trait Host: EncryptedDisks + Send + Sync + Debug {
 
     /// Lists the volumes that lie on disk below the root, ours and others', without touching what is mounted.
     fn volumes_on_disk(&self) -> BoxFuture<'_, Result<Vec<FoundVolume>, HostError>>;
+}
+
+/// What the kernel said of block devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DiskNews {
+    /// Something was done with a device-mapper device, perhaps by volumed: it may have another size.
+    Perhaps,
+    /// One came, went, or has another size.
+    Changed,
 }
 
 /// What `Host::create` makes, in this order.

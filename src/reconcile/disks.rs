@@ -6,15 +6,19 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::pass::Loop;
+use crate::host::DiskNews;
 use crate::model::{ObjectRef, Presence, SpecName, StagingKind, VolumeKey, Want, WantedVolume};
 
 impl Loop {
     /// A disk came, went, or has another size: it may be any device volume's.
-    pub(super) fn disks_changed(&mut self) {
+    pub(super) fn disks_changed(&mut self, news: DiskNews) {
         let keys = self.records.keys().chain(self.desired.volumes.keys());
         let keys: Vec<VolumeKey> = keys.filter(|key| self.device_of(key).is_some()).cloned().collect();
         for key in keys {
-            self.forget_failures(&key);
+            // What volumed itself does with device mapper must not be a reason to try again at once.
+            if news == DiskNews::Changed {
+                self.forget_failures(&key);
+            }
             self.resized.insert(key.clone());
             self.touched.insert(key);
         }

@@ -196,7 +196,7 @@ pub async fn run(
             Ok(()) = inputs.manifests.changed() => {}
             Ok(()) = inputs.drivers.changed() => {}
             () = host.mounts_changed() => turn.mounts_changed(),
-            () = host.disks_changed() => turn.disks_changed(),
+            news = host.disks_changed() => turn.disks_changed(news),
             () = tokio::time::sleep_until(due) => turn.timer(),
         }
         turn.gather(&mut inputs).await;

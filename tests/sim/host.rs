@@ -53,8 +53,11 @@ impl Host for SimHost {
         })
     }
 
-    fn disks_changed(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async move { self.world.disk_bell.notified().await })
+    fn disks_changed(&self) -> BoxFuture<'_, volumed::host::DiskNews> {
+        Box::pin(async move {
+            self.world.disk_bell.notified().await;
+            volumed::host::DiskNews::Changed
+        })
     }
 
     fn mounts_changed(&self) -> BoxFuture<'_, ()> {

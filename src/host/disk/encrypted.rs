@@ -12,7 +12,7 @@ use crate::BoxFuture;
 use crate::host::{HostError, Linux};
 use crate::model::{DiskIdentity, Formatted, FsGrowth, FsUuid, LuksIntent, MapperName, Secret};
 
-/// Disks that are encrypted at rest: LUKS2, whose key comes from a Secret. What is open under a name is a disk like any other,
+/// Disks that are encrypted at rest: LUKS2, whose key comes from a Secret or a credential. What is open under a name is a disk like any other,
 /// which `Host::inspect_disk`, `format_disk`, `mount_disk` and `grow_disk` take by its node.
 pub trait EncryptedDisks: Send + Sync + Debug {
     /// Encrypts a device that nobody has, as the intent in the record, synced, says, if it is blank or has only what an
