@@ -72,11 +72,12 @@ pub fn objects(recording: &str) -> Vec<Value> {
     let all: BTreeMap<String, Vec<Value>> =
         serde_json::from_str(&read(recording, "objects.json")).expect("lists of objects");
     let mut all: Vec<Value> = all.into_values().flatten().collect();
-    // Local volumes of devices, as some of them are, for which volumed waits. A kubelet's are not taken over in any case: of a
-    // directory that is refused as foreign (root_local), which is not at rest.
+    // Local volumes of a kind that volumed does not support, so that it waits for them. A kubelet's are not taken over in any case: of
+    // a directory that is refused as foreign (root_local), which is not at rest; and of the devices that some of them are
+    // this host may have others by the same names, which no test may touch.
     for object in &mut all {
         if let Some(local) = object["spec"].get_mut("local") {
-            local["fsType"] = Value::from("ext4");
+            local["fsType"] = Value::from("zfs");
         }
     }
     all

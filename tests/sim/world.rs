@@ -339,7 +339,12 @@ impl State {
         self.next_mount += 1;
         let id = self.next_mount;
         // A device keeps its number wherever its node is bound; a file system of its own has a new one each time.
-        let minor = if wish::is_block(source) { 999 } else { id % 1000 };
+        // So does a file system on a disk, as long as anybody has it.
+        let minor = match source {
+            source if wish::is_block(source) => 999,
+            wish::DISK => 998,
+            _ => id % 998,
+        };
         self.made.insert(id, Instant::now());
         self.mounts.push(Mount {
             id,
