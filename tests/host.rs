@@ -243,6 +243,8 @@ async fn volumes_on_disk_are_listed_with_whose_they_are() {
         .unwrap();
     std::fs::create_dir_all(root.join("pods/u2/volumeDevices/kubernetes.io~csi")).unwrap();
     symlink("/dev/null", root.join("pods/u2/volumeDevices/kubernetes.io~csi/raw")).unwrap();
+    // What is being put into its place at this moment is nobody's, and not shown as such.
+    symlink("/dev/null", root.join("pods/u2/volumeDevices/kubernetes.io~csi/.next.volumed")).unwrap();
 
     let found = linux.volumes_on_disk().await.unwrap();
     let by = |path: &RootPath| found.iter().find(|f| f.path == *path).unwrap_or_else(|| panic!("{path:?}"));

@@ -29,7 +29,6 @@ pub(super) fn read_small(at: impl AsFd, name: &str, limit: u64) -> io::Result<Op
 
 /// The name under which a file is written before it takes its place. Known, so that a leftover can be removed.
 pub(super) fn temporary_name(name: &OsStr) -> OsString {
-    const SUFFIX: &str = ".volumed";
     let mut temporary = OsString::from(".");
     if name.len() + 1 + SUFFIX.len() > NAME_MAX {
         // A PersistentVolume's name may fill a whole file name: its hash stands in for it.
@@ -42,6 +41,15 @@ pub(super) fn temporary_name(name: &OsStr) -> OsString {
     temporary.push(SUFFIX);
     temporary
 }
+
+/// Returns whether a name is one of those: neither a pod's volume nor a PersistentVolume can have it.
+pub(super) fn is_temporary(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b".") && name.ends_with(SUFFIX.as_bytes())
+}
+
+/// The end of each such name.
+const SUFFIX: &str = ".volumed";
 
 /// The longest file name that Linux file systems take, in bytes.
 const NAME_MAX: usize = 255;

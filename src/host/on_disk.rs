@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::files::read_small;
+use super::files::{is_temporary, read_small};
 use super::path::{DIRECTORY, Root, names, open_within};
 use super::{HostError, Seen};
 use crate::model::{Plugin, PodUid, RootPath, SpecName, VOL_DATA, VolData};
@@ -229,9 +229,11 @@ impl Listing<'_> {
         self.read(path, |kind| matches!(kind, FileType::Directory | FileType::Unknown))
     }
 
-    /// Returns all names in a directory: a link or a file where a volume should be is somebody's too.
+    /// Returns all names in a directory: a link or a file where a volume should be is somebody's too. What is just being put
+    /// into its place is not there yet, and a leftover of that is removed with its volume.
     fn entries(&self, path: &Path) -> Result<Vec<OsString>, HostError> {
-        self.read(path, |_kind| true)
+        let all = self.read(path, |_kind| true)?;
+        Ok(all.into_iter().filter(|name| !is_temporary(name)).collect())
     }
 
     fn read(&self, path: &Path, wanted: impl Fn(FileType) -> bool) -> Result<Vec<OsString>, HostError> {
