@@ -11,9 +11,9 @@ fuzz_wanted=0.13.1
 # one.
 build_fuzz() {
   if [[ $("$1/bin/cargo-fuzz" --version 2>/dev/null) != "cargo-fuzz $fuzz_wanted" ]]; then
-    cargo install --quiet --locked --root "$1" --version "$fuzz_wanted" cargo-fuzz
+    cargo install --quiet --debug --locked --root "$1" --version "$fuzz_wanted" cargo-fuzz
   fi
-  "$1/bin/cargo-fuzz" build --fuzz-dir tests/fuzz --target-dir target/fuzz --sanitizer none
+  "$1/bin/cargo-fuzz" build --fuzz-dir tests/fuzz --target-dir target/fuzz --sanitizer none --dev
 }
 
 # run_fuzz SECONDS: runs each target for so long, as many at a time as there are processors. What a target finds on its way
@@ -21,7 +21,7 @@ build_fuzz() {
 # The last line says how many targets passed and failed.
 run_fuzz() {
   local targets programs target
-  programs=target/fuzz/$(rustc -vV | sed -n 's/^host: //p')/release
+  programs=target/fuzz/$(rustc -vV | sed -n 's/^host: //p')/debug
   mapfile -t targets < <(basename -s .rs tests/fuzz/fuzz_targets/*.rs)
   export -f fuzz_one
   export programs
