@@ -149,7 +149,10 @@ fn a_disk_that_is_pulled_is_told_and_comes_back_with_its_files() {
     );
     machine.manifest("broken-volume", &at("/dev/mapper/broken", "broken", 32, "ext4", "{}"));
     machine.manifest("broken", &pod("broken", &["broken"]));
-    machine.until("it is not formatted", "volumectl explain pod/broken | grep not-blank");
+    machine.until(
+        "it is not formatted",
+        "volumectl explain pod/broken | grep -F 'cannot read /dev/mapper/broken: Input/output'",
+    );
     machine.sh("sha256sum </dev/disk/by-id/virtio-broken | cmp - /run/before");
     take_down(&mut machine, &["pulled", "other", "broken"]);
 }

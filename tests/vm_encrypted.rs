@@ -69,7 +69,7 @@ fn an_encrypted_disk_is_a_volume() {
     machine.sh("test $(blkid -p -o value -s TYPE /dev/disk/by-id/virtio-data) = crypto_LUKS
          if grep -q mine /dev/disk/by-id/virtio-data; then exit 7; fi
          cryptsetup luksDump /dev/disk/by-id/virtio-data | grep 'Version:.*2' >/dev/null
-         lsblk --noheadings --output TYPE,MOUNTPOINTS | grep 'crypt.*local-volume/mounts/data' >/dev/null");
+         lsblk --raw --noheadings --output TYPE,MOUNTPOINTS | grep 'crypt.*local-volume/mounts/data' >/dev/null");
     // It grows with its disk.
     let (mount, total) = (mount_of(&mut machine, &path), total_of(&mut machine, &path));
     machine.resize_disk("data", 160 * MIB);

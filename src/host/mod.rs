@@ -55,7 +55,7 @@ pub use error::HostError;
 pub use linux::Linux;
 pub use listen::{ListenError, listen};
 #[doc(hidden)]
-pub use mount_table::mounts as parse_mountinfo;
+pub use mount_table::{Reader as MountReader, mounts as parse_mountinfo};
 pub use nfs::{NfsCause, NfsError, NfsMount};
 pub use on_disk::{FoundVolume, Part};
 pub use raw::inherited;

@@ -18,7 +18,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 use serde::{Deserialize, Serialize};
 
 use super::exec::Tools;
-use super::mount_table::Reader;
+use super::mount_table;
 use super::options::Attributes;
 use super::path::{self, BENEATH, Root};
 use super::{HostError, raw};
@@ -289,7 +289,7 @@ fn leave(root: &Path, target: &RootPath) -> nix::Result<()> {
     nix::mount::mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)?;
     let target = root.join(target.as_path());
     // A copy that cannot be read or let go of goes with this process.
-    let table = Reader::open().and_then(|mut reader| reader.read());
+    let table = mount_table::once();
     for mount in table.iter().flat_map(|table| table.below(root)) {
         if !target.starts_with(&mount.point) {
             // Lazily: the copy's own file system is not asked, and the volume's mount is another one.

@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "children without exec, close_range, kcmp, loop devices, freezing, mount_setattr, what ties a tool to us, tokio's registration of a descriptor, and one that systemd passed"
+    reason = "children without exec, close_range, kcmp, loop devices, freezing, mount_setattr, statmount, listmount, what ties a tool to us, tokio's registration of a descriptor, and one that systemd passed"
 )]
 
 use std::ffi::CStr;
@@ -316,6 +316,47 @@ pub(super) fn set_attributes(
         )
     };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `struct mnt_id_req` of linux/mount.h, as it was first.
+#[repr(C)]
+struct MountIdRequest {
+    size: u32,
+    spare: u32,
+    id: u64,
+    parameter: u64,
+}
+
+// The same on every architecture that got them with the common table (Linux 6.8).
+const SYS_STATMOUNT: libc::c_long = 457;
+const SYS_LISTMOUNT: libc::c_long = 458;
+
+/// `statmount(id, mask)`: writes a `struct statmount` with its strings to the buffer.
+///
+/// # Errors
+/// EOVERFLOW: the buffer is too small. ENOENT: there is no such mount in this namespace. The kernel's others.
+pub(super) fn statmount(id: u64, mask: u64, buffer: &mut [u8]) -> io::Result<()> {
+    let size = size_of::<MountIdRequest>() as u32;
+    let request = MountIdRequest { size, spare: 0, id, parameter: mask };
+    // SAFETY: the kernel reads one request of the size that it says, from `request`, which is live across the call, and writes
+    // at most `buffer.len()` bytes to `buffer`, which nothing else looks at meanwhile.
+    let done =
+        unsafe { libc::syscall(SYS_STATMOUNT, &raw const request, buffer.as_mut_ptr(), buffer.len(), 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `listmount(LSMT_ROOT, after)`: writes the unique ids of this namespace's mounts that follow one to the buffer, and returns
+/// how many.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn listmount(after: u64, ids: &mut [u64]) -> io::Result<usize> {
+    const LSMT_ROOT: u64 = u64::MAX;
+    let size = size_of::<MountIdRequest>() as u32;
+    let request = MountIdRequest { size, spare: 0, id: LSMT_ROOT, parameter: after };
+    // SAFETY: as in `statmount`; the kernel writes at most `ids.len()` numbers.
+    let count = unsafe { libc::syscall(SYS_LISTMOUNT, &raw const request, ids.as_mut_ptr(), ids.len(), 0) };
+    usize::try_from(count).map_err(|_negative| io::Error::last_os_error())
 }
 
 /// Lets the command's process die with the thread that starts it, and keeps descriptors open in it, under the same numbers: a

@@ -216,7 +216,6 @@ mod tests {
             fs_type: fs_type.to_owned(),
             source: "s".to_owned(),
             read_only: false,
-            shared: true,
         }
     }
 

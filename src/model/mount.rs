@@ -1,7 +1,9 @@
 //! The mount table as a value, and what makes two looks at a mount the same mount.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,8 +26,6 @@ pub struct Mount {
     pub source: String,
     /// Whether this mount is read-only.
     pub read_only: bool,
-    /// Whether mounts made below it reach its peer group (`shared:N`).
-    pub shared: bool,
 }
 
 impl Mount {
@@ -94,7 +94,8 @@ pub fn has_server(fs_type: &str) -> bool {
 /// All mounts of the daemon's namespace at one moment, found by path.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MountTable {
-    by_point: BTreeMap<PathBuf, Vec<Mount>>,
+    /// Shared with the tables before and after it: most of a table stays when it changes.
+    by_point: BTreeMap<Arc<Path>, Arc<[Mount]>>,
 }
 
 /// What is mounted at exactly one path.
@@ -115,12 +116,23 @@ impl MountTable {
         for mount in mounts {
             by_point.entry(mount.point.clone()).or_default().push(mount);
         }
-        Self { by_point }
+        let shared = by_point.into_iter().map(|(point, mounts)| (point.into(), mounts.into()));
+        Self { by_point: shared.collect() }
+    }
+
+    /// Puts these mounts, the lowest first, in place of what is at the path.
+    pub fn set(&mut self, point: &Path, mounts: impl IntoIterator<Item = Mount>) {
+        let mounts: Arc<[Mount]> = mounts.into_iter().collect();
+        if mounts.is_empty() {
+            self.by_point.remove(point);
+        } else {
+            self.by_point.insert(point.into(), mounts);
+        }
     }
 
     /// Returns what is mounted at the path.
     pub fn at(&self, path: &Path) -> MountsAt<'_> {
-        match self.by_point.get(path).map(Vec::as_slice) {
+        match self.by_point.get(path).map(AsRef::as_ref) {
             None | Some([]) => MountsAt::None,
             Some([one]) => MountsAt::One(one),
             Some(more) => MountsAt::Stacked(more),
@@ -133,22 +145,35 @@ impl MountTable {
         self.by_point
             .range::<Path, _>((Bound::Excluded(path), Bound::Unbounded))
             .take_while(move |(point, _)| point.starts_with(path))
-            .flat_map(|(_, mounts)| mounts)
+            .flat_map(|(_, mounts)| mounts.iter())
     }
 
     /// Returns the paths at which something else is mounted than in an older table, ordered.
     pub fn changes_since<'a>(&'a self, old: &'a Self) -> Vec<&'a Path> {
-        let came = self.by_point.iter().filter(|(point, mounts)| old.by_point.get(*point) != Some(mounts));
-        let went = old.by_point.keys().filter(|point| !self.by_point.contains_key(*point));
-        let mut changed: Vec<&Path> =
-            came.map(|(point, _)| point).chain(went).map(PathBuf::as_path).collect();
-        changed.sort();
-        changed
+        let mut changed = Vec::new();
+        let (mut new, mut old) = (self.by_point.iter().peekable(), old.by_point.iter().peekable());
+        loop {
+            // Both are ordered by path.
+            let order = match (new.peek(), old.peek()) {
+                (None, None) => return changed,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some((new, _)), Some((old, _))) if Arc::ptr_eq(new, old) => Ordering::Equal,
+                (Some((new, _)), Some((old, _))) => new.cmp(old),
+            };
+            let came = new.next_if(|_| order.is_le());
+            let went = old.next_if(|_| order.is_ge());
+            let same = match (came, went) {
+                (Some((_, new)), Some((_, old))) => Arc::ptr_eq(new, old) || new == old,
+                (Some(_), None) | (None, Some(_)) | (None, None) => false,
+            };
+            changed.extend(came.or(went).filter(|_| !same).map(|(point, _)| point.as_ref()));
+        }
     }
 
     /// Returns every mount, ordered by path.
     pub fn iter(&self) -> impl Iterator<Item = &Mount> {
-        self.by_point.values().flatten()
+        self.by_point.values().flat_map(|mounts| mounts.iter())
     }
 }
 
@@ -166,7 +191,6 @@ mod tests {
             fs_type: "tmpfs".to_owned(),
             source: "none".to_owned(),
             read_only: false,
-            shared: true,
         }
     }
 
@@ -182,6 +206,12 @@ mod tests {
         ]);
         let changed = ["/came", "/new", "/top", "/went"].map(Path::new);
         assert_eq!(new.changes_since(&old), changed);
+        let mut set = old.clone();
+        set.set(Path::new("/went"), []);
+        set.set(Path::new("/new"), [mount(6, "/new")]);
+        set.set(Path::new("/top"), [mount(5, "/top"), mount(7, "/top")]);
+        set.set(Path::new("/came"), [mount(8, "/came")]);
+        assert_eq!((set.changes_since(&old), &set), (changed.to_vec(), &new));
         assert!(new.changes_since(&new).is_empty());
     }
 }

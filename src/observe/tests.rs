@@ -42,7 +42,6 @@ fn mount(point: &str, source: &str, minor: u32) -> Mount {
         fs_type: "fuse.x".to_owned(),
         source: source.to_owned(),
         read_only: false,
-        shared: true,
     }
 }
 

@@ -355,7 +355,6 @@ impl State {
             fs_type: "ext4".to_owned(),
             source: source.to_owned(),
             read_only: false,
-            shared: true,
         });
         id
     }

@@ -45,10 +45,7 @@ pub enum DiskError {
         found: Content,
     },
     /// A device that was to be formatted has something on it, or may have. Nothing was written.
-    #[error(
-        "{} is not formatted: on it is {found}; if nobody needs that, erase it by hand (wipefs --all {}, then \
-         blkdiscard --zeroout {})", path.display(), path.display(), path.display()
-    )]
+    #[error("{} is not formatted: on it is {found}{}", path.display(), erasing(path, found))]
     NotBlank {
         /// The device.
         path: PathBuf,
@@ -275,4 +272,15 @@ pub(super) fn failed<E: Into<std::io::Error>>(
 ) -> impl Fn(E) -> DiskError {
     let (doing, path) = (doing.to_owned(), path.to_owned());
     move |error| DiskError::Failed { doing: doing.clone(), path: path.clone(), why: error.into().to_string() }
+}
+
+/// How to make a device blank, where it is known what would be lost: what cannot be read is not to be erased for that.
+fn erasing(path: &std::path::Path, found: &Content) -> String {
+    if matches!(found, Content::Unclear { .. }) {
+        return String::new();
+    }
+    let path = path.display();
+    format!(
+        "; if nobody needs that, erase it by hand (wipefs --all {path}, then blkdiscard --zeroout {path})"
+    )
 }

@@ -227,9 +227,7 @@ fn other_mount(device: &Device, at: &At, found: String) -> DiskError {
 
 fn table() -> Result<MountTable, DiskError> {
     let path = Path::new("/proc/thread-self/mountinfo");
-    let text = std::fs::read(path).map_err(failed("read", path))?;
-    let lines = mount_table::parse(&text).map_err(failed("read", path))?;
-    Ok(MountTable::new(lines.into_iter().map(|line| line.mount)))
+    mount_table::once().map_err(failed("read", path))
 }
 
 /// Lets a mounted file system take all of its device, where it does not.

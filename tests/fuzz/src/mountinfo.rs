@@ -54,13 +54,13 @@ pub fn check(bytes: &[u8]) {
 
 /// Writes a line as the kernel does.
 fn written(mount: &Mount) -> Vec<u8> {
-    let Mount { id, parent, device: (major, minor), root, point, fs_type, source, read_only, shared } = mount;
+    let Mount { id, parent, device: (major, minor), root, point, fs_type, source, read_only } = mount;
     let mut line = format!("{id} {parent} {major}:{minor} ").into_bytes();
     escape(&mut line, root.as_os_str().as_bytes());
     line.push(b' ');
     escape(&mut line, point.as_os_str().as_bytes());
     line.extend(if *read_only { b" ro,relatime" } else { b" rw,relatime" });
-    line.extend(if *shared { b" shared:7".as_slice() } else { b"" });
+    line.extend(if *read_only { b" shared:7".as_slice() } else { b"" });
     line.extend(b" - ");
     escape(&mut line, fs_type.as_bytes());
     line.push(b' ');

@@ -2,30 +2,23 @@
 //! were deleted under their mount.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
-use crate::model::{Mount, MountTable};
-
-/// What the kernel puts after the root of a bind mount whose source directory was removed. A name has no `/`, so it cannot
-/// be part of one. The mount is the one it was, so its root is kept without it.
-const DELETED: &[u8] = b"//deleted";
+use super::shown_root;
+use crate::model::Mount;
 
 /// One line of mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Line {
+pub(in crate::host) struct Line {
     /// What the model knows of it.
-    pub(super) mount: Mount,
+    pub(in crate::host) mount: Mount,
     /// The peer group (`shared:N`): mounts made below it reach all mounts with the same number.
-    pub(super) peer_group: Option<u64>,
+    pub(in crate::host) peer_group: Option<u64>,
     /// The peer group that this mount follows (`master:N`): mounts made and taken away there are here too, not the other
     /// way round.
-    pub(super) master: Option<u64>,
+    pub(in crate::host) master: Option<u64>,
 }
 
 /// Reads a whole mountinfo. A line that is not understood is an error and not left out: a mount that is not seen could be
@@ -33,7 +26,7 @@ pub(super) struct Line {
 ///
 /// # Errors
 /// `InvalidData` with the line's number and beginning.
-pub(super) fn parse(text: &[u8]) -> io::Result<Vec<Line>> {
+pub(in crate::host) fn parse(text: &[u8]) -> io::Result<Vec<Line>> {
     /// Shown of a line, in characters.
     const SHOWN: usize = 120;
     (1_usize..)
@@ -65,8 +58,7 @@ fn parse_line(line: &[u8]) -> Option<Line> {
     let parent = number(fields.next()?)?;
     let mut device = fields.next()?.splitn(2, |b| *b == b':');
     let device = (number(device.next()?)?, number(device.next()?)?);
-    let root = unescape(fields.next()?);
-    let root = root.strip_suffix(DELETED).unwrap_or(&root).to_vec();
+    let root = shown_root(&unescape(fields.next()?)).to_vec();
     let point = unescape(fields.next()?);
     let options = fields.next()?;
     let (mut peer_group, mut master) = (None, None);
@@ -95,7 +87,6 @@ fn parse_line(line: &[u8]) -> Option<Line> {
         fs_type,
         source,
         read_only: has_ro(options) || has_ro(super_options),
-        shared: peer_group.is_some(),
     };
     Some(Line { mount, peer_group, master })
 }
@@ -135,75 +126,13 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The mount table of the namespace that it was opened in, read again only when the kernel says that it changed.
-#[derive(Debug)]
-pub(super) struct Reader {
-    file: File,
-    cached: Arc<MountTable>,
-    /// `cached` is not what the kernel has. The kernel reports a change once per descriptor, so it is kept here until read.
-    stale: bool,
-}
-
-impl Reader {
-    /// Opens the calling thread's mountinfo; nothing is read yet.
-    ///
-    /// # Errors
-    /// When `/proc` is not there.
-    pub(super) fn open() -> io::Result<Self> {
-        Ok(Self { file: open()?, cached: Arc::default(), stale: true })
-    }
-
-    /// Returns the table if what was read last still holds. Costs one poll.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    pub(super) fn current(&mut self) -> io::Result<Option<Arc<MountTable>>> {
-        self.stale |= changed(&self.file)?;
-        Ok((!self.stale).then(|| Arc::clone(&self.cached)))
-    }
-
-    /// Returns the table, after reading it if it changed.
-    ///
-    /// # Errors
-    /// When it cannot be read or understood; the next call tries again.
-    pub(super) fn read(&mut self) -> io::Result<Arc<MountTable>> {
-        /// A table is read in several pieces. Since Linux 5.8 no mount that stays is left out when others come and go
-        /// between two pieces, so after a few tries to get a quiet moment the last reading is good enough: the change
-        /// after it is reported by the next poll.
-        const TRIES: usize = 3;
-        for _ in 0..TRIES {
-            if let Some(current) = self.current()? {
-                return Ok(current);
-            }
-            self.file.rewind()?;
-            let mut text = Vec::new();
-            self.file.read_to_end(&mut text)?;
-            self.cached = Arc::new(MountTable::new(mounts(&text)?));
-            self.stale = false;
-        }
-        Ok(Arc::clone(&self.cached))
-    }
-}
-
-/// Opens the calling thread's mountinfo: a descriptor stays with the namespace that it was opened in.
-pub(super) fn open() -> io::Result<File> {
-    File::open("/proc/thread-self/mountinfo")
-}
-
-/// Asks once, without waiting, whether the table changed since this descriptor was last asked.
-fn changed(file: &File) -> io::Result<bool> {
-    let mut fds = [PollFd::new(file, PollFlags::PRI)];
-    let ready = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
-    Ok(ready > 0)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStrExt;
-    use std::path::Path;
 
     use proptest::prelude::*;
 
+    use super::super::DELETED;
     use super::*;
 
     /// Writes a line as the kernel does.
@@ -265,17 +194,7 @@ mod tests {
                     read_only,
                     (peer_group, master),
                 )| Line {
-                    mount: Mount {
-                        id,
-                        parent,
-                        device,
-                        root,
-                        point,
-                        fs_type,
-                        source,
-                        read_only,
-                        shared: peer_group.is_some(),
-                    },
+                    mount: Mount { id, parent, device, root, point, fs_type, source, read_only },
                     peer_group,
                     master,
                 },
@@ -315,7 +234,7 @@ mod tests {
         assert_eq!(lines[0].mount.point, PathBuf::from("/mnt\tx"));
         assert_eq!((lines[0].peer_group, lines[0].master), (Some(12), Some(3)));
         assert_eq!(lines[0].mount.source, "");
-        assert!(lines[1].mount.read_only && !lines[1].mount.shared);
+        assert!(lines[1].mount.read_only && lines[1].peer_group.is_none());
     }
 
     #[test]
@@ -327,12 +246,5 @@ mod tests {
     #[test]
     fn a_line_that_is_not_understood_is_not_left_out() {
         assert!(parse(b"37 36 0:5 / / ro - ext4 /dev/vda rw\n36 35 98:0 /a /b rw\n").is_err());
-    }
-
-    #[test]
-    fn the_real_table_is_understood_and_read_once() {
-        let mut reader = Reader::open().unwrap();
-        assert!(reader.current().unwrap().is_none(), "nothing was read yet");
-        assert!(reader.read().unwrap().iter().any(|m| m.point == Path::new("/")));
     }
 }

@@ -1,0 +1,111 @@
+//! The table of a kernel that tells which mounts came and went: what is known is kept, and only those are asked for.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::changes::{Changes, News};
+use super::statmount;
+use crate::model::{MountTable, MountsAt};
+
+/// An attribute that changes just when a mount comes or goes leaves no trace of its own. So at a change all is asked for again
+/// after this time.
+const WHOLE_AFTER: Duration = Duration::from_secs(60);
+
+/// Where the mounts are, by the ids that the kernel gives only once.
+#[derive(Debug)]
+pub(super) struct Listed {
+    changes: Changes,
+    news: News,
+    points: BTreeMap<u64, PathBuf>,
+    /// When all were asked for.
+    whole: Option<Instant>,
+}
+
+impl Listed {
+    /// Begins with the calling thread's namespace; nothing is read yet.
+    ///
+    /// # Errors
+    /// When the kernel does not tell all that is needed, or not us.
+    pub(super) fn open() -> io::Result<Self> {
+        let changes = Changes::open()?;
+        let first = statmount::all()?.first().copied().map(statmount::mount);
+        first.transpose()?.flatten().ok_or_else(|| io::Error::other("no mount is to be seen"))?;
+        Ok(Self { changes, news: News::default(), points: BTreeMap::new(), whole: None })
+    }
+
+    /// Takes what the kernel has to tell.
+    ///
+    /// # Errors
+    /// When it is not understood; then all will be asked for.
+    pub(super) fn hear(&mut self) -> io::Result<()> {
+        self.changes.take(&mut self.news).inspect_err(|_error| self.news.lost = true)
+    }
+
+    /// Returns whether something was heard that was not read yet.
+    pub(super) fn is_behind(&self) -> bool {
+        self.whole.is_none() || self.news != News::default()
+    }
+
+    /// Reads what changed since `last`. `marked`: the table changed in some way; where nothing was heard of a mount that came or
+    /// went, it was one's attributes.
+    ///
+    /// # Errors
+    /// The kernel's; the next call asks for all.
+    pub(super) fn read(&mut self, last: &MountTable, marked: bool) -> io::Result<Arc<MountTable>> {
+        let news = std::mem::take(&mut self.news);
+        let fresh = self.whole.is_some_and(|whole| whole.elapsed() < WHOLE_AFTER);
+        if !fresh || news.lost || (marked && news.mounts.is_empty()) {
+            return self.read_all();
+        }
+        // A failure leaves it without a time, so that all is asked for.
+        let whole = self.whole.take();
+        let mut table = last.clone();
+        for unique in news.mounts {
+            if !self.follow(unique, &mut table)? {
+                return self.read_all();
+            }
+        }
+        self.whole = whole;
+        Ok(Arc::new(table))
+    }
+
+    /// Lets the table have a mount that came, or not have one that went. False: others may have changed with it, of which
+    /// nothing is told. With a mount that moves go those below it, and where several are at one path, the kernel puts new ones
+    /// between the old.
+    fn follow(&mut self, unique: u64, table: &mut MountTable) -> io::Result<bool> {
+        match (self.points.remove(&unique), statmount::mount(unique)?) {
+            (None, None) => {}
+            (None, Some(mount)) if matches!(table.at(&mount.point), MountsAt::None) => {
+                self.points.insert(unique, mount.point.clone());
+                table.set(&mount.point.clone(), [mount]);
+            }
+            (Some(point), None) if matches!(table.at(&point), MountsAt::One(_)) => table.set(&point, []),
+            (None | Some(_), Some(_)) | (Some(_), None) => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn read_all(&mut self) -> io::Result<Arc<MountTable>> {
+        self.whole = None;
+        self.points.clear();
+        let mut mounts = Vec::new();
+        for unique in statmount::all()? {
+            if let Some(mount) = statmount::mount(unique)? {
+                self.points.insert(unique, mount.point.clone());
+                mounts.push(mount);
+            }
+        }
+        self.whole = Some(Instant::now());
+        Ok(Arc::new(MountTable::new(mounts)))
+    }
+}
+
+impl AsFd for Listed {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.changes.as_fd()
+    }
+}
