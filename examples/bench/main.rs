@@ -12,6 +12,8 @@
 //! full   the same with 1,000 volumes, and the restart of volumed until its Status is complete
 //! hung   one pod, with a CSI volume and with an emptyDir, beside 50 volumes hung in one driver and in each of five
 //! mounts one pod beside 3,000 unrelated mounts
+//! local  one pod with a local PersistentVolume on a formatted loop device, 200 of them, and 1,000 with a directory each. Its
+//!        floor: the bare mount system calls, one after the other
 //! loop   volumed-csi-loop alone, over its socket: a 64 MiB ext4 volume created, staged and published; 200 at a time; snapshots
 //!        on a host that shares blocks; fio on a volume. Its floor: the same by an operator's programs, or on the host's disk
 //! ```
@@ -27,6 +29,7 @@
 mod figures;
 mod floor;
 mod isolation;
+mod local;
 mod loop_bare;
 mod loop_io;
 mod loop_volumes;
@@ -71,6 +74,7 @@ enum Name {
     Full,
     Hung,
     Mounts,
+    Local,
     Loop,
 }
 
@@ -103,6 +107,7 @@ async fn run(options: &Options) -> anyhow::Result<()> {
             Name::Full => full(&mut printer, options.quick).await?,
             Name::Hung => isolation::hung(&mut printer, options.quick).await?,
             Name::Mounts => isolation::mounts(&mut printer, options.quick).await?,
+            Name::Local => local::all(&mut printer, options.quick).await?,
             Name::Loop => {
                 loop_volumes::one(&mut printer, options.quick).await?;
                 loop_volumes::many(&mut printer, options.quick).await?;

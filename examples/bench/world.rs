@@ -23,28 +23,42 @@ pub(crate) const NODE: &str = "bench-node";
 /// How long a program may take to start or to end.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Some pods with one CSI volume each: PV, PVC and Pod in one file per pod.
+/// Some pods with one volume each: PV, PVC and Pod in one file per pod.
 #[derive(Debug)]
 pub(crate) struct Pods {
     batch: usize,
     count: usize,
-    /// `None`: an emptyDir in place of a CSI volume.
-    driver: Option<String>,
+    source: Source,
+}
+
+/// Where their volumes come from.
+#[derive(Debug)]
+enum Source {
+    /// From the driver of this name.
+    Csi(String),
+    EmptyDir,
+    /// From what lies in this directory under each pod's number, with a file system of this type on it if it is a device.
+    Local(PathBuf, Option<&'static str>),
 }
 
 impl Pods {
     pub(crate) fn new(batch: usize, count: usize) -> Self {
-        Self { batch, count, driver: Some(DRIVER.to_owned()) }
+        Self { batch, count, source: Source::Csi(DRIVER.to_owned()) }
     }
 
     /// Lets another driver have their volumes.
     pub(crate) fn on(self, driver: String) -> Self {
-        Self { driver: Some(driver), ..self }
+        Self { source: Source::Csi(driver), ..self }
     }
 
     /// Gives them an emptyDir instead.
     pub(crate) fn with_empty_dir(self) -> Self {
-        Self { driver: None, ..self }
+        Self { source: Source::EmptyDir, ..self }
+    }
+
+    /// Gives them what lies in a directory under their numbers, from 0000.
+    pub(crate) fn with_local(self, directory: PathBuf, fs_type: Option<&'static str>) -> Self {
+        Self { source: Source::Local(directory, fs_type), ..self }
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = String> {
@@ -53,6 +67,21 @@ impl Pods {
 
     pub(crate) fn objects(&self) -> Vec<String> {
         self.names().map(|name| format!("pod/{name}")).collect()
+    }
+
+    fn manifest(&self, name: &str, leaving: bool) -> String {
+        let leaving = if leaving { ", deletionTimestamp: \"2026-01-01T00:00:00Z\"" } else { "" };
+        let metadata = format!("name: {name}{leaving}");
+        let claim = match &self.source {
+            Source::EmptyDir => return pod_of(&metadata, "emptyDir: {}"),
+            Source::Csi(driver) => claim_of(driver, name, &format!("handle-{name}")),
+            Source::Local(directory, fs_type) => {
+                let number = name.rsplit('-').next().unwrap_or(name);
+                local_claim_of(&directory.join(number), *fs_type, name)
+            }
+        };
+        let pod = pod_of(&metadata, &format!("persistentVolumeClaim: {{claimName: {name}}}"));
+        format!("{claim}---\n{pod}")
     }
 }
 
@@ -173,7 +202,7 @@ impl World {
     pub(crate) fn write(&self, pods: &Pods) -> anyhow::Result<()> {
         for name in pods.names() {
             let aside = self.path("manifests").join(format!(".{name}"));
-            fs::write(&aside, manifest(&name, false, pods.driver.as_deref()))?;
+            fs::write(&aside, pods.manifest(&name, false))?;
             fs::rename(&aside, self.manifest(&name))?;
         }
         Ok(())
@@ -258,7 +287,7 @@ impl World {
         let mut files = Vec::new();
         for name in pods.names() {
             let aside = self.path("manifests").join(format!(".{name}"));
-            fs::write(&aside, manifest(&name, leaving, pods.driver.as_deref()))?;
+            fs::write(&aside, pods.manifest(&name, leaving))?;
             files.push((aside, self.manifest(&name)));
         }
         // What volumed is told of the files aside is not part of it.
@@ -351,10 +380,31 @@ pub(crate) fn start(command: &mut Command, log: &Path) -> anyhow::Result<Process
     Ok(Process(child))
 }
 
-fn manifest(name: &str, leaving: bool, driver: Option<&str>) -> String {
-    let leaving = if leaving { ", deletionTimestamp: \"2026-01-01T00:00:00Z\"" } else { "" };
-    let metadata = format!("name: {name}{leaving}");
-    let Some(driver) = driver else { return pod_of(&metadata, "emptyDir: {}") };
-    let pod = pod_of(&metadata, &format!("persistentVolumeClaim: {{claimName: {name}}}"));
-    format!("{}---\n{pod}", claim_of(driver, name, &format!("handle-{name}")))
+/// A PV of a directory or a device of this node, and the claim bound to it.
+fn local_claim_of(path: &Path, fs_type: Option<&str>, volume: &str) -> String {
+    let fs_type = fs_type.map_or_else(String::new, |fs_type| format!(", fsType: {fs_type}"));
+    let path = path.display();
+    format!(
+        "apiVersion: v1
+kind: PersistentVolume
+metadata: {{name: {volume}}}
+spec:
+  capacity: {{storage: 16Mi}}
+  accessModes: [ReadWriteOnce]
+  claimRef: {{namespace: default, name: {volume}}}
+  local: {{path: {path}{fs_type}}}
+  nodeAffinity:
+    required:
+      nodeSelectorTerms:
+      - matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{NODE}]}}]
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: {volume}}}
+spec:
+  accessModes: [ReadWriteOnce]
+  volumeName: {volume}
+  resources: {{requests: {{storage: 16Mi}}}}
+"
+    )
 }

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::Work;
 use super::disk::{is_read_only, may_be_written, must_be_known, refused, was_not_raw};
 use crate::error::Chain;
-use crate::host::DiskError;
+use crate::host::{DiskError, HostError};
 use crate::model::{
     Content, Effect, Failure, FsGrowth, KeySource, KnownContent, KnownDisk, KnownLuks, Layout, LuksIntent,
     MapperName, Secret, SecretMap, StageStep, VolumeKey,
@@ -144,17 +144,23 @@ impl Work<'_> {
         };
         match self.record.volume.key() {
             Some(KeySource::Credential(name)) => {
-                let Some(directory) = &self.executor.credentials else {
-                    return Err(Failure::not_done(
+                let unusable = |why: String| {
+                    Failure::not_done(
                         "key-missing",
-                        format!("there is no credential {name}: volumed was started without any"),
+                        format!("the credential {name} cannot be used: {why}"),
                         format!(
-                            "add LoadCredential={name}:PATH in a drop-in of volumed.service, and restart volumed"
+                            "let LoadCredential={name}:PATH in a drop-in of volumed.service name a file with the key, and restart volumed"
                         ),
-                    ));
+                    )
+                };
+                let Some(directory) = &self.executor.credentials else {
+                    return Err(unusable("volumed was started without any".to_owned()));
                 };
                 let read = self.executor.host.read_token(directory.join(name)).await;
-                let (text, _) = read.map_err(|error| missing(Chain(&error).to_string()))?;
+                let (text, _) = read.map_err(|error| match error {
+                    HostError::Io { path, source, .. } => unusable(format!("{}: {source}", path.display())),
+                    other => unusable(Chain(&other).to_string()),
+                })?;
                 Ok(Secret::new(text))
             }
             source => match secrets.reveal().get(VALUE) {

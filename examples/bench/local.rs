@@ -1,0 +1,159 @@
+//! Local PersistentVolumes beside the bare system calls that mount them.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::ensure;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use tokio::time::{Instant, sleep};
+use volumed::control::wait::Goal;
+
+use crate::figures::{Figure, Printer, Samples};
+use crate::world::{Pods, World};
+
+/// Devices at once.
+const DEVICES: usize = 200;
+
+/// Directories at once.
+const DIRECTORIES: usize = 1000;
+
+/// What ext4 needs to be made without a word.
+const BYTES: u64 = 16 << 20;
+
+const FS_TYPE: &str = "ext4";
+
+pub(crate) async fn all(printer: &mut Printer, quick: bool) -> anyhow::Result<()> {
+    let world = World::new(false).await?;
+    let devices = Devices::new(&world, DEVICES)?;
+    let some = |pods: Pods| pods.with_local(devices.directory.clone(), Some(FS_TYPE));
+    let one = Local { name: "device-1", count: 1, aim: "floor + 5 ms" };
+    one.measure(printer, &world, if quick { 10 } else { 50 }, some, &devices.directory, true).await?;
+    let many = Local { name: "device-200", count: DEVICES, aim: "" };
+    many.measure(printer, &world, if quick { 1 } else { 5 }, some, &devices.directory, true).await?;
+
+    let directory = world.path("sources");
+    for number in 0..DIRECTORIES {
+        fs::create_dir_all(directory.join(numbered(number)))?;
+    }
+    let binds = Local { name: "bind-1000", count: DIRECTORIES, aim: "2 x floor" };
+    let some = |pods: Pods| pods.with_local(directory.clone(), None);
+    binds.measure(printer, &world, if quick { 1 } else { 5 }, some, &directory, false).await
+}
+
+/// The name under which a pod's number finds its volume.
+fn numbered(number: usize) -> String {
+    format!("{number:04}")
+}
+
+/// One kind of them.
+struct Local {
+    name: &'static str,
+    count: usize,
+    aim: &'static str,
+}
+
+impl Local {
+    async fn measure(
+        &self,
+        printer: &mut Printer,
+        world: &World,
+        repetitions: usize,
+        some: impl Fn(Pods) -> Pods,
+        sources: &Path,
+        devices: bool,
+    ) -> anyhow::Result<()> {
+        let [mut up, mut down, mut floor_up, mut floor_down] = [(); 4].map(|()| Samples::default());
+        // The first one pays for what is done once: it is not counted. A batch's names are nobody's else.
+        for repetition in 0..=repetitions {
+            let pods = some(Pods::new(self.count * 10_000 + repetition, self.count));
+            let took_up = world.rename(&pods, false, Goal::Published).await?;
+            let took_down = world.rename(&pods, true, Goal::Released).await?;
+            let (took_floor_up, took_floor_down) = self.floor(world, sources, devices)?;
+            world.remove(&pods)?;
+            sleep(if self.count == 1 { Duration::from_millis(100) } else { Duration::from_secs(3) }).await;
+            if repetition > 0 {
+                up.add(took_up);
+                down.add(took_down);
+                floor_up.add(took_floor_up);
+                floor_down.add(took_floor_down);
+            }
+        }
+        let name = |way: &str| format!("up-{}", self.name).replace("up", way);
+        printer.print(Figure::ms(name("up"), &up, Some(&floor_up), self.aim))?;
+        printer.print(Figure::ms(name("down"), &down, Some(&floor_down), self.aim))
+    }
+
+    /// The mounts alone, in directories that are there already: a device's file system and a bind of it, or a bind.
+    fn floor(&self, world: &World, sources: &Path, devices: bool) -> anyhow::Result<(Duration, Duration)> {
+        let place = |what: &str, number| world.path("bare").join(format!("{}-{what}", numbered(number)));
+        let bind =
+            |from: &Path, to: &Path| mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>);
+        let mut all = Vec::new();
+        for number in 0..self.count {
+            let [global, target] = ["global", "target"].map(|what| place(what, number));
+            fs::create_dir_all(&global)?;
+            fs::create_dir_all(&target)?;
+            all.push((fs::canonicalize(sources.join(numbered(number)))?, global, target));
+        }
+        let begun = Instant::now();
+        for (source, global, target) in &all {
+            if devices {
+                mount(Some(source), global, Some(FS_TYPE), MsFlags::empty(), None::<&str>)?;
+                bind(global, target)?;
+            } else {
+                bind(source, target)?;
+            }
+        }
+        let up = begun.elapsed();
+        let begun = Instant::now();
+        for (_, global, target) in &all {
+            umount2(target, MntFlags::UMOUNT_NOFOLLOW)?;
+            if devices {
+                umount2(global, MntFlags::UMOUNT_NOFOLLOW)?;
+            }
+        }
+        Ok((up, begun.elapsed()))
+    }
+}
+
+/// Formatted loop devices, each under its number. Dropped, they are let go of.
+struct Devices {
+    directory: PathBuf,
+    nodes: Vec<PathBuf>,
+}
+
+impl Devices {
+    fn new(world: &World, count: usize) -> anyhow::Result<Self> {
+        let mut devices = Self { directory: world.path("devices"), nodes: Vec::new() };
+        fs::create_dir(&devices.directory)?;
+        for number in 0..count {
+            let image = devices.directory.join(format!("{}.img", numbered(number)));
+            fs::File::create(&image)?.set_len(BYTES)?;
+            run("mkfs.ext4", &["-q".as_ref(), image.as_ref()])?;
+            let said = run("losetup", &["--find".as_ref(), "--show".as_ref(), image.as_ref()])?;
+            let node = PathBuf::from(OsStr::from_bytes(said.trim_ascii()));
+            symlink(&node, devices.directory.join(numbered(number)))?;
+            devices.nodes.push(node);
+        }
+        Ok(devices)
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        for node in &self.nodes {
+            let _detached = run("losetup", &["--detach".as_ref(), node.as_ref()]);
+        }
+    }
+}
+
+fn run(program: &str, arguments: &[&OsStr]) -> anyhow::Result<Vec<u8>> {
+    let ended = Command::new(program).args(arguments).output()?;
+    ensure!(ended.status.success(), "{program}: {}", String::from_utf8_lossy(&ended.stderr));
+    Ok(ended.stdout)
+}
