@@ -46,8 +46,11 @@ impl Poller {
                     let Some(told) = told else { continue };
                     if self.targets.get(&id) == Some(&target) {
                         let ills = match &target.of {
-                            Of::Server(server) if usage.is_ok() => Some(self.ills_of(&id, server, &told)),
-                            Of::Server(_) | Of::Driver(..) => None,
+                            Of::Server(server) if usage.is_ok() => {
+                                Some(self.ills_of(&id, &format!("the NFS server {server}"), &told))
+                            }
+                            Of::Disk if usage.is_ok() => Some(self.ills_of(&id, "its file system", &told)),
+                            Of::Server(_) | Of::Disk | Of::Driver(..) => None,
                         };
                         let answer = match told {
                             Ok(usage) => Answer { usage: Some(spaces(usage)), ills, ..Answer::default() },
@@ -62,13 +65,13 @@ impl Poller {
         }
     }
 
-    /// Returns what is wrong with a volume whose server is asked by its file system.
-    fn ills_of(&self, id: &PublicationId, server: &str, told: &Result<Usage, NoUsage>) -> Vec<Ill> {
+    /// Returns what is wrong with a volume of whose health its file system is asked.
+    fn ills_of(&self, id: &PublicationId, who: &str, told: &Result<Usage, NoUsage>) -> Vec<Ill> {
         let (kind, message) = match told {
             Ok(_) => return Vec::new(),
-            Err(NoUsage::Silent(_)) => (IllKind::Silent, format!("the NFS server {server} does not answer")),
+            Err(NoUsage::Silent(_)) => (IllKind::Silent, format!("{who} does not answer")),
             Err(NoUsage::Refused(said)) => {
-                (IllKind::Inaccessible, format!("the NFS server {server} answers with an error: {said}"))
+                (IllKind::Inaccessible, format!("{who} answers with an error: {said}"))
             }
         };
         let before = self.known.get(id).and_then(VolumeHealth::ill).filter(|ill| ill.kind == kind);

@@ -280,6 +280,7 @@ impl Poller {
             let (period, asked) = match &target.of {
                 Of::Driver(driver, _) => (PERIOD, target.mounted && !self.offers(driver).usage),
                 Of::Server(_) => (PERIOD_OF_SERVERS, target.mounted),
+                Of::Disk => (PERIOD, target.mounted),
             };
             let again = self.spread(now, period);
             self.due.insert((again, Whom::FileSystem, id.clone()));

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::host::Usage;
-use crate::model::{DriverName, Layout, Presence, PublicationId, Space, VolumeKey, VolumeStatus};
+use crate::model::{DriverName, Layout, Plugin, Presence, PublicationId, Space, VolumeKey, VolumeStatus};
 
 /// A published volume, as far as it is asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,13 +24,15 @@ pub(super) enum Of {
     Driver(DriverName, String),
     /// This server, when its file system is asked.
     Server(String),
+    /// A file system of this host, on a disk or in a directory (kubelet.md 4.6).
+    Disk,
 }
 
 impl Target {
     pub(super) fn driver(&self) -> Option<&DriverName> {
         match &self.of {
             Of::Driver(driver, _) => Some(driver),
-            Of::Server(_) => None,
+            Of::Server(_) | Of::Disk => None,
         }
     }
 }
@@ -44,7 +46,8 @@ pub(super) fn published<'a>(
     let staged = volume.staging.as_ref().filter(|(_, presence)| *presence == Presence::Yes);
     let csi = volume.csi.as_ref().map(|(driver, handle)| Of::Driver(driver.clone(), handle.clone()));
     let nfs = volume.nfs.as_ref().map(|(server, _)| Of::Server(server.clone()));
-    csi.or(nfs).into_iter().flat_map(move |of| {
+    let disk = (volume.staging.is_some() || volume.plugin == Plugin::Local.name()).then_some(Of::Disk);
+    csi.or(nfs).or(disk).into_iter().flat_map(move |of| {
         let there = volume.publications.iter().filter(|(_, publication)| {
             publication.presence == Presence::Yes && publication.desired != "released"
         });

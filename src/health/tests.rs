@@ -359,3 +359,20 @@ async fn an_nfs_server_that_says_nothing_is_told_until_it_answers() {
     let well = EventKind::VolumeWell { key: key("hangs"), driver: None };
     assert_eq!(*world.events.lock().unwrap(), [unwell, well]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_file_system_of_a_disk_is_asked_how_full_it_is_and_told_when_it_fails() {
+    let mut world = World::new(&[]);
+    let id = world.publish("hangs", "p");
+    world.status.send_modify(|status| {
+        let volume = status.volumes.get_mut(&key("hangs")).unwrap();
+        (volume.csi, volume.plugin) = (None, Plugin::Local.name());
+    });
+    world.run();
+    let ill = |map: &HealthMap| map.values().filter_map(VolumeHealth::ill).next().cloned();
+    let known = world.until(|map| ill(map).is_some()).await;
+    assert_eq!(ill(&known).unwrap().to_string(), "not-answering: its file system does not answer");
+    world.host.1.store(true, Ordering::Relaxed);
+    let known = world.until(|map| ill(map).is_none()).await;
+    assert_eq!((known[&id].bytes.used, known[&id].error.clone()), (Some(4), None));
+}

@@ -279,16 +279,21 @@ pub(super) async fn open(
     Ok(opened(false))
 }
 
-/// Closes the recorded encryption, if it is open.
+/// Closes the recorded encryption, if it is open: also where one that was killed had opened it to make it.
 ///
 /// # Errors
 /// `InUse`, `OtherMapping`: it is as it was.
 pub(super) async fn close(tools: &Tools, name: &MapperName, uuid: &FsUuid) -> Result<(), DiskError> {
-    match dm::find(tools, name).await? {
-        None => Ok(()),
-        Some(there) if there.is_luks(uuid) => dm::remove(tools, name, &there).await,
-        Some(there) => Err(other(name, format!("it has the device-mapper UUID {:?}", there.uuid))),
+    for name in [&while_made(uuid)?, name] {
+        match dm::find(tools, name).await? {
+            None => {}
+            Some(there) if there.is_luks(uuid) => dm::remove(tools, name, &there).await?,
+            Some(there) => {
+                return Err(other(name, format!("it has the device-mapper UUID {:?}", there.uuid)));
+            }
+        }
     }
+    Ok(())
 }
 
 /// Lets an open device take all of what it lies on, where it does not.
