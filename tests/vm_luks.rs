@@ -205,6 +205,7 @@ fn whatever_luks_format_left_is_finished_and_nothing_else_is_touched() {
         disks.does(&open(&disk));
         assert!(disks.does("inspect /dev/mapper/pv").contains("content: Blank"), "{what}");
         disks.does(&format!("luks-close pv {UUID}"));
+        disks.0.remove_disk(&disk);
     }
 
     let with_another_key = header(
@@ -228,6 +229,7 @@ fn whatever_luks_format_left_is_finished_and_nothing_else_is_touched() {
             assert!(begun == "fresh" || refused.contains(why), "{what}: {refused}");
         }
         assert_eq!(disks.sum(&disk), before, "{what}");
+        disks.0.remove_disk(&disk);
     }
 
     // As of mkfs, on a disk that can be no other.
@@ -282,4 +284,6 @@ fn finish(disks: &mut Disks, disk: &str) {
     assert!(disks.does("inspect /dev/mapper/pv").contains("content: Blank"), "{disk}");
     disks.does(&format!("luks-close pv {UUID}"));
     disks.0.sh("test -z \"$(dmsetup ls | grep -v 'No devices')\"");
+    // The machine has few places.
+    disks.0.remove_disk(disk);
 }
