@@ -4,7 +4,7 @@
 #![expect(
     clippy::disallowed_methods,
     clippy::unwrap_used,
-    clippy::panic,
+    clippy::print_stdout,
     reason = "a test: helper functions are not covered by the allow-in-tests settings"
 )]
 

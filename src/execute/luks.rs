@@ -157,9 +157,12 @@ impl Work<'_> {
                     return Err(unusable("volumed was started without any".to_owned()));
                 };
                 let read = self.executor.host.read_token(directory.join(name)).await;
-                let (text, _) = read.map_err(|error| match error {
-                    HostError::Io { path, source, .. } => unusable(format!("{}: {source}", path.display())),
-                    other => unusable(Chain(&other).to_string()),
+                let (text, _) = read.map_err(|error| {
+                    // It was not meant for a token here.
+                    if let HostError::Io { path, source, .. } = error {
+                        return unusable(format!("{}: {source}", path.display()));
+                    }
+                    unusable(Chain(&error).to_string())
                 })?;
                 Ok(Secret::new(text))
             }

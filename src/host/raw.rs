@@ -327,6 +327,13 @@ struct MountIdRequest {
     parameter: u64,
 }
 
+impl MountIdRequest {
+    /// `MNT_ID_REQ_SIZE_VER0`
+    const SIZE: u32 = 24;
+}
+
+const _: () = assert!(size_of::<MountIdRequest>() == 24);
+
 // The same on every architecture that got them with the common table (Linux 6.8).
 const SYS_STATMOUNT: libc::c_long = 457;
 const SYS_LISTMOUNT: libc::c_long = 458;
@@ -336,8 +343,7 @@ const SYS_LISTMOUNT: libc::c_long = 458;
 /// # Errors
 /// EOVERFLOW: the buffer is too small. ENOENT: there is no such mount in this namespace. The kernel's others.
 pub(super) fn statmount(id: u64, mask: u64, buffer: &mut [u8]) -> io::Result<()> {
-    let size = size_of::<MountIdRequest>() as u32;
-    let request = MountIdRequest { size, spare: 0, id, parameter: mask };
+    let request = MountIdRequest { size: MountIdRequest::SIZE, spare: 0, id, parameter: mask };
     // SAFETY: the kernel reads one request of the size that it says, from `request`, which is live across the call, and writes
     // at most `buffer.len()` bytes to `buffer`, which nothing else looks at meanwhile.
     let done =
@@ -352,8 +358,7 @@ pub(super) fn statmount(id: u64, mask: u64, buffer: &mut [u8]) -> io::Result<()>
 /// The kernel's.
 pub(super) fn listmount(after: u64, ids: &mut [u64]) -> io::Result<usize> {
     const LSMT_ROOT: u64 = u64::MAX;
-    let size = size_of::<MountIdRequest>() as u32;
-    let request = MountIdRequest { size, spare: 0, id: LSMT_ROOT, parameter: after };
+    let request = MountIdRequest { size: MountIdRequest::SIZE, spare: 0, id: LSMT_ROOT, parameter: after };
     // SAFETY: as in `statmount`; the kernel writes at most `ids.len()` numbers.
     let count = unsafe { libc::syscall(SYS_LISTMOUNT, &raw const request, ids.as_mut_ptr(), ids.len(), 0) };
     usize::try_from(count).map_err(|_negative| io::Error::last_os_error())

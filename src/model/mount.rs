@@ -165,7 +165,7 @@ impl MountTable {
             let went = old.next_if(|_| order.is_ge());
             let same = match (came, went) {
                 (Some((_, new)), Some((_, old))) => Arc::ptr_eq(new, old) || new == old,
-                (Some(_), None) | (None, Some(_)) | (None, None) => false,
+                (Some(_) | None, None) | (None, Some(_)) => false,
             };
             changed.extend(came.or(went).filter(|_| !same).map(|(point, _)| point.as_ref()));
         }

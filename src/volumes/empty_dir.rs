@@ -1,11 +1,9 @@
 //! emptyDir on disk: a directory of mode 0777 and the kubelet's `ready` marker (kubelet.md 4.2).
 
-use super::{Answer, Call, ExpandError, Place, Site, VolumeType, host_failure, own, pod_directories};
+use super::{Answer, Call, Place, Site, VolumeType, host_failure, own, pod_directories};
 use crate::BoxFuture;
 use crate::host::{Directory, HostError, Progress, Removal, Tree};
-use crate::model::{
-    Effect, ExpandArguments, Failure, PublishStep, RootPath, SecretMap, StageArguments, StageStep,
-};
+use crate::model::{Effect, Failure, PublishStep, RootPath, StageStep};
 
 /// The type.
 #[derive(Debug)]
@@ -57,16 +55,6 @@ impl VolumeType for EmptyDir {
         })
     }
 
-    fn expand<'a>(
-        &'a self,
-        _site: &'a Site,
-        _call: &'a Call,
-        _arguments: &'a ExpandArguments,
-        _secrets: &'a SecretMap,
-    ) -> BoxFuture<'a, Result<(), ExpandError>> {
-        Box::pin(async { Ok(()) })
-    }
-
     fn unpublish<'a>(
         &'a self,
         site: &'a Site,
@@ -104,22 +92,5 @@ impl VolumeType for EmptyDir {
             };
             site.host.remove(removal).await.map_err(|error| host_failure(&error, Effect::MayBeDone))
         })
-    }
-
-    fn unstage<'a>(
-        &'a self,
-        _site: &'a Site,
-        _call: &'a Call,
-        _arguments: &'a StageArguments,
-    ) -> BoxFuture<'a, Result<Answer, Failure>> {
-        Box::pin(async { Ok(Answer::Done) })
-    }
-
-    fn clean_staging<'a>(
-        &'a self,
-        _site: &'a Site,
-        _arguments: &'a StageArguments,
-    ) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(async { Ok(()) })
     }
 }

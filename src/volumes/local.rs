@@ -1,15 +1,10 @@
 //! Local volumes: a directory of the host, shown to pods by bind mounts (kubelet.md 4.6). Nothing is staged, and what the
 //! directory holds is never touched but for its group.
 
-use super::{
-    Answer, Call, ExpandError, Place, Site, VolumeType, host_failure, own, pod_directories, vanished,
-};
+use super::{Call, Site, VolumeType, host_failure, own, vanished};
 use crate::BoxFuture;
-use crate::host::{Bind, Directory, HostError, Progress, Removal, Tree};
-use crate::model::{
-    Effect, ExpandArguments, Failure, MountsAt, PublishStep, RecordedVolume, Retry, SecretMap,
-    StageArguments, StageStep,
-};
+use crate::host::{Bind, Directory, HostError, Progress, Tree};
+use crate::model::{Effect, Failure, MountsAt, PublishStep, RecordedVolume, Retry, StageStep};
 
 /// The type.
 #[derive(Debug)]
@@ -80,58 +75,6 @@ impl VolumeType for Local {
                 None => Ok(()),
             }
         })
-    }
-
-    fn expand<'a>(
-        &'a self,
-        _site: &'a Site,
-        _call: &'a Call,
-        _arguments: &'a ExpandArguments,
-        _secrets: &'a SecretMap,
-    ) -> BoxFuture<'a, Result<(), ExpandError>> {
-        // A directory is as large as what it lies on.
-        Box::pin(async { Ok(()) })
-    }
-
-    /// Says that it may go: what is recorded there is unmounted by `execute`, which knows it (design 5, "Undo").
-    fn unpublish<'a>(
-        &'a self,
-        _site: &'a Site,
-        _call: &'a Call,
-        _place: Place<'a>,
-        _forced: bool,
-    ) -> BoxFuture<'a, Result<Answer, Failure>> {
-        Box::pin(async { Ok(Answer::Done) })
-    }
-
-    fn clean_publication<'a>(
-        &'a self,
-        site: &'a Site,
-        place: Place<'a>,
-    ) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(async move {
-            let target = site.layout.publication(place.id);
-            let if_empty = pod_directories(&target);
-            let removal = Removal { directories: vec![target], if_empty, ..Removal::default() };
-            site.host.remove(removal).await.map_err(|error| host_failure(&error, Effect::MayBeDone))
-        })
-    }
-
-    fn unstage<'a>(
-        &'a self,
-        _site: &'a Site,
-        _call: &'a Call,
-        _arguments: &'a StageArguments,
-    ) -> BoxFuture<'a, Result<Answer, Failure>> {
-        Box::pin(async { Ok(Answer::Done) })
-    }
-
-    fn clean_staging<'a>(
-        &'a self,
-        _site: &'a Site,
-        _arguments: &'a StageArguments,
-    ) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(async { Ok(()) })
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use crate::BoxFuture;
 use crate::csi::Driver;
 use crate::error::Chain;
-use crate::host::{Host, HostError, Progress};
+use crate::host::{Host, HostError, Progress, Removal};
 use crate::model::{
     BlockedCause, DiskIdentity, Effect, ExpandArguments, ExpansionState, Failure, KnownContent, Layout,
     MountsAt, Ownership, PublicationId, PublishArguments, PublishStep, RecordedVolume, Retry, RootPath,
@@ -104,45 +104,62 @@ pub trait VolumeType: Send + Sync + Debug {
         progress: &'a Progress,
     ) -> BoxFuture<'a, Result<(), Failure>>;
 
-    /// Makes it larger; an error is the driver's.
+    /// Makes it larger; an error is the driver's. Many are as large as what they lie on.
     fn expand<'a>(
         &'a self,
-        site: &'a Site,
-        call: &'a Call,
-        arguments: &'a ExpandArguments,
-        secrets: &'a SecretMap,
-    ) -> BoxFuture<'a, Result<(), ExpandError>>;
+        _site: &'a Site,
+        _call: &'a Call,
+        _arguments: &'a ExpandArguments,
+        _secrets: &'a SecretMap,
+    ) -> BoxFuture<'a, Result<(), ExpandError>> {
+        Box::pin(async { Ok(()) })
+    }
 
-    /// Takes it from a pod. `forced`: even if a process has it.
+    /// Takes it from a pod. `forced`: even if a process has it. What is recorded as mounted there is unmounted by `execute`, which
+    /// knows it (design 5, "Undo"); many need no more.
     fn unpublish<'a>(
         &'a self,
-        site: &'a Site,
-        call: &'a Call,
-        place: Place<'a>,
-        forced: bool,
-    ) -> BoxFuture<'a, Result<Answer, Failure>>;
+        _site: &'a Site,
+        _call: &'a Call,
+        _place: Place<'a>,
+        _forced: bool,
+    ) -> BoxFuture<'a, Result<Answer, Failure>> {
+        Box::pin(async { Ok(Answer::Done) })
+    }
 
-    /// Removes our own files and empty directories of a publication, now that nothing is mounted there.
+    /// Removes our own files and empty directories of a publication, now that nothing is mounted there: mostly the target and what
+    /// is above it.
     fn clean_publication<'a>(
         &'a self,
         site: &'a Site,
         place: Place<'a>,
-    ) -> BoxFuture<'a, Result<(), Failure>>;
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            let target = site.layout.publication(place.id);
+            let if_empty = pod_directories(&target);
+            let removal = Removal { directories: vec![target], if_empty, ..Removal::default() };
+            site.host.remove(removal).await.map_err(|error| host_failure(&error, Effect::MayBeDone))
+        })
+    }
 
-    /// Takes it from the node.
+    /// Takes it from the node; what is not staged has nothing to take.
     fn unstage<'a>(
         &'a self,
-        site: &'a Site,
-        call: &'a Call,
-        arguments: &'a StageArguments,
-    ) -> BoxFuture<'a, Result<Answer, Failure>>;
+        _site: &'a Site,
+        _call: &'a Call,
+        _arguments: &'a StageArguments,
+    ) -> BoxFuture<'a, Result<Answer, Failure>> {
+        Box::pin(async { Ok(Answer::Done) })
+    }
 
     /// Removes our own files and empty directories of a staging, now that nothing is mounted there.
     fn clean_staging<'a>(
         &'a self,
-        site: &'a Site,
-        arguments: &'a StageArguments,
-    ) -> BoxFuture<'a, Result<(), Failure>>;
+        _site: &'a Site,
+        _arguments: &'a StageArguments,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async { Ok(()) })
+    }
 }
 
 /// A recorded publication.

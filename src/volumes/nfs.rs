@@ -3,13 +3,10 @@
 
 use std::path::Path;
 
-use super::{Answer, Call, ExpandError, Place, Site, VolumeType, host_failure, pod_directories, vanished};
+use super::{Answer, Call, Place, Site, VolumeType, host_failure, vanished};
 use crate::BoxFuture;
-use crate::host::{Directory, HostError, NfsCause, NfsError, NfsMount, NoUsage, Progress, Removal, Tree};
-use crate::model::{
-    BlockedCause, Effect, ExpandArguments, Failure, MountsAt, PublishStep, RecordedVolume, Retry, SecretMap,
-    StageArguments, StageStep,
-};
+use crate::host::{Directory, HostError, NfsCause, NfsError, NfsMount, NoUsage, Progress, Tree};
+use crate::model::{BlockedCause, Effect, Failure, MountsAt, PublishStep, RecordedVolume, Retry, StageStep};
 
 /// The type.
 #[derive(Debug)]
@@ -85,17 +82,6 @@ impl VolumeType for Nfs {
         Box::pin(vanished(site, step))
     }
 
-    fn expand<'a>(
-        &'a self,
-        _site: &'a Site,
-        _call: &'a Call,
-        _arguments: &'a ExpandArguments,
-        _secrets: &'a SecretMap,
-    ) -> BoxFuture<'a, Result<(), ExpandError>> {
-        // An export is as large as its server says.
-        Box::pin(async { Ok(()) })
-    }
-
     /// Says that it may go, once the server has answered: an unmount hands it what was written. What is recorded there is
     /// unmounted by `execute`, which knows it (design 5, "Undo").
     fn unpublish<'a>(
@@ -111,36 +97,6 @@ impl VolumeType for Nfs {
             }
             Ok(Answer::Done)
         })
-    }
-
-    fn clean_publication<'a>(
-        &'a self,
-        site: &'a Site,
-        place: Place<'a>,
-    ) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(async move {
-            let target = site.layout.publication(place.id);
-            let if_empty = pod_directories(&target);
-            let removal = Removal { directories: vec![target], if_empty, ..Removal::default() };
-            site.host.remove(removal).await.map_err(|error| host_failure(&error, Effect::MayBeDone))
-        })
-    }
-
-    fn unstage<'a>(
-        &'a self,
-        _site: &'a Site,
-        _call: &'a Call,
-        _arguments: &'a StageArguments,
-    ) -> BoxFuture<'a, Result<Answer, Failure>> {
-        Box::pin(async { Ok(Answer::Done) })
-    }
-
-    fn clean_staging<'a>(
-        &'a self,
-        _site: &'a Site,
-        _arguments: &'a StageArguments,
-    ) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(async { Ok(()) })
     }
 }
 

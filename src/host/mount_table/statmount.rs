@@ -86,14 +86,14 @@ fn parse(bytes: &[u8]) -> Option<Option<Mount>> {
     if mask & MNT_POINT == 0 {
         return Some(None);
     }
-    let mut fs_type = text(string(FS_TYPE, 36)?);
-    let subtype = text(string(FS_SUBTYPE, 120)?);
+    let mut fs_type = text(&string(FS_TYPE, 36)?);
+    let subtype = text(&string(FS_SUBTYPE, 120)?);
     if !subtype.is_empty() {
         fs_type = format!("{fs_type}.{subtype}");
     }
     let root = shown_root(&string(MNT_ROOT, 104)?).to_vec();
     // What mountinfo calls a source that there is none of.
-    let source = if mask & SB_SOURCE == 0 { "none".to_owned() } else { text(string(SB_SOURCE, 124)?) };
+    let source = if mask & SB_SOURCE == 0 { "none".to_owned() } else { text(&string(SB_SOURCE, 124)?) };
     Some(Some(Mount {
         id: u64::from(number(56)?),
         parent: u64::from(number(60)?),
@@ -106,8 +106,8 @@ fn parse(bytes: &[u8]) -> Option<Option<Mount>> {
     }))
 }
 
-fn text(bytes: Vec<u8>) -> String {
-    String::from_utf8_lossy(&bytes).into_owned()
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn path(bytes: Vec<u8>) -> PathBuf {
