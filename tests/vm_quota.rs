@@ -301,18 +301,20 @@ const DIES: &str = r#"
 
 fn they_are_made_grown_and_deleted_once_whatever_dies(machine: &mut Machine) {
     let next = FIRST + 1;
-    machine.sh(&format!(
+    lasts(machine, &format!(
         "{DIES}
          for point in create:intent create:directory create:project create:image create:format create:outcome; do
-           dies_at $point $make
+           echo $SECONDS s, $point; dies_at $point $make
            jq .project $dir/volumes/v/meta.json | grep -qx {next} || {{ echo $point; cat $dir/volumes/v/meta.json; exit 1; }}
            test $(limit) = $((8 * {MIB}))
            ask volume delete v; is_free
          done
          stop"
     ));
-    machine.sh(&format!(
-        "{DIES}
+    lasts(
+        machine,
+        &format!(
+            "{DIES}
          # Nobody asks again: what was begun is gone after the start.
          for point in create:project create:format; do
            stop; start $point; ! ask $make; wait $driver || true; start none; is_free
@@ -344,7 +346,15 @@ fn they_are_made_grown_and_deleted_once_whatever_dies(machine: &mut Machine) {
            jq .project $dir/volumes/v/meta.json | grep -qx {next}
          done
          ask volume delete v; ask snapshot delete s; is_free; stop"
-    ));
+        ),
+    );
+}
+
+/// Runs a script that starts many programs, one after the other.
+fn lasts(machine: &mut Machine, script: &str) {
+    let ran = machine.run(script, Duration::from_secs(600));
+    assert_eq!(ran.status, 0, "{script}\n--- it said:\n{}", ran.output);
+    println!("{}", ran.output);
 }
 
 fn the_older_system_call_does_as_well(machine: &mut Machine) {
