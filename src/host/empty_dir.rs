@@ -53,6 +53,19 @@ pub(super) fn remove(root: &Root, path: &RootPath, until: Instant) -> Result<(),
     }
 }
 
+/// Looks for whoever uses a directory or anything below it.
+///
+/// # Errors
+/// `Busy`
+pub(super) fn check_unused(directory: &OwnedFd, path: &Path) -> Result<(), HostError> {
+    let place = Place::of(directory, path).map_err(|source| HostError::Io {
+        doing: "find the place of",
+        path: path.to_owned(),
+        source,
+    })?;
+    place.check_unused(directory).map_err(|InUse(holder)| busy(path, holder))
+}
+
 /// Removes all that is in a directory of ours, which stays.
 ///
 /// # Errors
@@ -90,12 +103,7 @@ struct Above {
 impl Removal<'_> {
     /// Deletes everything below a directory that nobody uses.
     fn empty_unused(&self, top: OwnedFd) -> Result<(), HostError> {
-        let place = Place::of(&top, self.shown).map_err(|source| HostError::Io {
-            doing: "find the place of",
-            path: self.shown.to_owned(),
-            source,
-        })?;
-        place.check_unused(&top).map_err(|InUse(holder)| busy(self.shown, holder))?;
+        check_unused(&top, self.shown)?;
         self.empty(top)
     }
 

@@ -313,6 +313,10 @@ impl Driver {
         let Some(volume) = self.store().volumes.get(id) else { return Ok(()) };
         self.refuse_use(id).await?;
         let volume_project = volume.project;
+        if volume_project.is_some() {
+            // Before it is condemned: who has it in a namespace of his own is in no table of ours.
+            self.images().check_unused(&self.store().volume_place(id, volume.content)).await?;
+        }
         // Of one that nobody heard of it is clear already that it has to go.
         if volume.state != VolumeState::Creating && volume.state != VolumeState::Deleting {
             self.store().volumes.condemn(volume).await?;

@@ -214,6 +214,22 @@ impl Images {
             .await
     }
 
+    /// Looks for whoever uses a directory; one that is not there is used by nobody.
+    ///
+    /// # Errors
+    /// `Busy`: a mount in any namespace, an open file, a working directory.
+    pub async fn check_unused(&self, path: &Path) -> Result<(), HostError> {
+        const DOING: &str = "look for the users of";
+        let path = path.to_owned();
+        self.local(DOING, &path.clone(), move || match open(&path) {
+            Ok(directory) => empty_dir::check_unused(&directory, &path),
+            Err(Errno::NOENT) => Ok(()),
+            Err(Errno::XDEV) => Err(HostError::Busy { path, holder: "a mount".to_owned() }),
+            Err(e) => Err(failed(DOING, &path)(e)),
+        })
+        .await
+    }
+
     /// Removes all that is in a directory, which stays; one that is not there is fine. Through descriptors that follow no
     /// symlink and enter no mount, and only if nobody has anything of it: no mount in any namespace, no open file.
     ///
