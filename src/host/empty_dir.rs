@@ -1,4 +1,5 @@
-//! The one recursive deletion there is: the content of an emptyDir that volumed made (design rule 1).
+//! The one recursive deletion there is: the content of an emptyDir that volumed made (design rule 1), and, by the same way, of a
+//! directory volume of the bundled driver (`remove_content`).
 //!
 //! First a look that must find nobody; then removal through descriptors that can neither follow a symlink nor enter a
 //! mount. One that appears meanwhile stops it.
@@ -6,6 +7,7 @@
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -43,17 +45,38 @@ pub(super) fn remove(root: &Root, path: &RootPath, until: Instant) -> Result<(),
         Err(Errno::NOENT) => return Ok(()),
         Err(e) => return Err(failed(e)),
     };
-    let place = Place::of(&top, &absolute).map_err(|source| HostError::Io {
-        doing: "find the place of",
-        path: absolute.clone(),
-        source,
-    })?;
-    place.check_unused(&top).map_err(|InUse(holder)| busy(&absolute, holder))?;
-    Removal { shown: &absolute, until }.empty(top)?;
+    let removal = Removal { doing: DOING, shown: &absolute, until, limit: super::linux::EMPTY_DIR_LIMIT };
+    removal.empty_unused(top)?;
     match rustix::fs::unlinkat(&parent, &name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(e) => Err(Removal { shown: &absolute, until }.stopped(e)),
+        Err(e) => Err(removal.stopped(e)),
     }
+}
+
+/// Looks for whoever uses a directory or anything below it.
+///
+/// # Errors
+/// `Busy`
+pub(super) fn check_unused(directory: &OwnedFd, path: &Path) -> Result<(), HostError> {
+    let place = Place::of(directory, path).map_err(|source| HostError::Io {
+        doing: "find the place of",
+        path: path.to_owned(),
+        source,
+    })?;
+    place.check_unused(directory).map_err(|InUse(holder)| busy(path, holder))
+}
+
+/// Removes all that is in a directory of ours, which stays.
+///
+/// # Errors
+/// As `remove`.
+pub(super) fn remove_content(
+    directory: OwnedFd,
+    path: &Path,
+    doing: &'static str,
+    limit: Duration,
+) -> Result<(), HostError> {
+    Removal { doing, shown: path, until: Instant::now() + limit, limit }.empty_unused(directory)
 }
 
 fn busy(path: &Path, holder: String) -> HostError {
@@ -62,8 +85,11 @@ fn busy(path: &Path, holder: String) -> HostError {
 
 /// A removal under way.
 struct Removal<'a> {
+    doing: &'static str,
     shown: &'a Path,
     until: Instant,
+    /// The time that it had.
+    limit: Duration,
 }
 
 /// A directory that is being emptied, above the one at work. Not held open: a tree may be deeper than descriptors last.
@@ -75,6 +101,12 @@ struct Above {
 }
 
 impl Removal<'_> {
+    /// Deletes everything below a directory that nobody uses.
+    fn empty_unused(&self, top: OwnedFd) -> Result<(), HostError> {
+        check_unused(&top, self.shown)?;
+        self.empty(top)
+    }
+
     /// Deletes everything below a directory, depth first.
     fn empty(&self, top: OwnedFd) -> Result<(), HostError> {
         let mut above: Vec<Above> = Vec::new();
@@ -122,9 +154,9 @@ impl Removal<'_> {
                 if Instant::now() > self.until {
                     // What is left is left for the next try; the limit is the caller's.
                     return Err(HostError::Deadline {
-                        doing: DOING,
+                        doing: self.doing,
                         path: self.shown.to_owned(),
-                        seconds: super::linux::EMPTY_DIR_LIMIT.as_secs(),
+                        seconds: self.limit.as_secs(),
                     });
                 }
                 found = true;
@@ -173,15 +205,13 @@ impl Removal<'_> {
             Errno::NOTEMPTY | Errno::EXIST => {
                 busy(self.shown, "another process, which writes into it".to_owned())
             }
-            other => HostError::Io { doing: DOING, path: self.shown.to_owned(), source: other.into() },
+            other => HostError::Io { doing: self.doing, path: self.shown.to_owned(), source: other.into() },
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use rustix::mount::{MountFlags, MountPropagationFlags};
 
     use super::*;
@@ -191,7 +221,8 @@ mod tests {
     }
 
     fn removal(path: &Path) -> Removal<'_> {
-        Removal { shown: path, until: Instant::now() + Duration::from_secs(60) }
+        let limit = Duration::from_secs(60);
+        Removal { doing: DOING, shown: path, until: Instant::now() + limit, limit }
     }
 
     #[test]
@@ -208,7 +239,7 @@ mod tests {
     fn a_removal_stops_at_its_deadline() {
         let top = tempfile::tempdir().unwrap();
         std::fs::write(top.path().join("file"), "").unwrap();
-        let late = Removal { shown: top.path(), until: Instant::now() };
+        let late = Removal { until: Instant::now(), ..removal(top.path()) };
         // The clock may not have moved yet.
         while Instant::now() <= late.until {}
         assert!(matches!(late.empty(open(top.path())), Err(HostError::Deadline { .. })));

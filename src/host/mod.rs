@@ -27,6 +27,7 @@ mod on_disk;
 mod options;
 mod path;
 mod pool;
+mod quota;
 mod raw;
 mod startup;
 mod token;

@@ -82,6 +82,13 @@ impl Attributes {
         Self { set: Options::of(options).attributes, clear }
     }
 
+    /// As `only`, and read-only where these options say so.
+    pub fn exactly(options: &[String]) -> Self {
+        let mut only = Self::only(options);
+        only.set.set(MountAttrFlags::MOUNT_ATTR_RDONLY, read_only(options));
+        only
+    }
+
     /// Returns whether what is mounted has them.
     ///
     /// # Errors

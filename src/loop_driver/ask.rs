@@ -2,6 +2,7 @@
 
 use super::errors::Failure;
 use super::store::{Asked, Id};
+use super::volumes::Backing;
 use crate::host::images::{Allocation, FsType};
 use crate::proto::csi::volume_capability::access_mode::Mode;
 use crate::proto::csi::{self, volume_capability};
@@ -130,6 +131,18 @@ pub(super) fn allocation(text: &str) -> Result<Allocation, Failure> {
         "thin" => Ok(Allocation::Thin),
         "thick" => Ok(Allocation::Thick),
         other => Err(Failure::Invalid(format!("the allocation {other:?} is neither thin nor thick"))),
+    }
+}
+
+/// Reads what a volume is kept in.
+///
+/// # Errors
+/// `Invalid`
+pub(super) fn backing(text: &str) -> Result<Backing, Failure> {
+    match text {
+        "image" => Ok(Backing::Image),
+        "directory" => Ok(Backing::Directory),
+        other => Err(Failure::Invalid(format!("the backing {other:?} is neither image nor directory"))),
     }
 }
 

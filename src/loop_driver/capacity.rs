@@ -73,12 +73,23 @@ impl Driver {
         shared
     }
 
+    /// Returns how many bytes volumes have of the host's file system: their images, or what is in their directories.
+    async fn allocated(&self, volumes: &[Volume]) -> Result<Vec<u64>, Failure> {
+        let images = volumes.iter().filter(|volume| volume.project.is_none());
+        let images = images.map(|volume| self.store().volume_image(&volume.id)).collect();
+        let mut images = self.images().allocated(images).await?.into_iter();
+        let projects: Vec<u32> = volumes.iter().filter_map(|volume| volume.project).collect();
+        let mut used =
+            if projects.is_empty() { Vec::new() } else { self.images().used_by(projects).await? }.into_iter();
+        let each = |volume: &Volume| if volume.project.is_some() { used.next() } else { images.next() };
+        Ok(volumes.iter().map(each).map(Option::unwrap_or_default).collect())
+    }
+
     /// Counts what volumes may still need.
     pub(super) async fn promised(&self) -> Result<Promised, Failure> {
         let space = self.images().space(self.store().directory()).await?;
         let volumes = self.store().volumes.all();
-        let images = volumes.iter().map(|volume| self.store().volume_image(&volume.id)).collect();
-        let allocated = self.images().allocated(images).await?;
+        let allocated = self.allocated(&volumes).await?;
         let reserve = self.config().reserve.unwrap_or((space.total / 20).min(1 << 30));
         let mut promised = Promised {
             available: space.available,

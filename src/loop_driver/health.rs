@@ -12,6 +12,10 @@ use crate::host::images::FsType;
 use crate::proto::csi;
 use crate::proto::csi::volume_health::VolumeHealthEntry;
 
+/// Nothing is left of a volume, and nothing else is looked for.
+const GONE: &str = "ImageMissing";
+const GONE_DIRECTORY: &str = "DirectoryMissing";
+
 /// Something that is wrong with a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Trouble {
@@ -33,21 +37,12 @@ impl Driver {
         volume: &Volume,
         promised: &Promised,
     ) -> Result<Vec<Trouble>, Failure> {
-        let mut found = Vec::new();
-        let Some(image) = self.images().look(&self.store().volume_image(&volume.id)).await? else {
-            let message = "its image is gone".to_owned();
-            return Ok(vec![Trouble {
-                kind: csi::VolumeHealthErrorType::DataLoss,
-                reason: "ImageMissing",
-                message,
-            }]);
+        let mut found = match volume.content {
+            Content::Directory(_) => self.directory_troubles(volume).await?,
+            Content::FileSystem(_) | Content::Block => self.image_troubles(volume).await?,
         };
-        if image.length < volume.bytes {
-            found.push(Trouble {
-                kind: csi::VolumeHealthErrorType::DataLoss,
-                reason: "ImageTooShort",
-                message: format!("its image has only {} of {}", bytes(image.length), bytes(volume.bytes)),
-            });
+        if found.iter().any(|trouble| [GONE, GONE_DIRECTORY].contains(&trouble.reason)) {
+            return Ok(found);
         }
         let needs = promised.to_come(&volume.id);
         if needs > 0 && promised.is_short() {
@@ -67,6 +62,32 @@ impl Driver {
             found.extend(self.ext4_errors(volume).await?);
         }
         Ok(found)
+    }
+
+    /// What is wrong with the image itself.
+    async fn image_troubles(&self, volume: &Volume) -> Result<Vec<Trouble>, Failure> {
+        let lost =
+            |reason, message| vec![Trouble { kind: csi::VolumeHealthErrorType::DataLoss, reason, message }];
+        Ok(match self.images().look(&self.store().volume_image(&volume.id)).await? {
+            None => lost(GONE, "its image is gone".to_owned()),
+            Some(image) if image.length < volume.bytes => {
+                let (length, whole) = (bytes(image.length), bytes(volume.bytes));
+                lost("ImageTooShort", format!("its image has only {length} of {whole}"))
+            }
+            Some(_) => Vec::new(),
+        })
+    }
+
+    /// What is wrong with a directory, and with what limits it.
+    async fn directory_troubles(&self, volume: &Volume) -> Result<Vec<Trouble>, Failure> {
+        let data = self.store().volume_place(&volume.id, volume.content);
+        if self.images().look_at_directory(&data).await?.is_none() {
+            let (kind, message) = (csi::VolumeHealthErrorType::DataLoss, "its directory is gone".to_owned());
+            return Ok(vec![Trouble { kind, reason: GONE_DIRECTORY, message }]);
+        }
+        let kind = csi::VolumeHealthErrorType::Degraded;
+        let unlimited = self.not_limited(volume).await;
+        Ok(unlimited.map(|message| Trouble { kind, reason: "NotLimited", message }).into_iter().collect())
     }
 
     /// ext4 counts the errors that it found in itself.

@@ -1,4 +1,5 @@
-//! `volumed-csi-loop`, the bundled CSI driver: volumes of a real size in image files on a host directory.
+//! `volumed-csi-loop`, the bundled CSI driver: volumes of a real size below a host directory, in image files or, where its file
+//! system has project quotas, in directories.
 //!
 //! An ordinary driver over a unix socket: volumed makes no difference between it and others, and it works under a kubelet as
 //! well; they share code, but no state. It speaks CSI 1.13 and the
@@ -10,10 +11,12 @@
 //! DIR/volumed-csi-loop.json        whose directory it is
 //! DIR/lock                         held (flock) while the driver runs, and by every tool that it started
 //! DIR/volumes/ID/meta.json         what the volume is, and how far (store::Volume)
-//! DIR/volumes/ID/image             its bytes
+//! DIR/volumes/ID/image             its bytes; or, of one that is a directory,
+//! DIR/volumes/ID/data/             its files, which belong to a project of their own
 //! DIR/volumes/ID/image.deleting    the same of one that has to go, where the host had no room to write that down
 //! DIR/volumes/ID/use.json          what it is used for on this node in this boot; not synced
-//! DIR/snapshots/ID/{meta.json,image}
+//! DIR/volumes/ID/data.deleting/    likewise
+//! DIR/snapshots/ID/{meta.json,image,data/}
 //! DIR/groups/ID/meta.json          snapshots that were taken at one moment
 //! ```
 //!
@@ -35,6 +38,9 @@
 //!   formatted. A crash makes all of it go; the caller repeats the call.
 //! * `growing`: the image file is grown, and synced. A crash makes it `ready` with the new size where the file has it, else
 //!   with the old.
+//! * A directory is made likewise: its project is in `meta.json` before anything belongs to it, its limit is set last. While it
+//!   is `growing` the limit is set; a crash makes it `ready` with the limit that it has. It is emptied, and its project without a
+//!   limit, before `meta.json` goes (`directories`).
 //! * `deleting`: the image may be gone. It is unlinked only when no loop device has it, by device and inode.
 //!
 //! What is mounted and attached is never remembered but looked up: the mount table and the loop devices say it (`node::place`).
@@ -53,6 +59,7 @@ mod capacity;
 mod config;
 mod controller;
 mod copies;
+mod directories;
 mod errors;
 mod group;
 mod health;
@@ -82,6 +89,7 @@ use crate::host::images::{Claim, Images};
 use crate::host::{self, HostError};
 use crate::model::Millis;
 use copies::Copies;
+use directories::Projects;
 use errors::Failure;
 use locks::{Key, Locks};
 use store::{Id, Store, StoreError};
@@ -96,6 +104,9 @@ pub fn as_child() -> Option<ExitCode> {
 
 /// The key under which a kubelet says that a volume is a pod's own (csi.md 2.10), and the administration reads it.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
+
+/// What a volume is kept in: a class's parameter, an inline volume's attribute, and shown in the context of each that is a directory.
+const BACKING: &str = "backing";
 
 /// How long a caller waits for the end of its call; the call goes on, and holds its locks.
 const ANSWER: Duration = Duration::from_secs(900);
@@ -113,6 +124,7 @@ struct Inner {
     images: Images,
     locks: Locks,
     copies: Copies,
+    projects: Projects,
     /// The number of the loop device that a volume had last: only where to look first, and checked by the file behind it. A std
     /// mutex: held for a look-up only.
     devices: Mutex<BTreeMap<Id, u32>>,
@@ -154,6 +166,7 @@ impl Driver {
             images,
             locks: Locks::default(),
             copies: Copies::default(),
+            projects: Projects::default(),
             devices: Mutex::default(),
             calls: TaskTracker::new(),
             broken: CancellationToken::new(),

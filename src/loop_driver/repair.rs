@@ -39,15 +39,18 @@ impl Driver {
         match volume.state {
             VolumeState::Creating | VolumeState::Deleting => return self.discard_volume(id).await,
             VolumeState::Growing { to } => {
-                let length =
-                    self.images().look(&self.store().volume_image(id)).await?.map_or(0, |file| file.length);
+                let length = match volume.content {
+                    Content::Directory(_) => self.limit_of(volume).await?,
+                    Content::FileSystem(_) | Content::Block => {
+                        let image = self.store().volume_image(id);
+                        self.images().look(&image).await?.map_or(0, |file| file.length)
+                    }
+                };
                 let mut volume = volume.clone();
                 volume.state = VolumeState::Ready;
                 if length >= to {
                     volume.bytes = to;
-                    if volume.content == Content::Block {
-                        volume.grown = to;
-                    }
+                    volume.grown = volume.content.grown(volume.grown, to);
                 }
                 info!(volume = %id, bytes = volume.bytes, "its growth was interrupted");
                 self.store().volumes.put(volume).await?;

@@ -15,6 +15,7 @@ use super::copies::Copying;
 use super::errors::Failure;
 use super::store::{Content, FILES, Group, Id, Snapshot, State, VERSION, Volume};
 use super::{Driver, now};
+use crate::control::units::bytes;
 use crate::error::Chain;
 use crate::execute::fault;
 use crate::host::images::{Allocation, Copied, Leave};
@@ -56,10 +57,11 @@ impl Driver {
         mut room: u64,
     ) -> Result<(Vec<Copy>, Millis), Failure> {
         let (mut mounted, mut images) = (Vec::new(), Vec::new());
-        for (volume, to, copying) in copies {
+        for (id, to, copying) in copies {
+            let volume = self.volume(Some(&id), id.as_str())?;
             let (at, whole) = self.prepare_copy(&volume).await?;
             mounted.extend(at);
-            images.push((volume.clone(), self.store().volume_image(&volume), to, whole, copying));
+            images.push((volume, to, whole, copying));
         }
         let limit = self.config().freeze_limit;
         let frozen = match mounted.as_slice() {
@@ -70,40 +72,84 @@ impl Driver {
         let moment = now();
         fault::reached("snapshot:frozen");
         let mut done = Vec::new();
-        for (volume, from, to, whole, copying) in &images {
-            let progress = self.progress(volume.clone());
+        for (volume, to, whole, copying) in &images {
             let leave = Leave { room, until, whole: *whole };
-            match self.images().copy(from, to, leave, &progress, &copying.how_far).await {
-                Ok(copied) => {
+            match self.copy_content(volume, to, leave, copying).await {
+                Ok((copied, taken)) => {
                     done.push(copied);
-                    let taken = self.images().allocated(vec![to.clone()]).await?;
-                    room = room.saturating_sub(taken.iter().sum());
+                    room = room.saturating_sub(taken);
                 }
-                Err(error) => {
+                Err(failure) => {
                     if let Some(frozen) = frozen {
                         // What it was frozen for failed already: that is what is told.
                         let _thawed = frozen.thaw().await;
                     }
-                    return Err(not_at_once(error));
+                    return Err(failure);
                 }
             }
         }
         if let Some(frozen) = frozen {
             frozen.thaw().await.map_err(not_at_once)?;
         }
-        for (_, _, to, ..) in &images {
-            self.images().sync(to).await?;
+        let mut copied = Vec::new();
+        for ((volume, to, ..), done) in images.iter().zip(done) {
+            let allocated = match volume.content {
+                Content::Directory(_) => {
+                    self.images().sync_directory(to).await?;
+                    self.at_rest(volume).await?.1
+                }
+                Content::FileSystem(_) | Content::Block => {
+                    self.images().sync(to).await?;
+                    let image = self.store().volume_image(&volume.id);
+                    self.images().allocated(vec![image]).await?.iter().sum()
+                }
+            };
+            copied.push((done, allocated));
         }
-        let allocated =
-            self.images().allocated(images.into_iter().map(|(_, from, ..)| from).collect()).await?;
-        Ok((done.into_iter().zip(allocated).collect(), moment))
+        Ok((copied, moment))
+    }
+
+    /// Copies what a volume is made of; returns how, and how many bytes that took of the room that there was.
+    async fn copy_content(
+        &self,
+        volume: &Volume,
+        to: &Path,
+        leave: Leave,
+        copying: &Copying,
+    ) -> Result<(Copied, u64), Failure> {
+        match volume.content {
+            Content::Directory(_) => {
+                let (from, used) = self.at_rest(volume).await?;
+                if used > leave.room {
+                    let problem = format!(
+                        "the file system of {} has no room for a copy of the {} in the volume {}; make room there",
+                        self.store().directory().display(),
+                        bytes(used),
+                        volume.id
+                    );
+                    return Err(Failure::Exhausted(problem));
+                }
+                let limit = leave.until.map(|until| until.saturating_duration_since(Instant::now()));
+                Ok((self.copy_directory(&from, to, limit).await?, used))
+            }
+            Content::FileSystem(_) | Content::Block => {
+                let from = self.store().volume_image(&volume.id);
+                let progress = self.progress(volume.id.clone());
+                let copied = self.images().copy(&from, to, leave, &progress, &copying.how_far).await;
+                let copied = copied.map_err(not_at_once)?;
+                let taken = self.images().allocated(vec![to.to_owned()]).await?;
+                Ok((copied, taken.iter().sum()))
+            }
+        }
     }
 
     /// Returns where a volume has to be frozen for a copy, and whether the copy may take its time.
-    async fn prepare_copy(&self, id: &Id) -> Result<(Option<PathBuf>, bool), Failure> {
-        let volume = self.volume(Some(id), id.as_str())?;
+    async fn prepare_copy(&self, volume: &Volume) -> Result<(Option<PathBuf>, bool), Failure> {
+        let id = &volume.id;
         let place = self.place_at_rest(id).await?;
         match volume.content {
+            // Only one to which nobody writes: its file system is the host's, and that cannot be frozen.
+            Content::Directory(_) => self.at_rest(volume).await.map(|_| (None, true)),
             Content::FileSystem(_) => {
                 let writable = place.mounts.iter().find(|mount| !mount.read_only);
                 let at = writable.or(place.mounts.first()).map(|mount| mount.point.clone());
@@ -152,11 +198,13 @@ impl Driver {
             self.store().snapshots.put(snapshot.clone()).await?;
         }
         fault::reached("snapshot:intent");
+        for one in wanted.iter().filter(|one| matches!(one.content, Content::Directory(_))) {
+            self.images().make_directory(&self.store().snapshot_place(&one.id, one.content)).await?;
+        }
         let copying: Vec<_> = wanted.iter().map(|one| self.inner.copies.begin(one.volume.clone())).collect();
-        let copies = wanted
-            .iter()
-            .zip(&copying)
-            .map(|(one, copying)| (one.volume.clone(), self.store().snapshot_image(&one.id), copying));
+        let copies = wanted.iter().zip(&copying).map(|(one, copying)| {
+            (one.volume.clone(), self.store().snapshot_place(&one.id, one.content), copying)
+        });
         let room = self.room(Allocation::Thick).await?;
         let taken = match self.copy_at_once(copies.collect(), room).await {
             Ok((copies, moment)) => {
@@ -203,6 +251,7 @@ impl Driver {
     /// Removes a snapshot; one that is not there is fine. Its lock is held.
     pub(super) async fn discard_snapshot(&self, id: &Id) -> Result<(), Failure> {
         let Some(snapshot) = self.store().snapshots.get(id) else { return Ok(()) };
+        let snapshot_content = snapshot.content;
         let image = self.store().snapshot_image(id);
         if let Some(file) = self.images().look(&image).await?
             && let Some(device) = self.images().attached(&image, file.id).await?.first()
@@ -213,6 +262,9 @@ impl Driver {
         if snapshot.state == State::Ready {
             self.store().snapshots.condemn(snapshot).await?;
             fault::reached("delete-snapshot:intent");
+        }
+        if let Content::Directory(_) = snapshot_content {
+            self.remove_data(&self.store().snapshots.directory(id)).await?;
         }
         self.store().snapshots.remove(id, FILES).await?;
         info!(snapshot = %id, "snapshot deleted");

@@ -5,7 +5,9 @@ use std::path::Path;
 use tracing::{info, warn};
 
 use super::ask;
+use super::controller::volume::thick_directory;
 use super::copies::Copying;
+use super::directories::Chosen;
 use super::errors::Failure;
 use super::store::{Content, Id, Snapshot, Source, State, VERSION, Volume, VolumeState};
 use super::{Driver, now, uuid};
@@ -16,6 +18,9 @@ use crate::proto::csi;
 
 /// The least bytes of a volume without a file system.
 const LEAST_BLOCK: u64 = 4096;
+
+/// The least bytes of a directory: some of the blocks of any file system, of which it needs one itself.
+const LEAST_DIRECTORY: u64 = 1 << 20;
 
 /// What a new volume is to be.
 #[derive(Debug, Clone)]
@@ -29,13 +34,27 @@ pub(super) struct Wish {
     pub(super) ephemeral: bool,
 }
 
-/// What a new volume is to hold.
+/// What a new volume is to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WantedContent {
-    /// A file system; `None`: that of its source, or the default.
-    FileSystem(Option<FsType>),
+    /// A file system.
+    FileSystem {
+        /// `None`: that of its source, or the default; of a directory the host's.
+        fs_type: Option<FsType>,
+        /// `None`: that of its source, or an image.
+        backing: Option<Backing>,
+    },
     /// Nothing.
     Block,
+}
+
+/// What a volume with a file system is kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Backing {
+    /// An image, with a file system of its own.
+    Image,
+    /// A directory of the host's file system, which limits it.
+    Directory,
 }
 
 /// What a volume is copied from.
@@ -49,35 +68,86 @@ impl WantedContent {
     /// Returns the least size of it.
     pub(super) fn least(self) -> u64 {
         match self {
-            Self::FileSystem(fs_type) => least(Content::FileSystem(fs_type.unwrap_or(FsType::Ext4))),
+            Self::FileSystem { backing: Some(Backing::Directory), .. } => LEAST_DIRECTORY,
+            Self::FileSystem { fs_type, .. } => least(Content::FileSystem(fs_type.unwrap_or(FsType::Ext4))),
             Self::Block => least(Content::Block),
         }
     }
 
-    fn content(self, origin: Option<Content>) -> Result<Content, Failure> {
-        match (self, origin) {
-            (Self::Block, _) => Ok(Content::Block),
-            (Self::FileSystem(wanted), None) => Ok(Content::FileSystem(wanted.unwrap_or(FsType::Ext4))),
-            (Self::FileSystem(wanted), Some(Content::FileSystem(found))) => match wanted {
-                Some(wanted) if wanted != found => Err(Failure::Invalid(format!(
-                    "the source has the file system {}, not {}",
-                    found.name(),
+    /// Decides the content of a volume made from this. `host`: the file system that limits directories, where one is wanted.
+    fn content(self, origin: Option<Content>, host: Option<FsType>) -> Result<Content, Failure> {
+        let (wanted, backing) = match self {
+            Self::Block => return self.block(origin),
+            Self::FileSystem { fs_type, backing } => (fs_type, backing),
+        };
+        let invalid = |problem: String| Err(Failure::Invalid(problem));
+        match (origin, backing) {
+            (None, None | Some(Backing::Image)) => Ok(Content::FileSystem(wanted.unwrap_or(FsType::Ext4))),
+            (None, Some(Backing::Directory)) => match (host, wanted) {
+                (None, _) => invalid("there is no file system that could limit a directory".to_owned()),
+                (Some(host), Some(wanted)) if wanted != host => invalid(format!(
+                    "a volume with backing: directory has the file system of the host's directory, {}, not {}; leave fsType away",
+                    host.name(),
                     wanted.name()
-                ))),
-                _ => Ok(Content::FileSystem(found)),
+                )),
+                (Some(host), _) => Ok(Content::Directory(host)),
             },
-            (Self::FileSystem(_), Some(Content::Block)) => Err(Failure::Invalid(
-                "the source is a block device: whether it has a file system is not known".to_owned(),
-            )),
+            (Some(Content::Block), _) => {
+                invalid("the source is a block device: whether it has a file system is not known".to_owned())
+            }
+            (Some(Content::FileSystem(_)), Some(Backing::Directory)) => {
+                invalid("the source is an image, and no directory can be made of it".to_owned())
+            }
+            (Some(Content::Directory(_)), Some(Backing::Image)) => {
+                invalid("the source is a directory, and no image can be made of it".to_owned())
+            }
+            (Some(Content::FileSystem(found) | Content::Directory(found)), _)
+                if wanted.is_some_and(|wanted| wanted != found) =>
+            {
+                let wanted = wanted.map(FsType::name).unwrap_or_default();
+                invalid(format!("the source has the file system {}, not {wanted}", found.name()))
+            }
+            (Some(content @ (Content::FileSystem(_) | Content::Directory(_))), _) => Ok(content),
+        }
+    }
+
+    fn block(self, origin: Option<Content>) -> Result<Content, Failure> {
+        match origin {
+            Some(Content::Directory(_)) => {
+                Err(Failure::Invalid("the source is a directory, and no block device".to_owned()))
+            }
+            Some(Content::FileSystem(_) | Content::Block) | None => Ok(Content::Block),
+        }
+    }
+
+    /// Returns whether a directory is asked for.
+    pub(super) fn is_directory(self) -> bool {
+        matches!(self, Self::FileSystem { backing: Some(Backing::Directory), .. })
+    }
+
+    /// Takes an image where nothing is said: without a source.
+    #[must_use]
+    pub(super) fn or_image(self) -> Self {
+        match self {
+            Self::FileSystem { fs_type, backing } => {
+                Self::FileSystem { fs_type, backing: backing.or(Some(Backing::Image)) }
+            }
+            Self::Block => Self::Block,
         }
     }
 
     /// Returns whether a volume with this content is what is wanted.
     pub(super) fn fits(self, content: Content) -> bool {
         match (self, content) {
-            (Self::Block, Content::Block) | (Self::FileSystem(None), Content::FileSystem(_)) => true,
-            (Self::FileSystem(Some(wanted)), Content::FileSystem(found)) => wanted == found,
-            (Self::Block, Content::FileSystem(_)) | (Self::FileSystem(_), Content::Block) => false,
+            (Self::Block, Content::Block) => true,
+            (Self::FileSystem { fs_type, backing }, Content::FileSystem(found)) => {
+                fs_type.is_none_or(|wanted| wanted == found) && backing != Some(Backing::Directory)
+            }
+            (Self::FileSystem { fs_type, backing }, Content::Directory(found)) => {
+                fs_type.is_none_or(|wanted| wanted == found) && backing != Some(Backing::Image)
+            }
+            (Self::Block, Content::FileSystem(_) | Content::Directory(_))
+            | (Self::FileSystem { .. }, Content::Block) => false,
         }
     }
 }
@@ -112,7 +182,15 @@ impl Driver {
             return Err(Failure::Invalid(problem));
         }
         let origin = self.origin(wish.source.as_ref())?;
-        let content = wish.content.content(origin.as_ref().map(|origin| origin.content))?;
+        let host = if wish.content.is_directory() { Some(self.limiting().await?) } else { None };
+        let content = wish.content.content(origin.as_ref().map(|origin| origin.content), host)?;
+        let chosen = match content {
+            Content::Directory(_) if wish.allocation == Some(Allocation::Thick) => {
+                return Err(thick_directory());
+            }
+            Content::Directory(_) => Some(self.choose_project().await?),
+            Content::FileSystem(_) | Content::Block => None,
+        };
         let bytes =
             ask::size(wish.range, least(content).max(origin.as_ref().map_or(0, |origin| origin.bytes)))?;
         let mut volume = Volume {
@@ -124,6 +202,7 @@ impl Driver {
             grown: bytes,
             content,
             allocation: wish.allocation.unwrap_or(Allocation::Thin),
+            project: chosen.as_ref().map(Chosen::id),
             source: wish.source,
             ephemeral: wish.ephemeral,
             shared: 0,
@@ -146,7 +225,10 @@ impl Driver {
     /// Makes a volume that is written down ready.
     async fn finish(&self, volume: &mut Volume, origin: Option<Origin>) -> Result<(), Failure> {
         let copying = self.inner.copies.begin(volume.id.clone());
-        self.fill(volume, origin, &copying).await?;
+        match volume.content {
+            Content::Directory(_) => self.fill_directory(volume, &copying).await?,
+            Content::FileSystem(_) | Content::Block => self.fill(volume, origin, &copying).await?,
+        }
         volume.state = VolumeState::Ready;
         Ok(self.store().volumes.put(volume.clone()).await?)
     }
@@ -230,10 +312,20 @@ impl Driver {
     pub(super) async fn discard_volume(&self, id: &Id) -> Result<(), Failure> {
         let Some(volume) = self.store().volumes.get(id) else { return Ok(()) };
         self.refuse_use(id).await?;
+        let volume_project = volume.project;
+        if volume_project.is_some() {
+            // Before it is condemned: who has it in a namespace of his own is in no table of ours.
+            self.images().check_unused(&self.store().volume_place(id, volume.content)).await?;
+        }
         // Of one that nobody heard of it is clear already that it has to go.
         if volume.state != VolumeState::Creating && volume.state != VolumeState::Deleting {
             self.store().volumes.condemn(volume).await?;
             fault::reached("delete:intent");
+        }
+        if let Some(project) = volume_project {
+            self.remove_data(&self.store().volumes.directory(id)).await?;
+            fault::reached("delete:data");
+            self.free_project(project).await?;
         }
         self.store().remove_volume(id).await?;
         fault::reached("delete:outcome");
@@ -252,6 +344,10 @@ impl Driver {
             return Err(Failure::Precondition(problem));
         }
         let place = self.place_at_rest(id).await?;
+        if let Some(mount) = place.mounts.first().filter(|_| place.devices.is_empty()) {
+            let problem = format!("the volume {id} is in use, shown at {}", mount.point.display());
+            return Err(Failure::Precondition(problem));
+        }
         let Some(device) = place.devices.first() else { return Ok(()) };
         let node = device.node();
         let at = place.elsewhere(Path::new(""));
@@ -269,6 +365,7 @@ fn least(content: Content) -> u64 {
     match content {
         Content::FileSystem(fs_type) => fs_type.least(),
         Content::Block => LEAST_BLOCK,
+        Content::Directory(_) => LEAST_DIRECTORY,
     }
 }
 

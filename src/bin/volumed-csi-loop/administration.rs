@@ -96,8 +96,14 @@ async fn create(client: &Client, wish: Create) -> anyhow::Result<()> {
     let source = wish.from_snapshot.map(Source::Snapshot).or(wish.from_volume.map(Source::Volume));
     let content = if wish.block { Content::Block } else { Content::FileSystem(wish.fs) };
     let name = wish.name.clone();
-    let wanted =
-        NewVolume { name: wish.name, bytes: wish.size, content, allocation: wish.allocation, source };
+    let wanted = NewVolume {
+        name: wish.name,
+        bytes: wish.size,
+        content,
+        allocation: wish.allocation,
+        backing: wish.backing,
+        source,
+    };
     let created = client.create(wanted).await?;
     let mut out = io::stdout().lock();
     match wish.output {

@@ -133,6 +133,10 @@ pub(crate) struct Create {
     /// Whether its room on the host is taken as it is written to (thin, as without it) or at once (thick).
     #[arg(long, value_parser = ["thin", "thick"], value_name = "HOW")]
     pub(crate) allocation: Option<String>,
+    /// What it is kept in: an image (as without it; a copy as what it is made from) or, where the host's file system has project
+    /// quotas, a directory.
+    #[arg(long, value_parser = ["image", "directory"], conflicts_with = "block", value_name = "WHAT")]
+    pub(crate) backing: Option<String>,
     /// A copy of this snapshot.
     #[arg(long, group = "source", value_name = "SNAPSHOT")]
     pub(crate) from_snapshot: Option<String>,

@@ -1,4 +1,5 @@
-//! What the bundled driver asks of the kernel: image files, loop devices over them, file systems in them, and their mounts.
+//! What the bundled driver asks of the kernel: image files, loop devices over them, file systems in them, directories with a
+//! limit, and the mounts of all of them.
 //!
 //! Blocking calls run in a bounded share of the blocking pool with a deadline; what may write for long (mkfs, resize, an
 //! unmount) runs in a child process. Everything is about files of one directory.
@@ -9,6 +10,7 @@
 
 mod attach;
 mod copy;
+mod directory;
 mod file;
 mod file_system;
 mod freeze;
@@ -34,8 +36,10 @@ use crate::model::MountTable;
 
 pub use super::grow::{BTRFS_LEAST_GROWN, Grown};
 pub use super::options::{Attributes, Seen, of_the_file_system, ordered, read_only};
+pub use super::quota::{Limits, Project};
 pub use attach::{Attached, Going, Held};
 pub use copy::{Copied, HowFar, Leave};
+pub use directory::FoundDirectory;
 pub use file::{Allocation, FileId, ImageFile, Space};
 pub use file_system::FsType;
 pub use freeze::{Frozen, as_keeper};
@@ -65,7 +69,7 @@ struct Inner {
     /// Holds the directory's lock as long as one of us lives; tools hold it too.
     _lock: Arc<OwnedFd>,
     /// The same for the directory itself.
-    _directory: Arc<OwnedFd>,
+    directory: Arc<OwnedFd>,
 }
 
 /// A directory that no other driver has any more. Tools of one that was killed may still work in it.
@@ -133,7 +137,7 @@ impl Images {
                 slow: Pool::new(),
                 given_up: GivenUp::default(),
                 _lock: lock,
-                _directory: directory,
+                directory,
             }),
         })
     }

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::manifest::{PersistentVolume, quantity};
 use super::{AdminError, Content, Created, Deleted, NewVolume, Resized, Snapshot, Source, Volume, names};
-use crate::loop_driver::EPHEMERAL;
+use crate::loop_driver::{BACKING, EPHEMERAL};
 use crate::proto::csi;
 use crate::proto::csi::controller_client::ControllerClient;
 use crate::proto::csi::identity_client::IdentityClient;
@@ -24,6 +24,10 @@ const LOOK: Duration = Duration::from_secs(30);
 const WORK: Duration = Duration::from_secs(60 * 60);
 /// How much of a list is asked for at once.
 const PAGE: i32 = 100;
+
+/// What a volume is kept in.
+const DIRECTORY: &str = "directory";
+const IMAGE: &str = "image";
 
 /// A connection to one driver.
 #[derive(Debug)]
@@ -63,7 +67,9 @@ impl Client {
         let info = self.identity().get_plugin_info(timed(request, LOOK)).await;
         let driver = self.answer(&what, info)?.name;
         let content = match wish.content {
-            Content::FileSystem(None) if wish.source.is_none() => {
+            Content::FileSystem(None)
+                if wish.source.is_none() && wish.backing.as_deref() != Some(DIRECTORY) =>
+            {
                 Content::FileSystem(Some("ext4".to_owned()))
             }
             content => content,
@@ -76,7 +82,10 @@ impl Client {
             name: wish.name.clone(),
             capacity_range: bytes.map(required),
             volume_capabilities: vec![capability(&content)],
-            parameters: wish.allocation.map(|how| ("allocation".to_owned(), how)).into_iter().collect(),
+            parameters: [("allocation", wish.allocation), (BACKING, wish.backing)]
+                .into_iter()
+                .filter_map(|(key, value)| Some((key.to_owned(), value?)))
+                .collect(),
             volume_content_source: wish.source.map(content_source),
             ..Default::default()
         };
@@ -85,6 +94,8 @@ impl Client {
         let volume =
             volume.ok_or_else(|| AdminError::Incomplete { what: what.clone(), missing: "volume" })?;
         let content = match content {
+            // It has the host's, which nobody needs to know.
+            Content::FileSystem(None) if volume.volume_context.contains_key(BACKING) => content,
             Content::FileSystem(None) => {
                 Content::FileSystem(self.file_system(&what, &volume.volume_id).await?)
             }
@@ -98,6 +109,7 @@ impl Client {
             handle: &volume.volume_id,
             bytes,
             content: &content,
+            attributes: &volume.volume_context,
             topology: &topology,
         };
         let other = wish.bytes.filter(|wanted| *wanted != bytes);
@@ -313,6 +325,7 @@ fn listed(entry: csi::list_volumes_response::Entry) -> Option<Volume> {
         Type::Snapshot(snapshot) => Source::Snapshot(snapshot.snapshot_id),
     });
     Some(Volume {
+        backing: volume.volume_context.get(BACKING).cloned().unwrap_or_else(|| IMAGE.to_owned()),
         ephemeral: volume.volume_context.get(EPHEMERAL).is_some_and(|value| value == "true"),
         handle: volume.volume_id,
         capacity_bytes: u64::try_from(volume.capacity_bytes).unwrap_or(0),

@@ -20,6 +20,8 @@ pub(super) struct PersistentVolume<'a> {
     pub(super) bytes: u64,
     /// What is in it.
     pub(super) content: &'a Content,
+    /// `volumeAttributes`
+    pub(super) attributes: &'a BTreeMap<String, String>,
     /// Where it can be had: any of these places; none given: everywhere.
     pub(super) topology: &'a [BTreeMap<String, String>],
 }
@@ -28,6 +30,9 @@ impl PersistentVolume<'_> {
     /// Returns the object.
     pub(super) fn object(&self) -> Value {
         let mut csi = json!({"driver": self.driver, "volumeHandle": self.handle});
+        if !self.attributes.is_empty() {
+            csi["volumeAttributes"] = json!(self.attributes);
+        }
         let mode = match self.content {
             Content::Block => "Block",
             Content::FileSystem(fs_type) => {
@@ -115,6 +120,7 @@ mod tests {
             handle: "h",
             bytes: 1 << 30,
             content: &Content::Block,
+            attributes: &BTreeMap::new(),
             topology: &[place("a"), BTreeMap::new(), place("b")],
         };
         let terms = &volume.object()["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"];

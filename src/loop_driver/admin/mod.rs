@@ -29,6 +29,8 @@ pub struct NewVolume {
     pub content: Content,
     /// `thin` or `thick`; `None`: as the driver does by itself.
     pub allocation: Option<String>,
+    /// `image` or `directory`; `None`: as the driver does by itself.
+    pub backing: Option<String>,
     /// What it is a copy of.
     pub source: Option<Source>,
 }
@@ -68,6 +70,8 @@ pub struct Volume {
     pub handle: String,
     /// Its size.
     pub capacity_bytes: u64,
+    /// What it is kept in: `image` or `directory`.
+    pub backing: String,
     /// What it was copied from.
     pub source: Option<Source>,
     /// A pod's own (inline): it goes with its pod.

@@ -14,9 +14,10 @@ pub fn volumes(all: &[Volume]) -> String {
             Some(Source::Snapshot(handle)) => format!("snapshot {handle}"),
         };
         let state = if volume.abnormal { "failed" } else { "good" };
-        (state, vec![volume.handle.clone(), quantity(volume.capacity_bytes), from, volume.condition.clone()])
+        let (size, backing) = (quantity(volume.capacity_bytes), volume.backing.clone());
+        (state, vec![volume.handle.clone(), size, backing, from, volume.condition.clone()])
     });
-    table(&["VOLUME", "SIZE", "SOURCE", "CONDITION"], rows, Style::default())
+    table(&["VOLUME", "SIZE", "BACKING", "SOURCE", "CONDITION"], rows, Style::default())
 }
 
 /// Returns a table of snapshots.

@@ -6,8 +6,8 @@ use prost_types::Timestamp;
 
 use crate::loop_driver::errors::Failure;
 use crate::loop_driver::health::Trouble;
-use crate::loop_driver::store::{Id, Snapshot, Source, State, Volume, VolumeState};
-use crate::loop_driver::{Driver, EPHEMERAL, ask};
+use crate::loop_driver::store::{Content, Id, Snapshot, Source, State, Volume, VolumeState};
+use crate::loop_driver::{BACKING, Driver, EPHEMERAL, ask};
 use crate::model::Millis;
 use crate::proto::csi;
 use crate::proto::csi::volume_content_source::{SnapshotSource, Type, VolumeSource};
@@ -97,7 +97,11 @@ impl Driver {
             Source::Snapshot(id) => Type::Snapshot(SnapshotSource { snapshot_id: id.to_string() }),
         });
         let own = volume.ephemeral.then(|| (EPHEMERAL.to_owned(), "true".to_owned()));
-        let volume_context = own.into_iter().collect();
+        let backing = match volume.content {
+            Content::Directory(_) => Some((BACKING.to_owned(), "directory".to_owned())),
+            Content::FileSystem(_) | Content::Block => None,
+        };
+        let volume_context = own.into_iter().chain(backing).collect();
         csi::Volume {
             capacity_bytes: i64::try_from(volume.bytes).unwrap_or(i64::MAX),
             volume_id: volume.id.to_string(),

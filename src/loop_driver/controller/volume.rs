@@ -6,12 +6,12 @@ use tracing::info;
 
 use crate::execute::fault;
 use crate::host::images::Allocation;
-use crate::loop_driver::Driver;
 use crate::loop_driver::ask::{self, Access, Capability};
 use crate::loop_driver::errors::Failure;
 use crate::loop_driver::locks::Key;
 use crate::loop_driver::store::{Content, Id, Source, Volume, VolumeState};
-use crate::loop_driver::volumes::{WantedContent, Wish};
+use crate::loop_driver::volumes::{Backing, WantedContent, Wish};
+use crate::loop_driver::{BACKING, Driver};
 use crate::proto::csi;
 use crate::proto::csi::volume_content_source::Type;
 
@@ -34,6 +34,7 @@ impl Driver {
         ask::bounds(request.capacity_range)?;
         self.check_topology(request.accessibility_requirements.as_ref())?;
         let source = request.volume_content_source.map(source).transpose()?;
+        let content = if source.is_none() { content.or_image() } else { content };
         if matches!(&source, Some(Source::Volume(of)) if *of == id) {
             return Err(Failure::Invalid("a volume cannot be made from itself".to_owned()));
         }
@@ -79,7 +80,7 @@ impl Driver {
         })
     }
 
-    /// Grows a volume's image and the device over it. Its lock is held.
+    /// Grows a volume's image and the device over it, or the limit of its directory. Its lock is held.
     pub(super) async fn grow_image(
         &self,
         id: &Id,
@@ -92,18 +93,18 @@ impl Driver {
             volume.state = VolumeState::Growing { to: bytes };
             self.store().volumes.put(volume.clone()).await?;
             fault::reached("grow:intent");
-            let grown = match self.check_room().await {
-                Ok(()) => self.images().grow(&image, bytes, volume.allocation).await.map_err(Failure::from),
-                Err(no_room) => Err(no_room),
+            let grown = match (self.check_room().await, volume.content) {
+                (Ok(()), Content::Directory(_)) => self.grow_directory(&volume, bytes).await,
+                (Ok(()), Content::FileSystem(_) | Content::Block) => {
+                    self.images().grow(&image, bytes, volume.allocation).await.map_err(Failure::from)
+                }
+                (Err(no_room), _) => Err(no_room),
             };
             fault::reached("grow:image");
             volume.state = VolumeState::Ready;
             if grown.is_ok() {
                 volume.bytes = bytes;
-                // There is nothing in it that would have to grow too.
-                if volume.content == Content::Block {
-                    volume.grown = bytes;
-                }
+                volume.grown = volume.content.grown(volume.grown, bytes);
             }
             self.store().volumes.put(volume.clone()).await?;
             grown?;
@@ -129,8 +130,12 @@ pub(super) fn shape(
     capabilities: &[csi::VolumeCapability],
     parameters: &BTreeMap<String, String>,
 ) -> Result<(WantedContent, Option<Allocation>), Failure> {
-    check_parameters(parameters, &[ALLOCATION, FS_TYPE])?;
+    check_parameters(parameters, &[ALLOCATION, FS_TYPE, BACKING])?;
     let allocation = parameters.get(ALLOCATION).map(|text| ask::allocation(text)).transpose()?;
+    let backing = parameters.get(BACKING).map(|text| ask::backing(text)).transpose()?;
+    if backing == Some(Backing::Directory) && allocation == Some(Allocation::Thick) {
+        return Err(thick_directory());
+    }
     let named = parameters.get(FS_TYPE).or_else(|| {
         let key = |key: &str| key.strip_prefix(COMMON).is_some_and(|rest| rest.eq_ignore_ascii_case(FS_TYPE));
         parameters.iter().find(|(name, _)| key(name)).map(|(_, value)| value)
@@ -143,6 +148,12 @@ pub(super) fn shape(
     let mut fs_type = None;
     for capability in capabilities {
         match capability.access {
+            Access::Block if backing == Some(Backing::Directory) => {
+                return Err(Failure::Invalid(
+                    "a volume with backing: directory is no block device; use backing: image, or volumeMode Filesystem"
+                        .to_owned(),
+                ));
+            }
             Access::Block => return Ok((WantedContent::Block, allocation)),
             Access::Mount { fs_type: found, .. } => match (fs_type, found) {
                 (Some(one), Some(other)) if one != other => {
@@ -152,7 +163,15 @@ pub(super) fn shape(
             },
         }
     }
-    Ok((WantedContent::FileSystem(fs_type.or(named)), allocation))
+    Ok((WantedContent::FileSystem { fs_type: fs_type.or(named), backing }, allocation))
+}
+
+/// Refuses to reserve a directory's room.
+pub(in crate::loop_driver) fn thick_directory() -> Failure {
+    Failure::Invalid(
+        "allocation: thick is for images; of a volume with backing: directory no room can be taken before it is written to"
+            .to_owned(),
+    )
 }
 
 /// Refuses parameters that mean nothing here; those of the common prefix are for others.

@@ -5,13 +5,14 @@ use std::path::Path;
 
 use tracing::info;
 
+use super::directory::check_flags;
 use crate::desired::quantity;
 use crate::execute::fault;
-use crate::loop_driver::Driver;
 use crate::loop_driver::ask::{self, Access, Capability};
 use crate::loop_driver::errors::Failure;
-use crate::loop_driver::store::{Content, Id};
+use crate::loop_driver::store::Id;
 use crate::loop_driver::volumes::{WantedContent, Wish};
+use crate::loop_driver::{BACKING, Driver};
 use crate::proto::csi;
 
 /// Reads what an inline volume is to be from the attributes of the pod's volume.
@@ -23,7 +24,7 @@ pub(super) fn wish(
     let Access::Mount { fs_type, .. } = &capability.access else {
         return Err(Failure::Invalid("an inline volume is a file system".to_owned()));
     };
-    let (mut bytes, mut named, mut allocation) = (None, None, None);
+    let (mut bytes, mut named, mut allocation, mut backing) = (None, None, None, None);
     for (key, value) in attributes {
         match key.as_str() {
             "size" => {
@@ -31,10 +32,11 @@ pub(super) fn wish(
                 bytes = Some(i64::try_from(size).unwrap_or(i64::MAX));
             }
             "fsType" => named = ask::fs_type(value)?,
+            BACKING => backing = Some(ask::backing(value)?),
             "allocation" => allocation = Some(ask::allocation(value)?),
             other if other.starts_with("csi.storage.k8s.io/") => {}
             other => {
-                let known = "size, fsType and allocation (thin or thick)";
+                let known = "size, fsType, allocation (thin or thick) and backing (image or directory)";
                 return Err(Failure::Invalid(format!(
                     "the volume attribute {other}={value}: there are {known}"
                 )));
@@ -55,7 +57,7 @@ pub(super) fn wish(
         id: id.clone(),
         name: id.to_string(),
         range,
-        content: WantedContent::FileSystem(fs_type.or(named)),
+        content: WantedContent::FileSystem { fs_type: fs_type.or(named), backing }.or_image(),
         allocation,
         source: None,
         ephemeral: true,
@@ -77,9 +79,7 @@ impl Driver {
         }
         let target = self.target(target).await?;
         let volume = self.make_volume(wish).await?;
-        let Content::FileSystem(fs_type) = volume.content else {
-            return Err(Failure::Lost(format!("the volume {id} has no file system")));
-        };
+        check_flags(&volume, &capability.access)?;
         let place = self.place_at_rest(&id).await?;
         let mut usage = self.store().usage(&id).await;
         let asked = capability.asked(read_only);
@@ -102,7 +102,7 @@ impl Driver {
         self.store().set_usage(&id, &usage).await?;
         fault::reached("ephemeral:intent");
         self.make_target(&target).await?;
-        self.mount_volume(volume, fs_type, &place, &target, &access).await?;
+        self.show_volume(volume, &place, &target, &access).await?;
         fault::reached("ephemeral:outcome");
         info!(volume = %id, target = %target.display(), "published a pod's own volume");
         Ok(())

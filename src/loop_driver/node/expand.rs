@@ -35,6 +35,9 @@ impl Driver {
         let place = self.place_as_before(id).await?;
         let path = self.shown_at(id, &place, path).await?;
         self.take_size(id).await?;
+        if let Content::Directory(_) = volume.content {
+            self.keep_limited(&volume).await?;
+        }
         if let (Content::FileSystem(fs_type), Some(device)) = (volume.content, place.device()?)
             && volume.grown < volume.bytes
         {

@@ -1,5 +1,6 @@
 //! The Node service.
 
+mod directory;
 mod ephemeral;
 mod expand;
 pub(super) mod place;

@@ -1,4 +1,5 @@
-//! Where a volume is on this node: asked of the loop devices and the mount table, never remembered.
+//! Where a volume is on this node: asked of the loop devices and the mount table, never remembered. (Of directories:
+//! `directory`.)
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ pub(in crate::loop_driver) struct Place {
     pub(in crate::loop_driver) devices: Vec<Attached>,
     /// How many of them are ours: attached by this driver for this volume, and to go as its content asks for.
     ours: usize,
-    /// The mounts of its file system by a device of ours: staged and published.
+    /// The mounts of its file system by a device of ours, or of its directory: staged and published.
     pub(in crate::loop_driver) mounts: Vec<Mount>,
     /// The files on which a device of ours is bound.
     pub(in crate::loop_driver) binds: Vec<Mount>,
@@ -27,6 +28,11 @@ pub(in crate::loop_driver) struct Place {
 }
 
 impl Place {
+    /// Takes the mounts of a directory, which needs no device.
+    pub(super) fn of_directory(mounts: Vec<Mount>) -> Self {
+        Self { mounts, ..Self::default() }
+    }
+
     /// Returns the mount at a path, of either kind.
     pub(in crate::loop_driver) fn at(&self, path: &Path) -> Option<&Mount> {
         self.mounts.iter().chain(&self.binds).find(|mount| mount.point == path)
@@ -113,6 +119,9 @@ impl Driver {
     /// Finds a volume on this node, with all loop devices over its image, by whatever path they were given it; and with those
     /// that we attached to what had the image's place before, so that what is still mounted of it can be taken down.
     pub(in crate::loop_driver) async fn place(&self, id: &Id) -> Result<Place, Failure> {
+        if let Some(place) = self.place_of_directory(id).await? {
+            return Ok(place);
+        }
         let image = self.store().volume_image(id);
         let file = self.images().look(&image).await?;
         let usage = self.store().usage(id).await;
@@ -163,7 +172,7 @@ impl Driver {
     fn going(&self, id: &Id) -> Going {
         match self.store().volumes.get(id).map(|volume| volume.content) {
             Some(Content::Block) => Going::WhenTold,
-            Some(Content::FileSystem(_)) | None => Going::WithItsMount,
+            Some(Content::FileSystem(_) | Content::Directory(_)) | None => Going::WithItsMount,
         }
     }
 

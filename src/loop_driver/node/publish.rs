@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
+use super::directory::check_flags;
 use super::place::Place;
 use super::stage::{check_access, options};
 use crate::error::Chain;
@@ -28,6 +29,7 @@ impl Driver {
     ) -> Result<(), Failure> {
         let volume = self.volume(Some(id), id.as_str())?;
         check_access(&volume, &capability.access)?;
+        check_flags(&volume, &capability.access)?;
         let asked = capability.asked(read_only);
         if volume.content == Content::Block && asked.read_only {
             return Err(read_only_device());
@@ -37,7 +39,7 @@ impl Driver {
         let mut usage = self.store().usage(id).await;
         let staged = match volume.content {
             Content::Block => place.device()?.is_some(),
-            Content::FileSystem(_) => place.at(&staging).is_some(),
+            Content::FileSystem(_) | Content::Directory(_) => place.at(&staging).is_some(),
         };
         if !staged {
             let problem = format!("the volume {id} is not staged at {}", staging.display());
@@ -61,7 +63,7 @@ impl Driver {
                 self.images().bind_device(device.number(), &target).await.map_err(taken)?;
                 self.keep_if_ours(id, device.number(), &target).await?;
             }
-            Content::FileSystem(_) => {
+            Content::FileSystem(_) | Content::Directory(_) => {
                 self.make_target(&target).await?;
                 fault::reached("publish:target");
                 if let Some(group) = group {

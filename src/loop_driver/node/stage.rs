@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
+use super::directory::check_flags;
 use super::place::Place;
 use crate::execute::fault;
 use crate::host::images::{Allocation, Attached, Attributes, FsType, Going, Grown, Mounted, read_only};
@@ -17,6 +18,7 @@ impl Driver {
     pub(super) async fn stage(&self, id: &Id, given: &Path, capability: &Capability) -> Result<(), Failure> {
         let volume = self.volume(Some(id), id.as_str())?;
         check_access(&volume, &capability.access)?;
+        check_flags(&volume, &capability.access)?;
         let path = self.directory(given).await?;
         let place = self.place_at_rest(id).await?;
         let asked = capability.asked(false);
@@ -63,8 +65,8 @@ impl Driver {
                 usage.device = Some(self.attach_block(&volume).await?);
                 self.store().set_usage(id, &usage).await?;
             }
-            Content::FileSystem(fs_type) => {
-                self.mount_volume(volume, fs_type, &place, &path, &capability.access).await?;
+            Content::FileSystem(_) | Content::Directory(_) => {
+                self.show_volume(volume, &place, &path, &capability.access).await?;
             }
         }
         fault::reached("stage:outcome");
@@ -76,7 +78,7 @@ impl Driver {
     async fn is_staged(&self, volume: &Volume, at: &Path, place: &Place) -> Result<bool, Failure> {
         match volume.content {
             Content::Block => Ok(place.device()?.is_some()),
-            Content::FileSystem(_) => {
+            Content::FileSystem(_) | Content::Directory(_) => {
                 let there = self.images().mount_at(at).await?;
                 Ok(there.is_some_and(|mount| place.at(at).is_some_and(|ours| ours.id == mount.id)))
             }
@@ -87,7 +89,26 @@ impl Driver {
     fn kept_device(&self, volume: &Volume, place: &Place) -> Result<Option<u32>, Failure> {
         match volume.content {
             Content::Block => Ok(place.device()?.map(Attached::number)),
-            Content::FileSystem(_) => Ok(None),
+            Content::FileSystem(_) | Content::Directory(_) => Ok(None),
+        }
+    }
+
+    /// Mounts a volume at a place where nothing is.
+    pub(super) async fn show_volume(
+        &self,
+        volume: Volume,
+        place: &Place,
+        at: &Path,
+        access: &Access,
+    ) -> Result<(), Failure> {
+        if let Some(there) = self.images().mount_at(at).await? {
+            let problem = format!("{} is mounted at {} already", there.source, at.display());
+            return Err(Failure::Precondition(problem));
+        }
+        match volume.content {
+            Content::FileSystem(fs_type) => self.mount_volume(volume, fs_type, place, at, access).await,
+            Content::Directory(_) => self.show_directory(&volume, at, access).await,
+            Content::Block => Err(Failure::Lost(format!("the volume {} has no file system", volume.id))),
         }
     }
 
@@ -110,7 +131,7 @@ impl Driver {
     }
 
     /// Attaches a volume's image, mounts its file system and lets it fill the image.
-    pub(super) async fn mount_volume(
+    async fn mount_volume(
         &self,
         mut volume: Volume,
         fs_type: FsType,
@@ -118,10 +139,6 @@ impl Driver {
         at: &Path,
         access: &Access,
     ) -> Result<(), Failure> {
-        if let Some(there) = self.images().mount_at(at).await? {
-            let problem = format!("{} is mounted at {} already", there.source, at.display());
-            return Err(Failure::Precondition(problem));
-        }
         let image = self.store().volume_image(&volume.id);
         if self.images().look(&image).await?.is_none_or(|file| file.length < volume.bytes) {
             let problem = format!("the image of the volume {} is gone or too short", volume.id);
@@ -169,6 +186,7 @@ impl Driver {
                 }
                 self.fill_and_give(volume, fs_type, &device.node(), at, access).await
             }
+            (Content::Directory(_), _) => self.limit_and_give(&volume, at, access).await,
             (Content::Block, _) | (Content::FileSystem(_), None) => Ok(()),
         }
     }
@@ -285,13 +303,13 @@ impl Driver {
 /// Refuses what a volume was not made for.
 pub(super) fn check_access(volume: &Volume, access: &Access) -> Result<(), Failure> {
     match (volume.content, access) {
-        (Content::Block, Access::Block) | (Content::FileSystem(_), Access::Mount { fs_type: None, .. }) => {
+        (Content::Block, Access::Block) => Ok(()),
+        (Content::FileSystem(found) | Content::Directory(found), Access::Mount { fs_type, .. })
+            if fs_type.is_none_or(|wanted| wanted == found) =>
+        {
             Ok(())
         }
-        (Content::FileSystem(found), Access::Mount { fs_type: Some(wanted), .. }) if found == *wanted => {
-            Ok(())
-        }
-        (Content::FileSystem(found), Access::Mount { .. }) => {
+        (Content::FileSystem(found) | Content::Directory(found), Access::Mount { .. }) => {
             Err(Failure::Invalid(format!("the volume {} has the file system {}", volume.id, found.name())))
         }
         (Content::Block, Access::Mount { .. }) => {
@@ -299,6 +317,9 @@ pub(super) fn check_access(volume: &Volume, access: &Access) -> Result<(), Failu
         }
         (Content::FileSystem(_), Access::Block) => {
             Err(Failure::Invalid(format!("the volume {} has a file system", volume.id)))
+        }
+        (Content::Directory(_), Access::Block) => {
+            Err(Failure::Invalid(format!("the volume {} is a directory, and no block device", volume.id)))
         }
     }
 }

@@ -23,7 +23,8 @@ impl Driver {
         let path = self.shown_at(id, &place, path).await?;
         let usage = match volume.content {
             Content::Block => vec![usage(Unit::Bytes, volume.bytes, None)],
-            Content::FileSystem(_) => {
+            // A directory tells its limit as the size of its file system.
+            Content::FileSystem(_) | Content::Directory(_) => {
                 let full = self.images().usage(&path).await?;
                 let bytes =
                     usage(Unit::Bytes, full.total_bytes, Some((full.used_bytes, full.available_bytes)));

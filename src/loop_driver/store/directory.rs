@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::meta::VERSION;
 use super::shelf::{META, TEMPORARY, is_replaced, remove, replace, sync};
-use super::{CONDEMNED, Entry, FILES, Group, Id, Snapshot, StoreError, Volume};
+use super::{CONDEMNED, CONDEMNED_DATA, Entry, FILES, Group, Id, Snapshot, StoreError, Volume};
 
 /// Says whose the directory is.
 const MARKER: &str = "volumed-csi-loop.json";
@@ -119,14 +119,16 @@ pub(super) fn read_shelf<T: Entry>(directory: &Path) -> Result<BTreeMap<Id, T>, 
                         problem: format!("it is that of {}", entry.id()),
                     });
                 }
-                if inside_names.iter().any(|name| name == CONDEMNED) {
+                if inside_names.iter().any(|name| name == CONDEMNED || name == CONDEMNED_DATA) {
                     entry.has_to_go();
                 }
                 found.insert(id, entry);
             }
             // The meta data comes first: an image without it is none of ours, and makes this fail. Only what is condemned
             // goes after it.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => remove(&path, &shelf, &[META, CONDEMNED])?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                remove(&path, &shelf, &[META, CONDEMNED, CONDEMNED_DATA])?;
+            }
             Err(e) => return Err(StoreError::io("read", &meta, e)),
         }
     }

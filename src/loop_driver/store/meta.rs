@@ -109,14 +109,27 @@ impl fmt::Display for Id {
     }
 }
 
-/// What an image holds.
+/// What a volume or a snapshot is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Content {
-    /// A file system that this driver made.
+    /// An image with a file system that this driver made.
     FileSystem(FsType),
-    /// Whatever its user writes.
+    /// An image with whatever its user writes.
     Block,
+    /// No image but a directory, on the host's file system of this type.
+    Directory(FsType),
+}
+
+impl Content {
+    /// Returns the size to which what is in a volume has grown when its volume has: what is no file system of its own is as
+    /// large as that at once.
+    pub(crate) fn grown(self, before: u64, bytes: u64) -> u64 {
+        match self {
+            Self::FileSystem(_) => before,
+            Self::Block | Self::Directory(_) => bytes,
+        }
+    }
 }
 
 /// What a volume was made from.
@@ -165,6 +178,8 @@ pub(crate) struct Volume {
     pub content: Content,
     /// Thin or thick.
     pub allocation: Allocation,
+    /// Of a directory: the project that its files belong to, of which `bytes` is the limit. Nobody else's on that file system.
+    pub project: Option<u32>,
     /// What it was made from.
     pub source: Option<Source>,
     /// An inline volume of a pod: it goes with its publication.

@@ -1,7 +1,7 @@
 //! The driver's directory: what is in it, and that all of it is ours.
 //!
-//! What has to go is said in `meta.json` before the first file goes. On a full host, where that cannot be written, the image is
-//! renamed to `image.deleting` instead, which condemns its entry as well: it is unlinked last, so that a deletion that was
+//! What has to go is said in `meta.json` before the first file goes. On a full host, where that cannot be written, the image (or
+//! the directory `data`) is renamed to `image.deleting` (`data.deleting`) instead, which condemns its entry as well: it is unlinked last, so that a deletion that was
 //! begun is finished by the next start, whatever became of it in between.
 
 mod directory;
@@ -34,8 +34,14 @@ const USE: &str = "use.json";
 /// The name of an image whose volume or snapshot has to go, where that could not be written into the meta data.
 const CONDEMNED: &str = "image.deleting";
 
-/// Everything of ours that can be in the directory of an entry, in the order in which it goes.
-pub(super) const FILES: &[&str] = &[IMAGE, USE, META, CONDEMNED];
+/// The name of the directory with the content, where that is no image.
+const DATA: &str = "data";
+
+/// As `CONDEMNED`, of such a directory.
+const CONDEMNED_DATA: &str = "data.deleting";
+
+/// Everything of ours that can be in the directory of an entry, in the order in which it goes. Directories are empty then.
+pub(super) const FILES: &[&str] = &[IMAGE, DATA, USE, META, CONDEMNED, CONDEMNED_DATA];
 
 /// The directory, read.
 #[derive(Debug)]
@@ -159,6 +165,21 @@ impl Store {
         self.volumes.directory(id).join(CONDEMNED)
     }
 
+    /// Returns where the content of a volume is.
+    pub(super) fn volume_place(&self, id: &Id, content: Content) -> PathBuf {
+        self.volumes.directory(id).join(place_of(content))
+    }
+
+    /// Returns where the content of a snapshot is.
+    pub(super) fn snapshot_place(&self, id: &Id, content: Content) -> PathBuf {
+        self.snapshots.directory(id).join(place_of(content))
+    }
+
+    /// Returns where the directory with the content of an entry can be that has to go, by its own directory.
+    pub(super) fn data_in(directory: &Path) -> [PathBuf; 2] {
+        [DATA, CONDEMNED_DATA].map(|name| directory.join(name))
+    }
+
     /// Returns where the image of a snapshot is.
     pub(super) fn snapshot_image(&self, id: &Id) -> PathBuf {
         self.snapshots.directory(id).join(IMAGE)
@@ -218,6 +239,14 @@ impl Store {
 
     fn uses(&self) -> MutexGuard<'_, BTreeMap<Id, Use>> {
         self.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns the name of what holds a content.
+fn place_of(content: Content) -> &'static str {
+    match content {
+        Content::FileSystem(_) | Content::Block => IMAGE,
+        Content::Directory(_) => DATA,
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{CONDEMNED, IMAGE, Id, StoreError, USE};
+use super::{CONDEMNED, CONDEMNED_DATA, DATA, IMAGE, Id, StoreError, USE};
 
 /// The file with what is known of an entry.
 pub(super) const META: &str = "meta.json";
@@ -88,8 +88,8 @@ impl<T: Entry> Shelf<T> {
         Ok(())
     }
 
-    /// Writes down that an entry has to go. On a full disk, where nothing can be written, its image is renamed for that: it is
-    /// what takes the room.
+    /// Writes down that an entry has to go. On a full disk, where nothing can be written, its image, or the
+    /// directory in its place, is renamed for that: it is what takes the room.
     ///
     /// # Errors
     /// What was written down before still holds.
@@ -102,8 +102,9 @@ impl<T: Entry> Shelf<T> {
         let directory = self.directory(entry.id());
         let path = directory.clone();
         let renamed = blocking("rename", &path, move || {
-            let (from, to) = (directory.join(IMAGE), directory.join(CONDEMNED));
-            std::fs::rename(&from, &to).map_err(|e| StoreError::io("rename", &from, e))?;
+            let rename = |from, to| std::fs::rename(directory.join(from), directory.join(to));
+            let renamed = rename(IMAGE, CONDEMNED).or_else(|_no_image| rename(DATA, CONDEMNED_DATA));
+            renamed.map_err(|e| StoreError::io("rename what is in", &directory, e))?;
             sync(&directory)
         });
         // Where there is no image to make room with, the disk stays full.
@@ -129,7 +130,7 @@ pub(super) fn is_replaced(name: &str) -> bool {
     name == META || name == USE
 }
 
-/// Unlinks the files in this order, then the directory. `meta.json` is to come after all that it alone says something of, and
+/// Unlinks the files in this order, and directories that are empty, then the directory itself. `meta.json` is to come after all that it alone says something of, and
 /// what condemns an entry after `meta.json`.
 pub(super) fn remove(directory: &Path, shelf: &Path, files: &[&str]) -> Result<(), StoreError> {
     let gone = |path: &Path, done: io::Result<()>| match done {
@@ -138,7 +139,11 @@ pub(super) fn remove(directory: &Path, shelf: &Path, files: &[&str]) -> Result<(
     };
     for name in files {
         let path = directory.join(name);
-        gone(&path, std::fs::remove_file(&path))?;
+        let removed = match std::fs::remove_file(&path) {
+            Err(e) if e.kind() == io::ErrorKind::IsADirectory => std::fs::remove_dir(&path),
+            done => done,
+        };
+        gone(&path, removed)?;
         if is_replaced(name) {
             let path = directory.join(format!("{name}{TEMPORARY}"));
             gone(&path, std::fs::remove_file(&path))?;

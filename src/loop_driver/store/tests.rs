@@ -13,6 +13,7 @@ fn volume(id: &str) -> Volume {
         grown: 1 << 20,
         content: Content::FileSystem(FsType::Xfs),
         allocation: Allocation::Thin,
+        project: None,
         source: Some(Source::Snapshot(Id::new("s").unwrap())),
         ephemeral: false,
         shared: 0,
