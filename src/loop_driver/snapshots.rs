@@ -251,7 +251,11 @@ impl Driver {
     /// Removes a snapshot; one that is not there is fine. Its lock is held.
     pub(super) async fn discard_snapshot(&self, id: &Id) -> Result<(), Failure> {
         let Some(snapshot) = self.store().snapshots.get(id) else { return Ok(()) };
-        let snapshot_content = snapshot.content;
+        let is_directory = matches!(snapshot.content, Content::Directory(_));
+        if is_directory {
+            // As of a volume: before it is condemned.
+            self.images().check_unused(&self.store().snapshot_place(id, snapshot.content)).await?;
+        }
         let image = self.store().snapshot_image(id);
         if let Some(file) = self.images().look(&image).await?
             && let Some(device) = self.images().attached(&image, file.id).await?.first()
@@ -263,7 +267,7 @@ impl Driver {
             self.store().snapshots.condemn(snapshot).await?;
             fault::reached("delete-snapshot:intent");
         }
-        if let Content::Directory(_) = snapshot_content {
+        if is_directory {
             self.remove_data(&self.store().snapshots.directory(id)).await?;
         }
         self.store().snapshots.remove(id, FILES).await?;
