@@ -104,6 +104,11 @@ fn source(lun: u32, more: &str) -> String {
     )
 }
 
+/// The volume of the first disk, and its pod.
+fn one(mebibytes: u64) -> String {
+    volume("one", mebibytes, "", &source(0, ", fsType: ext4")) + &pod("one", MOUNTED, &claim("one"))
+}
+
 fn secret(password: &str) -> String {
     format!(
         "apiVersion: v1
@@ -146,20 +151,21 @@ fn iscsi_volumes_come_and_go_with_their_sessions() {
     a_disk_grows_while_its_pod_runs(&mut machine);
     a_restart_changes_nothing(&mut machine);
     a_target_goes_down_and_comes_back(&mut machine);
-    they_come_up_after_a_reboot(&mut machine);
     the_session_ends_with_its_last_disk(&mut machine);
     others_sessions_stay(&mut machine);
     paths_are_joined_by_multipathd(&mut machine);
     no_password_was_seen(&mut machine);
+    they_come_up_after_a_reboot(&mut machine);
 }
 
 fn a_wrong_password_is_told_and_the_right_one_works(machine: &mut Machine) {
     machine.manifest("secret", &secret("wrong-horse-0815"));
-    let one = volume("one", 48, "", &source(0, ", fsType: ext4"));
-    machine.manifest("one", &(one + &pod("one", MOUNTED, &claim("one"))));
+    machine.manifest("one", &one(48));
     let words = "target-refuses.*authorization failure.*Secret";
     machine.until("the wrong password is told", &says("one", words));
-    machine.sh(&format!("! grep -rq wrong-horse /etc/iscsi; test -z \"$(ls /etc/iscsi/nodes/{IQN} 2>/dev/null)\""));
+    machine.sh(&format!(
+        "! grep -rq wrong-horse /etc/iscsi; test -z \"$(ls /etc/iscsi/nodes/{IQN} 2>/dev/null)\""
+    ));
     machine.manifest("secret", &secret(PASSWORD));
     machine.wait_for_pods(&["one"]);
     let mount = target("one", "one");
@@ -203,8 +209,7 @@ fn a_disk_grows_while_its_pod_runs(machine: &mut Machine) {
     let before = size(machine);
     machine.resize_disk("one", 128 * MIB);
     machine.until("the target has it", "test $(blockdev --getsize64 /dev/disk/by-id/virtio-one) = 134217728");
-    let one = volume("one", 120, "", &source(0, ", fsType: ext4"));
-    machine.manifest("one", &(one + &pod("one", MOUNTED, &claim("one"))));
+    machine.manifest("one", &one(120));
     let grown = format!("(($(df --output=size -B1 {} | tail -1) > 110 << 20))", target("one", "one"));
     machine.until("it grew", &grown);
     println!("grew from {before} to {} bytes", size(machine));
@@ -228,20 +233,31 @@ fn a_target_goes_down_and_comes_back(machine: &mut Machine) {
     machine.until("it is told", &says("late", "session-lost.*FAILED.*10.9.0.1:3260"));
     machine.sh(&format!("echo 1 >{enable}"));
     machine.wait_for_pods(&["late", "one"]);
-    machine.sh(&format!("grep -qx kept {}/file; touch {}/after", target("late", "one"), target("one", "one")));
+    machine.sh(&format!(
+        "grep -qx kept {}/file; touch {}/after",
+        target("late", "one"),
+        target("one", "one")
+    ));
     machine.remove_manifests(&["late"]);
     machine.wait_until_released(&["late"]);
 }
 
 fn they_come_up_after_a_reboot(machine: &mut Machine) {
+    machine.sh("systemctl stop multipathd.socket multipathd");
+    machine.manifest("one", &one(120));
+    machine.wait_for_pods(&["one"]);
     println!("the reboot took {:?}", machine.reboot());
     machine.until("volumed runs", "volumectl status");
+    // The kernel's modules are not loaded yet, nothing listens, and iscsid does not run.
     machine.until("it is told", &says("one", "target-unreachable.*10.9.0.1:3260"));
     targets(machine);
-    machine.sh("volumectl retry pod/one pod/two || true");
-    machine.wait_for_pods(&["one", "two"]);
+    machine.sh("volumectl retry pod/one || true");
+    machine.wait_for_pods(&["one"]);
     machine.sh(&format!("grep -qx kept {}/file", target("one", "one")));
     assert_eq!(sessions(machine).len(), 1);
+    machine.remove_manifests(&["one"]);
+    machine.wait_until_released(&["one"]);
+    machine.until("nothing is left of it", "! iscsiadm.real -m session; ! lsblk | grep '^sd'");
 }
 
 fn the_session_ends_with_its_last_disk(machine: &mut Machine) {
@@ -265,7 +281,10 @@ fn others_sessions_stay(machine: &mut Machine) {
     let of = sessions(machine);
     let inline = format!("iscsi: {{targetPortal: '10.9.0.3:3260', iqn: '{FOREIGN}', lun: 0, fsType: xfs}}");
     machine.manifest("three", &pod("three", MOUNTED, &inline));
-    machine.until("64 MiB are too few for XFS, or enough", "volumectl explain pod/three | grep -qE 'mkfs|published|ready'");
+    machine.until(
+        "64 MiB are too few for XFS, or enough",
+        "volumectl explain pod/three | grep -qE 'mkfs|published|ready'",
+    );
     machine.remove_manifests(&["three"]);
     machine.wait_until_released(&["three"]);
     assert_eq!(sessions(machine), of);
@@ -276,8 +295,10 @@ fn others_sessions_stay(machine: &mut Machine) {
 }
 
 fn paths_are_joined_by_multipathd(machine: &mut Machine) {
-    machine.sh("printf 'defaults {\\n find_multipaths yes\\n user_friendly_names yes\\n}\\n' >/etc/multipath.conf
-         systemctl start multipathd");
+    machine.sh(
+        "printf 'defaults {\\n find_multipaths yes\\n user_friendly_names yes\\n}\\n' >/etc/multipath.conf
+         systemctl start multipathd",
+    );
     let two = source(0, ", portals: ['10.9.0.2:3260', '10.9.0.66:3260']");
     let inline = format!("iscsi: {{{two}}}");
     machine.manifest("joined", &pod("joined", MOUNTED, &inline));
@@ -292,13 +313,16 @@ fn paths_are_joined_by_multipathd(machine: &mut Machine) {
     assert_eq!(sessions(machine).len(), 2);
     machine.remove_manifests(&["joined"]);
     machine.wait_until_released(&["joined"]);
-    machine.until("nothing is left of it", "! iscsiadm.real -m session; ! lsblk | grep '^sd'; ! dmsetup ls | grep mpath");
+    machine.until(
+        "nothing is left of it",
+        "! iscsiadm.real -m session; ! lsblk | grep '^sd'; ! dmsetup ls | grep mpath",
+    );
 }
 
 fn no_password_was_seen(machine: &mut Machine) {
     machine.sh(&format!(
         "grep -q -- --login /run/arguments; ! grep -F -e {PASSWORD} -e wrong-horse /run/arguments
-         ! journalctl --boot=all | grep -F -e {PASSWORD} -e wrong-horse | grep -v test-agent
+         ! journalctl --boot | grep -F -e {PASSWORD} -e wrong-horse | grep -v test-agent
          ! grep -rF -e {PASSWORD} -e wrong-horse /var/lib/volumed"
     ));
 }

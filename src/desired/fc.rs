@@ -55,9 +55,10 @@ fn disk(field: &str, source: &FCVolumeSource) -> Result<FcLun, Hold> {
     let disk = match (targets, source.lun, wwids) {
         ([], None, [_, ..]) => {
             let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | ':' | '+');
-            let odd = wwids.iter().enumerate().find(|(_, wwid)| {
-                wwid.is_empty() || wwid.starts_with(['.', '+']) || !wwid.chars().all(fits)
-            });
+            let odd = wwids
+                .iter()
+                .enumerate()
+                .find(|(_, wwid)| wwid.is_empty() || wwid.starts_with(['.', '+']) || !wwid.chars().all(fits));
             if let Some((i, wwid)) = odd {
                 return Err(hold::invalid(
                     format!("{field}.wwids[{i}] {wwid:?} is no name of a disk below /dev/disk/by-id"),

@@ -130,7 +130,10 @@ impl Source<'_> {
             )
         })?;
         let lun = u8::try_from(self.lun).map_err(|_| {
-            hold::invalid(format!("{field}.lun {} is not between 0 and 255", self.lun), "write the LUN's number")
+            hold::invalid(
+                format!("{field}.lun {} is not between 0 and 255", self.lun),
+                "write the LUN's number",
+            )
         })?;
         if let Some(interface) = self.interface.filter(|name| !name.is_empty() && *name != "default") {
             return Err(hold::not_supported(
@@ -147,7 +150,8 @@ impl Source<'_> {
         let (discovery_chap, session_chap) = (self.discovery_chap, self.session_chap);
         let disk = IscsiLun { portals, iqn, lun, discovery_chap, session_chap };
         if disk.directory().len() > 255 {
-            let detail = format!("{field}: targetPortal and iqn make a directory's name longer than 255 bytes");
+            let detail =
+                format!("{field}: targetPortal and iqn make a directory's name longer than 255 bytes");
             return Err(hold::invalid(detail, "write the portal's address in place of its name"));
         }
         Ok(disk)
@@ -178,7 +182,9 @@ impl Source<'_> {
         let values = values.reveal();
         let mut passwords = std::collections::BTreeMap::new();
         for (_, flag, prefix) in asked.iter().filter(|(asked, ..)| *asked) {
-            for (what, needed) in [("username", true), ("password", true), ("username_in", false), ("password_in", false)] {
+            for (what, needed) in
+                [("username", true), ("password", true), ("username_in", false), ("password_in", false)]
+            {
                 let key = format!("{prefix}.{what}");
                 let problem = match values.get(&key) {
                     Some(value) if value.contains(char::is_control) => {
@@ -192,7 +198,9 @@ impl Source<'_> {
                     Some(_) | None => continue,
                 };
                 return Err(hold::invalid(
-                    format!("Secret {namespace}/{name}: value {key:?} {problem}, and {field}.{flag} needs it"),
+                    format!(
+                        "Secret {namespace}/{name}: value {key:?} {problem}, and {field}.{flag} needs it"
+                    ),
                     format!("write it as data or stringData {key:?} of the Secret, in one line"),
                 ));
             }

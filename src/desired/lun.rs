@@ -91,7 +91,10 @@ pub(super) fn inline(pod: &PodView<'_>, name: &str, source: Source<'_>) -> Resul
 
 fn place(pod: &PodView<'_>, plugin: Plugin, name: &str, want: DeviceWant) -> Result<Place, Hold> {
     let Some(lun) = want.disk.lun() else {
-        return Err(hold::invalid(format!("{name} is no disk of a storage system"), "report this as a fault of volumed"));
+        return Err(hold::invalid(
+            format!("{name} is no disk of a storage system"),
+            "report this as a fault of volumed",
+        ));
     };
     let (key, id) = (VolumeKey::lun(lun), pod.publication(plugin, name)?);
     Ok(Place { key, id, volume: WantedVolume::Device(Box::new(want)) })
@@ -104,6 +107,11 @@ fn both(passwords: Arc<SecretMap>, key: Option<Arc<SecretMap>>) -> Arc<SecretMap
         return key;
     }
     let mut all: BTreeMap<String, String> = passwords.reveal().clone();
-    all.extend(key.reveal().iter().filter(|(name, _)| *name == annotations::VALUE).map(|(n, v)| (n.clone(), v.clone())));
+    all.extend(
+        key.reveal()
+            .iter()
+            .filter(|(name, _)| *name == annotations::VALUE)
+            .map(|(n, v)| (n.clone(), v.clone())),
+    );
     Arc::new(SecretMap::new(all))
 }

@@ -99,6 +99,9 @@ impl Work<'_> {
         fault::reached("unstage:intent");
         let site = self.site();
         let volume = volumes::of(&self.record.volume);
+        if mutant::is(Mutant::DisconnectFirst) {
+            self.disconnect().await?;
+        }
         let answer = match volume.unstage(&site, &call, &arguments).await {
             Ok(answer) => answer,
             Err(failure) => return self.not_begun(failure, |record, _| set_staging(record, before)).await,

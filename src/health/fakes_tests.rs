@@ -15,8 +15,8 @@ use crate::host::{
     LuksOpened, LunAttached, Luns, NfsMount, NoUsage, Progress, Removal, Seen, Tree, Unmount, Usage, Usages,
 };
 use crate::model::{
-    BootId, DiskIdentity, DiskMount, Formatted, FsGrowth, FsUuid, Inspected, Intent, LuksIntent, Lun, MapperName,
-    Millis, MountIdentity, MountTable, Ownership, RootPath, Secret, SecretMap,
+    BootId, DiskIdentity, DiskMount, Formatted, FsGrowth, FsUuid, Inspected, Intent, LuksIntent, Lun,
+    MapperName, Millis, MountIdentity, MountTable, Ownership, RootPath, Secret, SecretMap,
 };
 use crate::proto::csi as api;
 

@@ -22,8 +22,8 @@ use super::uevents::Uevents;
 use super::wanted::Waits;
 use super::{
     Bind, BlockMap, DeviceUsers, Directory, DiskNews, FoundVolume, Holder, Host, HostError, NfsMount,
-    Progress, Removal, Seen, Tree, Unmount, Usages, empty_dir, loops, lun, on_disk, raw, startup, token, unmount,
-    users,
+    Progress, Removal, Seen, Tree, Unmount, Usages, empty_dir, loops, lun, on_disk, raw, startup, token,
+    unmount, users,
 };
 use crate::BoxFuture;
 use crate::model::{

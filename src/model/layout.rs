@@ -122,7 +122,9 @@ impl Layout {
             DiskSource::Lun(Lun::Iscsi(lun)) => {
                 Path::new("plugins").join(Plugin::Iscsi.name()).join("iface-default").join(lun.directory())
             }
-            DiskSource::Lun(Lun::Fc(lun)) => Path::new("plugins").join(Plugin::Fc.name()).join(lun.directory()),
+            DiskSource::Lun(Lun::Fc(lun)) => {
+                Path::new("plugins").join(Plugin::Fc.name()).join(lun.directory())
+            }
         })
     }
 

@@ -227,10 +227,14 @@ impl TargetName {
 
 /// Whether this, after `iqn.`, is `YYYY-MM.domain` with or without `:name`.
 fn is_iqn(rest: &str) -> bool {
-    let (authority, name) = rest.split_once(':').map_or((rest, None), |(authority, name)| (authority, Some(name)));
+    let (authority, name) =
+        rest.split_once(':').map_or((rest, None), |(authority, name)| (authority, Some(name)));
     let Some((date, domain)) = authority.split_once('.') else { return false };
     let is_date = date.len() == 7
-        && date.bytes().enumerate().all(|(i, byte)| if i == 4 { byte == b'-' } else { byte.is_ascii_digit() });
+        && date
+            .bytes()
+            .enumerate()
+            .all(|(i, byte)| if i == 4 { byte == b'-' } else { byte.is_ascii_digit() });
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     let odd = |c: char| c.is_whitespace() || c.is_control() || "/,;*&$|'\"\\".contains(c);
     is_date
@@ -276,9 +280,10 @@ mod tests {
             assert_eq!(portal.to_string(), shown);
             assert_eq!(Portal::new(shown), Ok(portal));
         }
-        for bad in
-            ["", ":3260", "fd00::1", "[fd00::1", "[nas]", "[::1]x", "a:0", "a:x", "a:70000", "a/b", "-a", "../a", "a b"]
-        {
+        for bad in [
+            "", ":3260", "fd00::1", "[fd00::1", "[nas]", "[::1]x", "a:0", "a:x", "a:70000", "a/b", "-a",
+            "../a", "a b",
+        ] {
             assert!(Portal::new(bad).is_err(), "{bad}");
         }
     }
@@ -297,8 +302,20 @@ mod tests {
         }
         let long = format!("iqn.2026-11.io.volumed:{}", "x".repeat(220));
         for bad in [
-            "", "iqn", "iqn.", "iqn.2026.io:x", "iqn.2026-11:x", "iqn.2026-11.io:", "iqn.2026-11.io:a/b", "eui.02",
-            "naa.52004567BA64678", "iqn.2026-11.io:a b", "x.2026-11.io", "iqn.2026-11.io:a\n", "iqn.2026-11./..:x", &long,
+            "",
+            "iqn",
+            "iqn.",
+            "iqn.2026.io:x",
+            "iqn.2026-11:x",
+            "iqn.2026-11.io:",
+            "iqn.2026-11.io:a/b",
+            "eui.02",
+            "naa.52004567BA64678",
+            "iqn.2026-11.io:a b",
+            "x.2026-11.io",
+            "iqn.2026-11.io:a\n",
+            "iqn.2026-11./..:x",
+            &long,
         ] {
             assert!(TargetName::new(bad).is_err(), "{bad}");
         }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DiskSource, DriverName, FsKind, KeySource, ObjectRef, PodUid, PublicationId, SecretMap, VolumeKey, VolumeMode,
+    DiskSource, DriverName, FsKind, KeySource, ObjectRef, PodUid, PublicationId, SecretMap, VolumeKey,
+    VolumeMode,
 };
 
 /// What was decided about every publication that a manifest or a record names. Only `desired` makes one.

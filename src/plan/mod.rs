@@ -21,9 +21,10 @@ use chooser::Chooser;
 pub use retry::{Due, Now, Retries, RetryState};
 
 use crate::model::{
-    Actual, Blocked, BlockedCause, Connection, CsiWant, Desired, DeviceWant, DiskSource, DriverInfo, DriverName, Foreign,
-    Have, HavePublication, HaveStaging, Layout, LocalWant, NfsWant, PodUid, Presence, PublicationId, PublishArguments,
-    RecordedVolume, StagingKind, Step, StepKind, VolumeKey, Want, Wanted, WantedVolume,
+    Actual, Blocked, BlockedCause, Connection, CsiWant, Desired, DeviceWant, DiskSource, DriverInfo,
+    DriverName, Foreign, Have, HavePublication, HaveStaging, Layout, LocalWant, NfsWant, PodUid, Presence,
+    PublicationId, PublishArguments, RecordedVolume, StagingKind, Step, StepKind, VolumeKey, Want, Wanted,
+    WantedVolume,
 };
 
 /// What the decision is made from.

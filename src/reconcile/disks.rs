@@ -63,9 +63,7 @@ impl Loop {
         };
         let refused = match disks.iter().find(|(key, _)| is_up(key)) {
             Some((key, _)) => Some(format!("{key} is up with the disk that is recorded; nothing was done")),
-            None if disks.is_empty() => {
-                Some(format!("{object} has no volume on a device; nothing was done"))
-            }
+            None if disks.is_empty() => Some(format!("{object} has no volume on a device; nothing was done")),
             None => None,
         };
         if let Some(refused) = refused {
@@ -76,7 +74,8 @@ impl Loop {
         let places = |key: &VolumeKey, disk: &DiskSource| {
             // Of a path of the host the key says the PersistentVolume, of any other disk its place does not.
             let spec = key.as_str().rsplit('/').next().and_then(|name| SpecName::new(name).ok());
-            let paths = spec.map(|spec| [layout.device_staging(disk, &spec), layout.raw_staging(disk, &spec)]);
+            let paths =
+                spec.map(|spec| [layout.device_staging(disk, &spec), layout.raw_staging(disk, &spec)]);
             paths.into_iter().flatten().map(|path| layout.absolute(&path)).collect::<Vec<_>>()
         };
         let disks: Vec<(VolumeKey, DiskSource, Vec<PathBuf>)> = disks

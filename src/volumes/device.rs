@@ -7,9 +7,9 @@ use crate::host::{
     Bind, BlockMap, DeviceUsers, Directory, DiskError, DiskGrowth, HostError, Progress, Removal, Tree,
 };
 use crate::model::{
-    BlockedCause, Checked, Content, DiskMount, DiskSource, Effect, ExpandArguments, ExpansionState, Failure, FsGrowth,
-    KnownContent, MountsAt, PublicationId, PublishArguments, PublishStep, Retry, RootPath, SecretMap,
-    StageArguments, StageStep, VolumeMode,
+    BlockedCause, Checked, Content, DiskMount, DiskSource, Effect, ExpandArguments, ExpansionState, Failure,
+    FsGrowth, KnownContent, MountsAt, PublicationId, PublishArguments, PublishStep, Retry, RootPath,
+    SecretMap, StageArguments, StageStep, VolumeMode,
 };
 
 /// The type.

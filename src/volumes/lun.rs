@@ -16,6 +16,11 @@ pub(super) fn failure(error: &LunError, effect: Effect) -> Failure {
             Retry::Backoff,
             "start iscsid (systemctl enable --now iscsid.socket); volumed tries again by itself".to_owned(),
         ),
+        LunCause::NoKernel => (
+            "no-iscsi-in-kernel",
+            Retry::Backoff,
+            "load the module by hand (modprobe iscsi_tcp), and at every boot (/etc/modules-load.d)".to_owned(),
+        ),
         LunCause::Unreachable => (
             "target-unreachable",
             Retry::Backoff,
@@ -74,13 +79,7 @@ pub(super) fn failure(error: &LunError, effect: Effect) -> Failure {
             ("host", Retry::Backoff, "mend what the message names; volumed tries again by itself".to_owned())
         }
     };
-    Failure {
-        effect,
-        settled: false,
-        retry,
-        cause: BlockedCause::new(code, error.to_string()),
-        remedy,
-    }
+    Failure { effect, settled: false, retry, cause: BlockedCause::new(code, error.to_string()), remedy }
 }
 
 fn portals(error: &LunError) -> String {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use volumed::model::{
-    CallState, DiskSource, DriverName, ExpansionState, Layout, Plugin, Presence, PublicationId, RecordedVolume, SpecName,
-    Status, VolumeKey, VolumeRecord,
+    CallState, DiskSource, DriverName, ExpansionState, Layout, Plugin, Presence, PublicationId,
+    RecordedVolume, SpecName, Status, VolumeKey, VolumeRecord,
 };
 
 use super::request::Request;
@@ -75,7 +75,8 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
     }
     if wish.device && staying().any(|(_, pod)| pod.local) {
         let (layout, disk) = (Layout::new(ROOT), DiskSource::Path(wish::DISK.into()));
-        let staged = layout.absolute(&layout.device_staging(&disk, &SpecName::new(wish::LOCAL).expect("good")));
+        let staged =
+            layout.absolute(&layout.device_staging(&disk, &SpecName::new(wish::LOCAL).expect("good")));
         let mounted = mounts.remove(&staged);
         if mounted.as_deref() != Some(wish::DISK) {
             wrong.push(format!("the disk is not mounted at {}, but {mounted:?}", staged.display()));
@@ -210,14 +211,18 @@ fn published(
 /// Compares the disk of the iSCSI target with what is wanted of it: connected and mounted, or none of both.
 fn lun(state: &State, wish: &Wish, mounts: &mut BTreeMap<PathBuf, String>, wrong: &mut Vec<String>) {
     let layout = Layout::new(ROOT);
-    let staged = layout.absolute(&layout.device_staging(&wish::lun(), &SpecName::new(wish::LUN).expect("good")));
+    let staged =
+        layout.absolute(&layout.device_staging(&wish::lun(), &SpecName::new(wish::LUN).expect("good")));
     let is_wanted = wish.pods.values().any(|pod| pod.lun && !pod.leaving);
     let mounted = mounts.remove(&staged);
     if mounted.as_deref() != is_wanted.then_some(wish::LUN_DISK) {
         wrong.push(format!("at {} is {mounted:?}, and that it is wanted is {is_wanted}", staged.display()));
     }
     if state.is_connected() != is_wanted {
-        wrong.push(format!("that there is a session with the target is {}, wanted {is_wanted}", state.is_connected()));
+        wrong.push(format!(
+            "that there is a session with the target is {}, wanted {is_wanted}",
+            state.is_connected()
+        ));
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use volumed::BoxFuture;
 use volumed::host::{HostError, LunAttached, LunCause, LunError, Luns};
-use volumed::model::{Lun, SecretMap};
+use volumed::model::{Content, FileSystem, FsKind, FsUuid, Lun, SecretMap};
 
 use super::disks::SimDisk;
 use super::host::SimHost;
@@ -18,6 +18,13 @@ use super::world::{State, World};
 pub struct Target {
     /// Its disk, as long as it is not connected.
     pub disk: Option<SimDisk>,
+}
+
+/// Returns the target's disk. It has a file system: who comes first may be a reader, and formats nothing.
+pub fn disk() -> SimDisk {
+    let there = FileSystem { kind: FsKind::Ext4, uuid: FsUuid::from_bytes([9; 16]) };
+    let blank = SimDisk::blank("l", 1 << 30);
+    SimDisk { content: Content::FileSystem(there), used: blank.bytes, ..blank }
 }
 
 impl State {

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    CSIPersistentVolumeSource, CSIVolumeSource, Container, EmptyDirVolumeSource, ISCSIVolumeSource, LocalVolumeSource,
-    NFSVolumeSource, ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec,
-    PersistentVolumeClaimVolumeSource, PersistentVolumeSpec, Pod, PodSpec, Volume, VolumeDevice, VolumeMount,
+    CSIPersistentVolumeSource, CSIVolumeSource, Container, EmptyDirVolumeSource, ISCSIVolumeSource,
+    LocalVolumeSource, NFSVolumeSource, ObjectReference, PersistentVolume, PersistentVolumeClaim,
+    PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, PersistentVolumeSpec, Pod, PodSpec, Volume,
+    VolumeDevice, VolumeMount,
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -17,8 +18,8 @@ use volumed::model::{DirectoryState, ManifestSource, Problem, ReadingState};
 
 use super::twins::CLAIM;
 use super::wish::{
-    self, DISK, DRIVERS, Damage, EXPORT, LOCAL, LOCAL_CLAIM, LOCAL_VOLUME, LUN, PodWish, SHARE, TARGET, VOLUMES,
-    Wish,
+    self, DISK, DRIVERS, Damage, EXPORT, LOCAL, LOCAL_CLAIM, LOCAL_VOLUME, LUN, PodWish, SHARE, TARGET,
+    VOLUMES, Wish,
 };
 
 /// The manifest reader of one life: it remembers the last good version of what it has read.

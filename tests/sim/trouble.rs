@@ -45,7 +45,7 @@ impl Life {
         let device = world.below(2) == 0;
         let disk = SimDisk::blank("d", 1 << 30);
         world.lock().disks.insert(wish::DISK.into(), disk);
-        world.lock().target.disk = Some(SimDisk::blank("l", 1 << 30));
+        world.lock().target.disk = Some(super::luns::disk());
         let mut wish = Wish { republish: world.below(8) == 0, device, ..Wish::default() };
         let steady = PodWish { claims: [0, 3].into(), empty_dir: true, ..PodWish::default() };
         wish.pods.insert(STEADY.to_owned(), steady);

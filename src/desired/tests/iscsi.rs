@@ -1,6 +1,8 @@
 //! Disks of storage systems: what is taken from a PersistentVolume or a pod, and what is refused.
 
-use crate::model::{DeviceWant, DiskSource, FcLun, FsKind, HoldCode, IscsiLun, Layout, Lun, Plugin, VolumeMode, WantedVolume};
+use crate::model::{
+    DeviceWant, DiskSource, FcLun, FsKind, HoldCode, IscsiLun, Layout, Lun, Plugin, VolumeMode, WantedVolume,
+};
 
 use super::*;
 
@@ -57,7 +59,9 @@ fn a_volume_is_its_target_s_disk_at_a_kubelet_s_paths() {
     );
     assert_eq!(
         at(layout.raw_staging(&device.disk, &id.spec)),
-        format!("/var/lib/kubelet/plugins/kubernetes.io/iscsi/volumeDevices/iface-default/10.0.0.1:3260-{IQN}-lun-3")
+        format!(
+            "/var/lib/kubelet/plugins/kubernetes.io/iscsi/volumeDevices/iface-default/10.0.0.1:3260-{IQN}-lun-3"
+        )
     );
     assert_eq!(
         at(layout.target(&id)),
@@ -107,21 +111,26 @@ fn of_the_secret_only_the_passwords_that_are_asked_for_are_taken() {
     assert_eq!(names(&with(json!({"secretRef": {"name": "chap"}}))).len(), 0);
     let inline = json!({"iscsi": {"targetPortal": "10.0.0.1", "iqn": IQN, "lun": 0, "chapAuthSession": true, "secretRef": {"name": "chap"}}});
     assert_eq!(names(&World::with_source(inline).add(chap(values.clone()))).len(), 2);
-    let shown = format!("{:?}", with(json!({"chapAuthSession": true, "secretRef": {"name": "chap"}})).wanted_of("data"));
+    let shown = format!(
+        "{:?}",
+        with(json!({"chapAuthSession": true, "secretRef": {"name": "chap"}})).wanted_of("data")
+    );
     assert!(!shown.contains("hush"), "{shown}");
 }
 
 #[test]
 fn what_is_missing_of_a_secret_is_named() {
     let asks = json!({"iscsi": {"chapAuthSession": true, "secretRef": {"name": "chap"}}});
-    volume(json!({"iscsi": {"chapAuthSession": true}})).is_held(HoldCode::ObjectInvalid, "there is no PersistentVolume pv-1: spec.iscsi.secretRef");
+    volume(json!({"iscsi": {"chapAuthSession": true}}))
+        .is_held(HoldCode::ObjectInvalid, "there is no PersistentVolume pv-1: spec.iscsi.secretRef");
     volume(json!({"iscsi": {"chapAuthDiscovery": true, "secretRef": {"name": ""}}}))
         .is_held(HoldCode::ObjectInvalid, "spec.iscsi.chapAuthDiscovery is true");
     volume(asks.clone()).is_held(HoldCode::ObjectMissing, "Secret default/chap");
     volume(asks.clone())
         .add(chap(json!({"node.session.auth.username": "me"})))
         .is_held(HoldCode::ObjectInvalid, "value \"node.session.auth.password\" is missing");
-    let two_lines = chap(json!({"node.session.auth.username": "me", "node.session.auth.password": "hush\nhush"}));
+    let two_lines =
+        chap(json!({"node.session.auth.username": "me", "node.session.auth.password": "hush\nhush"}));
     let hold = volume(asks).add(two_lines).hold();
     assert!(hold.detail.contains("control character") && !hold.detail.contains("hush"), "{hold:?}");
 }
@@ -151,7 +160,8 @@ fn what_could_be_another_disk_is_held() {
         assert!(hold.detail.contains(words), "{hold:?} does not say {words:?}");
     }
     let inline = |source: Value| World::with_source(json!({"iscsi": source}));
-    inline(json!({"targetPortal": "10.0.0.1", "iqn": "x", "lun": 0})).is_held(HoldCode::ObjectInvalid, "volume data: iscsi.iqn");
+    inline(json!({"targetPortal": "10.0.0.1", "iqn": "x", "lun": 0}))
+        .is_held(HoldCode::ObjectInvalid, "volume data: iscsi.iqn");
 }
 
 fn fc(source: Value) -> World {
@@ -161,7 +171,8 @@ fn fc(source: Value) -> World {
 
 #[test]
 fn a_fibre_channel_disk_is_named_by_ports_or_by_itself() {
-    let ports = fc(json!({"targetWWNs": ["50060E801049CFD1", "50060e801049cfd2"], "lun": 0, "fsType": "ext4"}));
+    let ports =
+        fc(json!({"targetWWNs": ["50060E801049CFD1", "50060e801049cfd2"], "lun": 0, "fsType": "ext4"}));
     let (key, id, _) = ports.wanted_of("data");
     assert_eq!(key.as_str(), "kubernetes.io/fc/50060e801049cfd1,50060e801049cfd2:0");
     let disk = device(&ports).disk;
@@ -170,7 +181,8 @@ fn a_fibre_channel_disk_is_named_by_ports_or_by_itself() {
         layout.absolute(&layout.device_staging(&disk, &id.spec)).display().to_string(),
         "/r/plugins/kubernetes.io/fc/50060e801049cfd1-50060e801049cfd2-lun-0"
     );
-    let wwids = device(&World::with_source(json!({"fc": {"wwids": ["3600508b400105e21"], "readOnly": true}})));
+    let wwids =
+        device(&World::with_source(json!({"fc": {"wwids": ["3600508b400105e21"], "readOnly": true}})));
     assert_eq!(wwids.disk, DiskSource::Lun(Lun::Fc(FcLun::Wwids(vec!["3600508b400105e21".to_owned()]))));
     assert!(wwids.source_read_only);
     for (source, words) in [

@@ -82,7 +82,8 @@ fn add(
     for (index, name) in names.iter().enumerate() {
         match passwords.get(*name).filter(|value| !value.is_empty()) {
             Some(value) if value.contains(char::is_control) => {
-                let said = format!("the Secret's value {name:?} has a control character, such as the end of a line");
+                let said =
+                    format!("the Secret's value {name:?} has a control character, such as the end of a line");
                 return Err(Refusal::new(LunCause::NoPassword, said));
             }
             Some(value) => values.push((name, value.clone())),
@@ -122,7 +123,8 @@ pub(super) fn node(
     for base in &roots.databases {
         let of_target = base.join("nodes").join(target.as_str());
         for name in names(&of_target)? {
-            let is_it = name.strip_prefix(&prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with(','));
+            let is_it =
+                name.strip_prefix(&prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with(','));
             if is_it {
                 files.push(of_target.join(name).join(interface));
             }
@@ -154,7 +156,8 @@ pub(super) fn write(file: &Path, values: &Values) -> Result<(), Refusal> {
 /// The kernel's.
 pub(super) fn replace(file: &Path, text: &str) -> io::Result<()> {
     // open-iscsi takes every file in the directory of a target for a record: the new one is made outside.
-    let Some(base) = file.ancestors().find(|above| above.ends_with("nodes") || above.ends_with("send_targets"))
+    let Some(base) =
+        file.ancestors().find(|above| above.ends_with("nodes") || above.ends_with("send_targets"))
     else {
         return Err(io::Error::other("it is no record of open-iscsi"));
     };
@@ -195,7 +198,8 @@ mod tests {
     #[test]
     fn a_value_is_there_once_and_the_rest_stays() {
         let text = "# BEGIN RECORD 2.1.8\nnode.startup = automatic\nnode.session.scan = auto\nnode.tpgt = 1\n# END RECORD\n";
-        let secret = passwords(&[("node.session.auth.username", "me"), ("node.session.auth.password", "a = b")]);
+        let secret =
+            passwords(&[("node.session.auth.username", "me"), ("node.session.auth.password", "a = b")]);
         let once = changed(text, &of_session(true, &secret).unwrap());
         assert_eq!(once.matches("node.session.scan").count(), 1, "{once}");
         for line in [
@@ -233,7 +237,8 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let (target, portal) =
             (TargetName::new("iqn.2026-11.io.volumed:one").unwrap(), Portal::new("[fd00::1]").unwrap());
-        let roots = Roots { databases: vec![base.path().join("no"), base.path().to_owned()], ..Roots::real() };
+        let roots =
+            Roots { databases: vec![base.path().join("no"), base.path().to_owned()], ..Roots::real() };
         let directory = base.path().join("nodes/iqn.2026-11.io.volumed:one/fd00::1,3260,7");
         std::fs::create_dir_all(&directory).unwrap();
         assert!(node(&roots, &target, &portal, "volumed").is_err());

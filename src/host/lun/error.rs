@@ -25,6 +25,8 @@ pub enum LunCause {
     NoTool,
     /// iscsid does not run, and could not be started.
     NoDaemon,
+    /// The kernel has no iSCSI.
+    NoKernel,
     /// Nothing answers at the portal, or nothing that speaks iSCSI.
     Unreachable,
     /// The portal's name is not known.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::LunAttached;
+use super::away::take_away;
 use super::error::{LunCause, Refusal};
-use super::iscsi::take_away;
 use super::sysfs::{Disk, names};
 use super::tools::Host;
 use crate::model::FcLun;
@@ -174,7 +174,11 @@ mod tests {
         let tree = Tree::new();
         for (name, address, wwn) in [("sda", "3:0:0:0", WWN), ("sdb", "4:0:0:0", OTHER)] {
             tree.disk(name, address);
-            tree.link("disk/by-path", &format!("pci-0000:05:00.0-fc-0x{wwn}-lun-0"), &format!("../../{name}"));
+            tree.link(
+                "disk/by-path",
+                &format!("pci-0000:05:00.0-fc-0x{wwn}-lun-0"),
+                &format!("../../{name}"),
+            );
         }
         let host = tree.host();
         let alone = attach(&host, &of_port(0)).await.unwrap();

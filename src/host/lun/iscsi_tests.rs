@@ -55,14 +55,17 @@ fi
 "#;
 
 /// The last that is done before the kernel forgets a disk: here it forgets it then.
-const BLOCKDEV: &str = "#!/bin/sh\nrm -r TREE/sys/devices/platform/host*/session*/target*/*/block/${2##*/}/../..\n";
+const BLOCKDEV: &str =
+    "#!/bin/sh\nrm -r $(dirname $(dirname TREE/sys/devices/platform/host*/session*/target*/*/block/${2##*/}))\n";
 
 struct World(Tree);
 
 impl World {
     fn new() -> Self {
         let tree = Tree::new();
-        for (name, text) in [("tools/iscsiadm", ISCSIADM), ("tools/blockdev", BLOCKDEV), ("session", SESSION)] {
+        tree.write("sys/class/iscsi_transport/tcp/handle", "1");
+        for (name, text) in [("tools/iscsiadm", ISCSIADM), ("tools/blockdev", BLOCKDEV), ("session", SESSION)]
+        {
             tree.write(name, &text.replace("TREE", &tree.path().display().to_string()));
             let file = tree.path().join(name);
             std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -104,7 +107,9 @@ fn lun(portals: &[&str]) -> IscsiLun {
 fn passwords() -> BTreeMap<String, String> {
     ["discovery.sendtargets.auth", "node.session.auth"]
         .iter()
-        .flat_map(|of| [(format!("{of}.username"), "me".to_owned()), (format!("{of}.password"), "hush".to_owned())])
+        .flat_map(|of| {
+            [(format!("{of}.username"), "me".to_owned()), (format!("{of}.password"), "hush".to_owned())]
+        })
         .collect()
 }
 
@@ -137,7 +142,8 @@ async fn a_session_is_made_with_the_passwords_and_ends_with_its_disk() {
 async fn a_session_with_another_disk_stays() {
     let world = World::new();
     attach(&world.0.host(), &lun(&["10.0.0.1"]), &passwords()).await.unwrap();
-    std::fs::create_dir_all(world.0.path().join("sys/devices/platform/host1/session1/target1:0:0/1:0:0:7")).unwrap();
+    std::fs::create_dir_all(world.0.path().join("sys/devices/platform/host1/session1/target1:0:0/1:0:0:7"))
+        .unwrap();
     detach(&world.0.host(), &lun(&["10.0.0.1"])).await.unwrap();
     assert_eq!(world.sessions(), 1);
     assert!(!world.arguments().contains("--logout"), "{}", world.arguments());
@@ -168,16 +174,22 @@ async fn one_portal_is_enough_and_the_others_are_told_of() {
 
 #[tokio::test]
 async fn a_refused_login_tells_the_cause_and_leaves_no_password() {
-    for (code, cause) in
-        [("24", LunCause::Refused), ("8", LunCause::Unreachable), ("20", LunCause::NoDaemon), ("21", LunCause::NoTarget)]
-    {
+    for (code, cause) in [
+        ("24", LunCause::Refused),
+        ("8", LunCause::Unreachable),
+        ("20", LunCause::NoDaemon),
+        ("9", LunCause::Other),
+    ] {
         let world = World::new();
         world.0.write("refuse-login-10.0.0.1", code);
         let lun = IscsiLun { session_chap: true, ..lun(&["10.0.0.1"]) };
         let refused = attach(&world.0.host(), &lun, &passwords()).await.unwrap_err();
         assert_eq!(refused.cause, cause, "{refused:?}");
         assert!(refused.said.contains("portal 10.0.0.1:3260: iscsiadm: iSCSI login failed"), "{refused:?}");
-        assert!(!world.0.path().join("etc/iscsi/nodes").join(IQN).try_exists().unwrap(), "the password is left");
+        assert!(
+            !world.0.path().join("etc/iscsi/nodes").join(IQN).try_exists().unwrap(),
+            "the password is left"
+        );
     }
 }
 
@@ -188,7 +200,14 @@ async fn a_target_that_the_portal_does_not_name_is_told_with_those_that_it_does(
     let refused = attach(&world.0.host(), &lun(&["10.0.0.1"]), &passwords()).await.unwrap_err();
     assert_eq!(refused.cause, LunCause::NoTarget);
     assert!(refused.said.ends_with("it names iqn.2026-11.io.volumed:other"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn what_this_host_lacks_is_named() {
     let tree = Tree::new();
+    let refused = attach(&tree.host(), &lun(&["10.0.0.1"]), &passwords()).await.unwrap_err();
+    assert_eq!(refused.cause, LunCause::NoKernel, "{refused:?}");
+    tree.write("sys/class/iscsi_transport/tcp/handle", "1");
     let refused = attach(&tree.host(), &lun(&["10.0.0.1"]), &passwords()).await.unwrap_err();
     assert_eq!(refused.cause, LunCause::NoTool);
     assert!(refused.said.contains("install open-iscsi"), "{refused:?}");

@@ -5,12 +5,14 @@
 //! and has a deadline; a target that hangs delays nobody else's volumes. What is there is looked up in sysfs each time: the
 //! sessions are the kernel's, and outlive volumed.
 
+mod away;
 mod database;
 mod error;
 mod fc;
 mod iscsi;
 #[cfg(test)]
 mod iscsi_tests;
+mod login;
 mod multipath;
 mod sysfs;
 mod tools;
@@ -31,8 +33,8 @@ use super::{HostError, Linux};
 use crate::BoxFuture;
 use crate::model::{Lun, SecretMap};
 
-pub use error::{LunCause, LunError};
 pub(super) use error::Refusal;
+pub use error::{LunCause, LunError};
 use sysfs::Roots;
 use tools::Host as Machine;
 
@@ -204,7 +206,9 @@ async fn serve(machine: &Machine, lun: Lun, work: Work) -> Result<Answer, Refusa
         (Lun::Iscsi(lun), Work::Attach(Passwords(passwords))) => {
             iscsi::attach(machine, lun, &passwords).await.map(Answer::Attached)
         }
-        (Lun::Iscsi(lun), Work::Find { rescan }) => iscsi::find(machine, lun, rescan).await.map(Answer::Found),
+        (Lun::Iscsi(lun), Work::Find { rescan }) => {
+            iscsi::find(machine, lun, rescan).await.map(Answer::Found)
+        }
         (Lun::Iscsi(lun), Work::Detach) => iscsi::detach(machine, lun).await.map(|()| Answer::Detached),
         (Lun::Fc(lun), Work::Attach(_)) => fc::attach(machine, lun).await.map(Answer::Attached),
         (Lun::Fc(lun), Work::Find { rescan }) => fc::find(machine, lun, rescan).await.map(Answer::Found),

@@ -89,7 +89,8 @@ impl Host {
         let until = Instant::now() + Duration::from_secs(5);
         while paths.iter().any(|disk| self.roots.map_of(disk).is_some()) {
             if Instant::now() >= until {
-                let said = format!("the multipath device {} stays: {}", map.name, words("multipath -f", &ended));
+                let said =
+                    format!("the multipath device {} stays: {}", map.name, words("multipath -f", &ended));
                 return Err(Refusal::new(LunCause::InUse, said));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -49,5 +49,9 @@ impl Host {
 
 /// Says how a program ended that did not do what it was told.
 pub(super) fn words(name: &str, ended: &Ended) -> String {
-    if ended.said.is_empty() { format!("{name}: {}", ended.status) } else { format!("{name}: {}", ended.said) }
+    if ended.said.is_empty() {
+        format!("{name}: {}", ended.status)
+    } else {
+        format!("{name}: {}", ended.said)
+    }
 }

@@ -14,7 +14,9 @@ pub(super) struct Tree(TempDir);
 impl Tree {
     pub(super) fn new() -> Self {
         let tree = Self(tempfile::tempdir().unwrap());
-        for directory in ["sys/class/block", "sys/class/scsi_host", "sys/class/iscsi_session", "sys/devices", "dev/mapper"] {
+        for directory in
+            ["sys/class/block", "sys/class/scsi_host", "sys/class/iscsi_session", "sys/devices", "dev/mapper"]
+        {
             std::fs::create_dir_all(tree.path().join(directory)).unwrap();
         }
         tree
@@ -26,7 +28,13 @@ impl Tree {
 
     pub(super) fn roots(&self) -> Roots {
         let at = |name: &str| self.path().join(name);
-        Roots { sys: at("sys"), dev: at("dev"), run: at("run"), proc: at("proc"), databases: vec![at("etc/iscsi")] }
+        Roots {
+            sys: at("sys"),
+            dev: at("dev"),
+            run: at("run"),
+            proc: at("proc"),
+            databases: vec![at("etc/iscsi")],
+        }
     }
 
     /// Programs are looked for in `tools`.

@@ -7,7 +7,8 @@ use volumed::desired::{Node, ResolvedWant, Resolver};
 use volumed::manifest::Manifests;
 use volumed::manifest::fuzz::readings;
 use volumed::model::{
-    DiskSource, KeySource, Layout, Lifecycle, Lun, PodUid, Problem, PublicationId, RootPath, Wanted, WantedVolume,
+    DiskSource, KeySource, Layout, Lifecycle, Lun, PodUid, Problem, PublicationId, RootPath, Wanted,
+    WantedVolume,
 };
 
 /// The longest text of a problem, in bytes: its sentences are ours, and what it quotes is shortened.
@@ -140,10 +141,9 @@ fn paths(layout: &Layout, pod: &PodUid, id: &PublicationId, wanted: &Wanted) {
                         "plugins/kubernetes.io~local-volume/volumeDevices",
                     )
                 }
-                DiskSource::Lun(Lun::Iscsi(_)) => (
-                    "plugins/kubernetes.io/iscsi/iface-default",
-                    "plugins/kubernetes.io/iscsi/volumeDevices",
-                ),
+                DiskSource::Lun(Lun::Iscsi(_)) => {
+                    ("plugins/kubernetes.io/iscsi/iface-default", "plugins/kubernetes.io/iscsi/volumeDevices")
+                }
                 DiskSource::Lun(Lun::Fc(_)) => {
                     ("plugins/kubernetes.io/fc", "plugins/kubernetes.io/fc/volumeDevices")
                 }
