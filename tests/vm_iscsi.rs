@@ -1,6 +1,6 @@
 //! iSCSI volumes with the kernel's own target (LIO), open-iscsi and multipathd, all in one machine.
 
-#![expect(clippy::print_stdout, reason = "a test: it tells figures")]
+#![expect(clippy::print_stdout, clippy::expect_used, reason = "a test: it tells figures and may fail loudly")]
 
 mod vm;
 
@@ -307,7 +307,7 @@ fn paths_are_joined_by_multipathd(machine: &mut Machine) {
     // It is the disk that it was by its one path, and what was on it is there.
     machine.sh(&format!(
         "grep -qx kept {mount}/file
-         findmnt --noheadings --output SOURCE {mount} | tee /dev/stderr | grep -q /dev/mapper/mpath
+         grep -q ^mpath- /sys/class/block/$(basename $(findmnt --noheadings --output SOURCE {mount}))/dm/uuid
          volumectl explain pod/joined | tr '\\n' ' ' | tee /dev/stderr | grep -q 'portal 10.9.0.66:3260 is not used'"
     ));
     assert_eq!(sessions(machine).len(), 2);

@@ -169,14 +169,11 @@ impl Source<'_> {
             (self.session_chap, "chapAuthSession", "node.session.auth"),
         ];
         let Some((_, first, _)) = asked.iter().find(|(asked, ..)| *asked) else { return Ok(Arc::default()) };
-        let (namespace, name) = match secret {
-            Some((namespace, Some(name))) => (namespace, name),
-            Some((_, None)) | None => {
-                return Err(hold::invalid(
-                    format!("{field}.{first} is true, and there is no {field}.secretRef"),
-                    "name a Secret of the type kubernetes.io/iscsi-chap in secretRef",
-                ));
-            }
+        let Some((namespace, Some(name))) = secret else {
+            return Err(hold::invalid(
+                format!("{field}.{first} is true, and there is no {field}.secretRef"),
+                "name a Secret of the type kubernetes.io/iscsi-chap in secretRef",
+            ));
         };
         let values = secrets::read(index, (namespace.clone(), name.clone()), field)?;
         let values = values.reveal();

@@ -34,7 +34,7 @@ fn iscsi(device: &DeviceWant) -> IscsiLun {
     }
 }
 
-fn chap(values: Value) -> Value {
+fn chap(values: &Value) -> Value {
     secret("chap", json!({"stringData": values}))
 }
 
@@ -100,7 +100,7 @@ fn of_the_secret_only_the_passwords_that_are_asked_for_are_taken() {
         "discovery.sendtargets.auth.username": "me", "discovery.sendtargets.auth.password": "hush2",
         "key": "no disk's",
     });
-    let with = |source: Value| volume(json!({"iscsi": source})).add(chap(values.clone()));
+    let with = |source: Value| volume(json!({"iscsi": source})).add(chap(&values));
     let names = |world: &World| device(world).secrets.reveal().keys().cloned().collect::<Vec<_>>();
     // Without a namespace it is the claim's.
     let session = with(json!({"chapAuthSession": true, "secretRef": {"name": "chap"}}));
@@ -110,7 +110,7 @@ fn of_the_secret_only_the_passwords_that_are_asked_for_are_taken() {
     assert_eq!(names(&with(both)).len(), 4);
     assert_eq!(names(&with(json!({"secretRef": {"name": "chap"}}))).len(), 0);
     let inline = json!({"iscsi": {"targetPortal": "10.0.0.1", "iqn": IQN, "lun": 0, "chapAuthSession": true, "secretRef": {"name": "chap"}}});
-    assert_eq!(names(&World::with_source(inline).add(chap(values.clone()))).len(), 2);
+    assert_eq!(names(&World::with_source(inline).add(chap(&values))).len(), 2);
     let shown = format!(
         "{:?}",
         with(json!({"chapAuthSession": true, "secretRef": {"name": "chap"}})).wanted_of("data")
@@ -127,10 +127,10 @@ fn what_is_missing_of_a_secret_is_named() {
         .is_held(HoldCode::ObjectInvalid, "spec.iscsi.chapAuthDiscovery is true");
     volume(asks.clone()).is_held(HoldCode::ObjectMissing, "Secret default/chap");
     volume(asks.clone())
-        .add(chap(json!({"node.session.auth.username": "me"})))
+        .add(chap(&json!({"node.session.auth.username": "me"})))
         .is_held(HoldCode::ObjectInvalid, "value \"node.session.auth.password\" is missing");
     let two_lines =
-        chap(json!({"node.session.auth.username": "me", "node.session.auth.password": "hush\nhush"}));
+        chap(&json!({"node.session.auth.username": "me", "node.session.auth.password": "hush\nhush"}));
     let hold = volume(asks).add(two_lines).hold();
     assert!(hold.detail.contains("control character") && !hold.detail.contains("hush"), "{hold:?}");
 }
@@ -164,7 +164,7 @@ fn what_could_be_another_disk_is_held() {
         .is_held(HoldCode::ObjectInvalid, "volume data: iscsi.iqn");
 }
 
-fn fc(source: Value) -> World {
+fn fc(source: &Value) -> World {
     let spec = json!({"fc": source, "accessModes": ["ReadWriteOnce"]});
     World::with_claim().add(json!({"kind": "PersistentVolume", "metadata": {"name": "pv-1"}, "spec": spec}))
 }
@@ -172,7 +172,7 @@ fn fc(source: Value) -> World {
 #[test]
 fn a_fibre_channel_disk_is_named_by_ports_or_by_itself() {
     let ports =
-        fc(json!({"targetWWNs": ["50060E801049CFD1", "50060e801049cfd2"], "lun": 0, "fsType": "ext4"}));
+        fc(&json!({"targetWWNs": ["50060E801049CFD1", "50060e801049cfd2"], "lun": 0, "fsType": "ext4"}));
     let (key, id, _) = ports.wanted_of("data");
     assert_eq!(key.as_str(), "kubernetes.io/fc/50060e801049cfd1,50060e801049cfd2:0");
     let disk = device(&ports).disk;
@@ -195,6 +195,6 @@ fn a_fibre_channel_disk_is_named_by_ports_or_by_itself() {
         (json!({"wwids": ["a/../b"]}), "spec.fc.wwids[0]"),
         (json!({"wwids": ["", "x"]}), "spec.fc.wwids[0]"),
     ] {
-        fc(source).is_held(HoldCode::ObjectInvalid, words);
+        fc(&source).is_held(HoldCode::ObjectInvalid, words);
     }
 }

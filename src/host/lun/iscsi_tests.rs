@@ -55,8 +55,7 @@ fi
 "#;
 
 /// The last that is done before the kernel forgets a disk: here it forgets it then.
-const BLOCKDEV: &str =
-    "#!/bin/sh\nrm -r $(dirname $(dirname TREE/sys/devices/platform/host*/session*/target*/*/block/${2##*/}))\n";
+const BLOCKDEV: &str = "#!/bin/sh\nrm -r $(dirname $(dirname TREE/sys/devices/platform/host*/session*/target*/*/block/${2##*/}))\n";
 
 struct World(Tree);
 

@@ -38,7 +38,8 @@ impl Host {
             let map = maps.max_by_key(|map| map.paths);
             let late = Instant::now() >= until;
             match map {
-                Some(map) if map.paths >= paths.len() || late => {
+                // udev makes its node a moment after the kernel has it.
+                Some(map) if late || map.paths >= paths.len() && self.has_node(&map) => {
                     return Ok((self.roots.dev.join("mapper").join(map.name), None));
                 }
                 None if !several => return Ok((first.clone(), None)),
@@ -62,6 +63,10 @@ impl Host {
                 Some(_) | None => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
+    }
+
+    fn has_node(&self, map: &Map) -> bool {
+        matches!(self.roots.dev.join("mapper").join(&map.name).try_exists(), Ok(true))
     }
 
     /// Lets a multipath device take what its paths have by now.

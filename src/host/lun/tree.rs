@@ -76,6 +76,7 @@ impl Tree {
     /// A device-mapper device over others.
     pub(super) fn map(&self, node: &str, name: &str, uuid: &str, over: &[&str]) {
         self.write(&format!("sys/class/block/{node}/dm/name"), name);
+        self.write(&format!("dev/mapper/{name}"), "");
         self.write(&format!("sys/class/block/{node}/dm/uuid"), uuid);
         for disk in over {
             self.write(&format!("sys/class/block/{node}/slaves/{disk}"), "");
