@@ -24,6 +24,8 @@ pub enum Mutant {
     TwoNames,
     /// `plan` brings up more volumes than a driver takes (csi.md 10, 25).
     NoLimit,
+    /// `execute` disconnects a disk of a storage system before it is unmounted.
+    DisconnectFirst,
 }
 
 #[cfg(debug_assertions)]

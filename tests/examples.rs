@@ -41,7 +41,7 @@ async fn every_manifest_is_read_and_nothing_is_wrong_with_it() {
     let (notices, wrong): (Vec<_>, Vec<_>) =
         now.problems.iter().partition(|p| p.warning && p.path.ends_with("volumesnapshotclass.yaml"));
     assert!(now.reading.is_complete() && wrong.is_empty() && notices.len() == 1, "{now:#?}");
-    assert_eq!(pods(&now), ["archivist", "builder", "postgres", "scratch", "web"]);
+    assert_eq!(pods(&now), ["accountant", "archivist", "builder", "postgres", "scratch", "web"]);
     let objects = &now.objects;
     assert!(objects.drivers.contains_key(DRIVER), "{:?}", objects.drivers);
     let volume = objects.volumes.get("data").expect("a PersistentVolume");

@@ -214,6 +214,11 @@ fn a_volume_that_is_published_as_two_persistent_volumes_is_found() {
 }
 
 #[test]
+fn a_disk_that_is_disconnected_while_it_is_mounted_is_found() {
+    is_found(Mutant::DisconnectFirst);
+}
+
+#[test]
 fn a_limit_of_volumes_that_is_not_kept_is_found() {
     is_found(Mutant::NoLimit);
 }

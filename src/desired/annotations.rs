@@ -18,7 +18,7 @@ const ENCRYPTION: &str = "volumed.io/encryption";
 const KEY: &str = "volumed.io/encryption-key";
 
 /// The value of a Secret that is the key.
-const VALUE: &str = "key";
+pub(super) const VALUE: &str = "key";
 
 /// Whether the file system grows by itself.
 ///

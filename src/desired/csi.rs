@@ -44,7 +44,7 @@ pub(super) fn persistent(
         let what = source::kind_of_persistent(spec).unwrap_or("without a source");
         return Err(hold::not_supported(
             format!("PersistentVolume {name}: {what}"),
-            "use a PersistentVolume with a csi, local or nfs source",
+            "use a PersistentVolume with a csi, local, nfs, iscsi or fc source",
         ));
     };
     let driver = driver_of(index, name, csi)?;

@@ -9,7 +9,7 @@ use super::index::Index;
 use super::pod::{Place, PodView, Usage};
 use super::{affinity, annotations, group, hold, modes, size};
 use crate::model::{
-    DeviceWant, FsKind, Hold, LocalWant, Plugin, SizeWant, VolumeKey, VolumeMode, WantedVolume,
+    DeviceWant, DiskSource, FsKind, Hold, LocalWant, Plugin, SizeWant, VolumeKey, VolumeMode, WantedVolume,
 };
 
 /// Returns the volume behind a PV with a local source.
@@ -53,9 +53,9 @@ pub(super) fn persistent(
         let key = annotations::key(index, name, bound.volume)?;
         let size = size::wanted((name, spec), (claim, object), access.many_writers)?;
         WantedVolume::Device(Box::new(DeviceWant {
-            path,
+            disk: DiskSource::Path(path),
             volume_mode: mode,
-            fs_type: file_system(name, fs_type)?,
+            fs_type: file_system(&format!("PersistentVolume {name}: spec.local.fsType"), fs_type)?,
             mount_flags: options,
             access_mode: access.first.to_owned(),
             read_only,
@@ -88,11 +88,15 @@ fn is_device(path: &Path, mode: VolumeMode, fs_type: Option<&str>) -> bool {
     mode == VolumeMode::Block || fs_type.is_some() || path.starts_with("/dev")
 }
 
-fn file_system(volume: &str, fs_type: Option<&str>) -> Result<Option<FsKind>, Hold> {
-    let Some(name) = fs_type else { return Ok(None) };
+/// Returns the file system that a field names; none where it is empty.
+///
+/// # Errors
+/// The hold, when it is not supported.
+pub(super) fn file_system(field: &str, fs_type: Option<&str>) -> Result<Option<FsKind>, Hold> {
+    let Some(name) = fs_type.filter(|name| !name.is_empty()) else { return Ok(None) };
     FsKind::of(name).map(Some).ok_or_else(|| {
         hold::not_supported(
-            format!("PersistentVolume {volume}: spec.local.fsType {name:?}"),
+            format!("{field} {name:?}"),
             format!("write one of {}", FsKind::ALL.map(FsKind::name).join(", ")),
         )
     })

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, Pod, Volume};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, PersistentVolumeSpec, Pod, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::csi::Bound;
 use super::index::Index;
 use super::pod::{Place, PodView, Usage};
-use super::{ResolvedPod, ResolvedVolume, ResolvedWant, claim, csi, hold, local, nfs, quantity, source};
+use super::{
+    ResolvedPod, ResolvedVolume, ResolvedWant, claim, csi, fc, hold, iscsi, local, nfs, quantity, source,
+};
 use crate::manifest::Sourced;
 use crate::model::{Hold, Link, LinkState, ObjectRef, PodIdentity, PodUid, Wanted};
 
@@ -123,10 +125,14 @@ fn unclaimed(
         source::host_path(pod, name, source)
     } else if let Some(source) = &volume.nfs {
         nfs::inline(pod, name, source)
+    } else if let Some(source) = &volume.iscsi {
+        iscsi::inline(index, pod, name, source)
+    } else if let Some(source) = &volume.fc {
+        fc::inline(pod, name, source)
     } else {
         Err(hold::not_supported(
             format!("{}: volume {name}: source {}", pod.identity, kinds.join(", ")),
-            "use persistentVolumeClaim, csi, nfs, emptyDir or hostPath",
+            "use persistentVolumeClaim, csi, nfs, iscsi, fc, emptyDir or hostPath",
         ))
     }
 }
@@ -169,23 +175,44 @@ fn claimed(
         let read_only = source.read_only.unwrap_or_default();
         let bound = Bound { name: pv, volume: object, claim: (name, claim), read_only };
         let spec = csi::spec_of(pv, object)?;
-        match (&spec.csi, &spec.local, &spec.nfs) {
-            (None, Some(source), None) => local::persistent(index, pod, &usage, &bound, spec, source),
-            (None, None, Some(source)) => nfs::persistent(index, pod, &usage, &bound, spec, source),
-            (_, None, None) => csi::persistent(index, pod, &usage, &bound),
-            (csi, local, nfs) => {
-                let named =
-                    [("csi", csi.is_some()), ("local", local.is_some()), ("nfs", nfs.is_some())].into_iter();
-                let named: Vec<&str> =
-                    named.filter(|(_, is_named)| *is_named).map(|(name, _)| name).collect();
-                Err(hold::invalid(
-                    format!("PersistentVolume {pv} names several sources: {}", named.join(" and ")),
-                    "leave one source",
-                ))
-            }
-        }
+        persistent(index, pod, &usage, &bound, spec)
     });
     found
+}
+
+/// Looks the volume of a PV up by its source.
+fn persistent(
+    index: &Index<'_>,
+    pod: &PodView<'_>,
+    usage: &Usage,
+    bound: &Bound<'_>,
+    spec: &PersistentVolumeSpec,
+) -> Result<Place, Hold> {
+    let named = [
+        ("csi", spec.csi.is_some()),
+        ("local", spec.local.is_some()),
+        ("nfs", spec.nfs.is_some()),
+        ("iscsi", spec.iscsi.is_some()),
+        ("fc", spec.fc.is_some()),
+    ];
+    let named: Vec<&str> = named.into_iter().filter(|(_, is)| *is).map(|(name, _)| name).collect();
+    if named.len() > 1 {
+        return Err(hold::invalid(
+            format!("PersistentVolume {} names several sources: {}", bound.name, named.join(" and ")),
+            "leave one source",
+        ));
+    }
+    if let Some(source) = &spec.local {
+        local::persistent(index, pod, usage, bound, spec, source)
+    } else if let Some(source) = &spec.nfs {
+        nfs::persistent(index, pod, usage, bound, spec, source)
+    } else if let Some(source) = &spec.iscsi {
+        iscsi::persistent(index, pod, usage, bound, spec, source)
+    } else if let Some(source) = &spec.fc {
+        fc::persistent(index, pod, usage, bound, spec, source)
+    } else {
+        csi::persistent(index, pod, usage, bound)
+    }
 }
 
 /// For lists only; what cannot be read is left out here and reported where sizes matter.

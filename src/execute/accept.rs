@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::Executor;
 use super::luks::mapper_name;
 use crate::error::Chain;
-use crate::model::{Content, Inspected, KnownContent, KnownDisk, KnownLuks, MountsAt, VolumeKey};
+use crate::model::{Content, DiskSource, Inspected, KnownContent, KnownDisk, KnownLuks, MountsAt, VolumeKey};
 
 impl Executor {
     /// Lets the disk that has a volume's device path now be its disk; returns in words which one that was and is. Nothing is
@@ -17,7 +17,7 @@ impl Executor {
     pub async fn accept_disk(
         &self,
         key: &VolumeKey,
-        device: PathBuf,
+        disk: DiskSource,
         places: &[PathBuf],
     ) -> Result<String, String> {
         // No step of the volume is under way meanwhile; one that was may have brought it up.
@@ -33,6 +33,10 @@ impl Executor {
         let known = self.store.disk(key.clone()).await.map_err(|error| words(&error))?;
         let Some(known) = known else {
             return Err(format!("{key}: no disk is recorded yet: any is accepted"));
+        };
+        let device = match disk {
+            DiskSource::Path(path) => path,
+            DiskSource::Lun(lun) => self.host.find_lun(lun, false).await.map_err(|error| words(&error))?,
         };
         // What a try left open is the recorded disk's.
         if let (Some(luks), Some(name)) = (&known.luks, mapper_name(&self.layout, key)) {

@@ -15,11 +15,6 @@ use crate::record::StoreError;
 use crate::volumes::{self, Disk};
 
 impl Work<'_> {
-    /// Returns the device behind the volume, if there is one.
-    pub(super) fn device(&self) -> Option<PathBuf> {
-        self.record.volume.device().map(Path::to_owned)
-    }
-
     /// Returns what is remembered of the volume's disk.
     pub(super) async fn known_disk(&self) -> Result<Option<KnownDisk>, Failure> {
         self.executor.store.disk(self.key.clone()).await.map_err(|error| not_remembered(&error))
@@ -27,14 +22,25 @@ impl Work<'_> {
 
     /// Returns the disk of a volume that is staged, if it has one.
     pub(super) async fn staged_disk(&self) -> Result<Option<Disk>, Failure> {
-        let Some(device) = self.device() else { return Ok(None) };
+        let device = self.device().await?;
+        self.staged_on(device).await
+    }
+
+    /// As `staged_disk`; the device is as large as its storage system says now.
+    pub(super) async fn staged_disk_to_grow(&self) -> Result<Option<Disk>, Failure> {
+        let device = self.device_as_large_as_it_is().await?;
+        self.staged_on(device).await
+    }
+
+    async fn staged_on(&self, device: Option<PathBuf>) -> Result<Option<Disk>, Failure> {
+        let Some(device) = device else { return Ok(None) };
         let Some(KnownDisk { identity, content, luks }) = self.known_disk().await? else { return Ok(None) };
         if luks.is_none() {
-            return Ok(Some(Disk { node: device, identity, content }));
+            return Ok(Some(Disk { node: device.clone(), device, identity, content }));
         }
         let node = self.mapper_node()?;
         let identity = self.inspect(&node).await?.identity;
-        Ok(Some(Disk { node, identity, content }))
+        Ok(Some(Disk { node, device, identity, content }))
     }
 
     /// Makes sure that the device is the disk that it was, with the file system that is to be mounted; a blank one is formatted.
@@ -51,7 +57,8 @@ impl Work<'_> {
             return self.prepare_content(device, known, Inside::No, step).await;
         }
         let (known, inside) = self.unlock(device, known, step).await?;
-        self.prepare_content(&inside, Some(known), Inside::Yes, step).await
+        let disk = self.prepare_content(&inside, Some(known), Inside::Yes, step).await?;
+        Ok(Disk { device: device.to_owned(), ..disk })
     }
 
     /// Makes sure of what is on a disk, or inside an encrypted one that is open.
@@ -68,11 +75,7 @@ impl Work<'_> {
             // Whether it has them still is looked at by the mount itself, with one descriptor.
             (Some((identity, content @ KnownContent::FileSystem(found))), Inside::No) => {
                 fits(node, found.kind, step)?;
-                return Ok(Disk {
-                    node: node.to_owned(),
-                    identity: identity.clone(),
-                    content: content.clone(),
-                });
+                return Ok(disk(node, identity.clone(), content.clone()));
             }
             (Some((identity, KnownContent::Formatting { file_system, least_bytes })), Inside::No) => {
                 may_go_on(node, file_system.kind, step)?;
@@ -89,7 +92,7 @@ impl Work<'_> {
             // Which disk it lies on was looked at when it was opened.
             Some((_, content @ KnownContent::FileSystem(there))) if inside == Inside::Yes => {
                 fits(node, there.kind, step)?;
-                return Ok(Disk { node: node.to_owned(), identity, content: content.clone() });
+                return Ok(disk(node, identity, content.clone()));
             }
             Some((_, KnownContent::Formatting { file_system, least_bytes })) if inside == Inside::Yes => {
                 may_go_on(node, file_system.kind, step)?;
@@ -135,11 +138,11 @@ impl Work<'_> {
                 return Err(refused(DiskError::NotBlank { path, found }));
             }
         };
-        let disk = with_content(known.as_ref(), &identity, content.clone());
-        if known.as_ref() != Some(&disk) {
-            self.remember_disk(Some(disk)).await?;
+        let remembered = with_content(known.as_ref(), &identity, content.clone());
+        if known.as_ref() != Some(&remembered) {
+            self.remember_disk(Some(remembered)).await?;
         }
-        Ok(Disk { node: node.to_owned(), identity, content })
+        Ok(disk(node, identity, content))
     }
 
     pub(super) async fn inspect(&self, device: &Path) -> Result<Inspected, Failure> {
@@ -155,10 +158,10 @@ impl Work<'_> {
         before: Option<KnownDisk>,
     ) -> Result<Disk, Failure> {
         let Intent { file_system, identity, least_bytes, begun } = intent.clone();
-        let disk = |content| with_content(before.as_ref(), &identity, content);
+        let of = |content| with_content(before.as_ref(), &identity, content);
         if !begun {
             let file_system = file_system.clone();
-            let formatting = disk(KnownContent::Formatting { file_system, least_bytes });
+            let formatting = of(KnownContent::Formatting { file_system, least_bytes });
             self.remember_disk(Some(formatting)).await?;
         }
         super::fault::reached("format:intent");
@@ -172,9 +175,9 @@ impl Work<'_> {
         }
         super::fault::reached("format:call");
         let content = KnownContent::FileSystem(file_system.clone());
-        self.remember_disk(Some(disk(content.clone()))).await?;
+        self.remember_disk(Some(of(content.clone()))).await?;
         self.notes.push(format!("formatted {} ({identity}) with {file_system}", node.display()));
-        Ok(Disk { node: node.to_owned(), identity, content })
+        Ok(disk(node, identity, content))
     }
 
     pub(super) async fn remember_disk(&self, disk: Option<KnownDisk>) -> Result<(), Failure> {
@@ -197,6 +200,10 @@ impl super::Executor {
 enum Inside {
     Yes,
     No,
+}
+
+fn disk(node: &Path, identity: DiskIdentity, content: KnownContent) -> Disk {
+    Disk { node: node.to_owned(), device: node.to_owned(), identity, content }
 }
 
 /// Returns what is to be remembered of a disk whose content is known.

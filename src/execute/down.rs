@@ -80,6 +80,7 @@ impl Work<'_> {
             let arguments = staging.arguments.clone();
             guard::nothing_mounted(self.executor, &arguments.staging_path).await?;
             self.lock_disk().await?;
+            self.disconnect().await?;
             let _left = volumes::of(&self.record.volume).clean_staging(&self.site(), &arguments).await;
             self.update(Durability::Written, |record, _| record.staging = None).await?;
             return Ok(Outcome::AlreadyThere);
@@ -98,6 +99,9 @@ impl Work<'_> {
         fault::reached("unstage:intent");
         let site = self.site();
         let volume = volumes::of(&self.record.volume);
+        if mutant::is(Mutant::DisconnectFirst) {
+            self.disconnect().await?;
+        }
         let answer = match volume.unstage(&site, &call, &arguments).await {
             Ok(answer) => answer,
             Err(failure) => return self.not_begun(failure, |record, _| set_staging(record, before)).await,
@@ -106,6 +110,7 @@ impl Work<'_> {
         let path = &arguments.staging_path;
         guard::after_undo(self.executor, path, recorded.as_ref(), answer, Unmount::Plain).await?;
         self.lock_disk().await?;
+        self.disconnect().await?;
         volume.clean_staging(&site, &arguments).await?;
         self.update(Durability::Written, |record, _| {
             record.staging = None;

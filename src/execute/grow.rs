@@ -46,7 +46,7 @@ impl Work<'_> {
             Ok(()) => Ok(()),
             Err(_) if self.is_refused_in_use() => self.remember(known, remembered).await,
             // A disk that nobody made larger yet keeps no pod waiting: it grows when it is.
-            Err(failure) if self.device().is_some() => {
+            Err(failure) if self.record.volume.disk().is_some() => {
                 self.notes.push(failure.cause.detail);
                 self.remember(known, remembered).await
             }
@@ -61,7 +61,7 @@ impl Work<'_> {
             arguments.required_bytes = open.arguments.required_bytes;
         }
         let mut call = self.call()?;
-        call.disk = self.staged_disk().await?;
+        call.disk = self.staged_disk_to_grow().await?;
         self.intend(|record, _| {
             let expansion = ExpansionRecord {
                 arguments: arguments.clone(),

@@ -201,7 +201,9 @@ pub(super) fn mapper_name(layout: &Layout, key: &VolumeKey) -> Option<MapperName
     hash.update(key.as_str());
     let mut name = "volumed-".to_owned();
     let last = key.as_str().rsplit('/').next().unwrap_or_default();
-    name.extend(last.chars().take(60));
+    // The name of a target has colons.
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_.+-".contains(c);
+    name.extend(last.chars().map(|c| if fits(c) { c } else { '_' }).take(60));
     name.push('-');
     for byte in hash.finalize().iter().take(6) {
         // Writing to a String cannot fail.

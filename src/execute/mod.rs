@@ -12,6 +12,7 @@ pub mod fault;
 mod grow;
 mod guard;
 mod luks;
+mod lun;
 mod up;
 
 use std::collections::BTreeMap;

@@ -52,7 +52,7 @@ impl Work<'_> {
 
     /// Looks after what the volume is on, before it is staged.
     async fn prepare(&mut self, call: &mut Call, step: &StageStep) -> Result<(), Failure> {
-        if let Some(device) = self.device() {
+        if let Some(device) = self.connect(&step.secrets).await? {
             call.disk = Some(self.prepare_disk(&device, step).await?);
         }
         Ok(())

@@ -12,11 +12,11 @@ use crate::BoxFuture;
 use crate::csi::{CallError, Code, Driver};
 use crate::host::{
     Bind, BlockMap, DiskGrowth, DiskMounted, EncryptedDisks, FoundVolume, Holder, Host, HostError,
-    LuksOpened, NfsMount, NoUsage, Progress, Removal, Seen, Tree, Unmount, Usage, Usages,
+    LuksOpened, LunAttached, Luns, NfsMount, NoUsage, Progress, Removal, Seen, Tree, Unmount, Usage, Usages,
 };
 use crate::model::{
-    BootId, DiskIdentity, DiskMount, Formatted, FsGrowth, FsUuid, Inspected, Intent, LuksIntent, MapperName,
-    Millis, MountIdentity, MountTable, Ownership, RootPath, Secret,
+    BootId, DiskIdentity, DiskMount, Formatted, FsGrowth, FsUuid, Inspected, Intent, LuksIntent, Lun,
+    MapperName, Millis, MountIdentity, MountTable, Ownership, RootPath, Secret, SecretMap,
 };
 use crate::proto::csi as api;
 
@@ -220,6 +220,18 @@ impl Host for FakeHost {
         unreachable!()
     }
     fn volumes_on_disk(&self) -> Done<'_, Vec<FoundVolume>> {
+        unreachable!()
+    }
+}
+
+impl Luns for FakeHost {
+    fn attach_lun(&self, _: Lun, _: Arc<SecretMap>) -> Done<'_, LunAttached> {
+        unreachable!()
+    }
+    fn find_lun(&self, _: Lun, _: bool) -> Done<'_, PathBuf> {
+        unreachable!()
+    }
+    fn detach_lun(&self, _: Lun) -> Done<'_, ()> {
         unreachable!()
     }
 }

@@ -54,6 +54,9 @@ pub enum HostError {
     /// An export of an NFS server cannot be mounted.
     #[error(transparent)]
     Nfs(Box<super::NfsError>),
+    /// A disk of a storage system is not connected, or not disconnected.
+    #[error(transparent)]
+    Lun(Box<super::LunError>),
     /// The kernel did not answer in time; whether it was done is not known.
     #[error("cannot {doing} {}: no answer within {seconds} s", path.display())]
     Deadline {
@@ -79,6 +82,7 @@ impl HostError {
             | Self::WrongKind { .. }
             | Self::WrongMount { .. }
             | Self::Nfs(_)
+            | Self::Lun(_)
             | Self::Deadline { .. } => true,
         }
     }

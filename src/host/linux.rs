@@ -22,8 +22,8 @@ use super::uevents::Uevents;
 use super::wanted::Waits;
 use super::{
     Bind, BlockMap, DeviceUsers, Directory, DiskNews, FoundVolume, Holder, Host, HostError, NfsMount,
-    Progress, Removal, Seen, Tree, Unmount, Usages, empty_dir, loops, on_disk, raw, startup, token, unmount,
-    users,
+    Progress, Removal, Seen, Tree, Unmount, Usages, empty_dir, loops, lun, on_disk, raw, startup, token,
+    unmount, users,
 };
 use crate::BoxFuture;
 use crate::model::{
@@ -55,6 +55,8 @@ pub struct Linux {
     looks: users::Looks,
     blocks: Blocks,
     programs: Children,
+    /// What is connected and disconnected one after the other.
+    targets: lun::Targets,
     /// Where the tools for disks are looked for.
     tools_in: Vec<PathBuf>,
     /// `None`: they cannot be heard.
@@ -117,6 +119,7 @@ impl Linux {
             given_up,
             blocks,
             programs: Children::new(),
+            targets: lun::Targets::default(),
             tools_in: Tools::usual_directories(),
             uevents: match Uevents::open() {
                 Ok(uevents) => Some(uevents),
@@ -146,6 +149,10 @@ impl Linux {
 
     pub(super) fn tools_in(&self) -> &[PathBuf] {
         &self.tools_in
+    }
+
+    pub(super) fn targets(&self) -> &lun::Targets {
+        &self.targets
     }
 
     pub(super) fn programs(&self) -> &Children {

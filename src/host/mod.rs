@@ -21,6 +21,7 @@ mod linux;
 mod listen;
 mod look;
 mod loops;
+mod lun;
 mod mount_table;
 mod nfs;
 mod on_disk;
@@ -55,6 +56,7 @@ pub use disk::{DiskError, DiskGrowth, DiskMounted, EncryptedDisks, LuksOpened};
 pub use error::HostError;
 pub use linux::Linux;
 pub use listen::{ListenError, listen};
+pub use lun::{LunAttached, LunCause, LunError, Luns};
 #[doc(hidden)]
 pub use mount_table::{Reader as MountReader, mounts as parse_mountinfo};
 pub use nfs::{NfsCause, NfsError, NfsMount};
@@ -73,7 +75,7 @@ pub(crate) fn stop_this_process() {
 }
 
 /// What the rest of volumed asks of the kernel. `Linux` is the real one; the simulation has its own.
-pub trait Host: EncryptedDisks + Send + Sync + Debug {
+pub trait Host: EncryptedDisks + Luns + Send + Sync + Debug {
     /// Returns the boot that this is.
     fn boot(&self) -> BootId;
 

@@ -87,7 +87,8 @@ impl Failure {
                 | HostError::WrongKind { .. }
                 | HostError::WrongMount { .. }
                 | HostError::Disk(_)
-                | HostError::Nfs(_),
+                | HostError::Nfs(_)
+                | HostError::Lun(_),
             )
             | Self::Store(
                 StoreError::Foreign { .. } | StoreError::OfAnother { .. } | StoreError::Damaged { .. },

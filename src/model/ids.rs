@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::{FcLun, IscsiLun, Lun, Portal};
+
 /// A name that cannot be used, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {name:?} {problem}")]
@@ -164,11 +166,16 @@ pub enum Plugin {
     Local,
     /// `kubernetes.io/nfs`
     Nfs,
+    /// `kubernetes.io/iscsi`
+    Iscsi,
+    /// `kubernetes.io/fc`
+    Fc,
 }
 
 impl Plugin {
     /// Every plugin there is.
-    pub const ALL: [Self; 5] = [Self::Csi, Self::EmptyDir, Self::HostPath, Self::Local, Self::Nfs];
+    pub const ALL: [Self; 7] =
+        [Self::Csi, Self::EmptyDir, Self::HostPath, Self::Local, Self::Nfs, Self::Iscsi, Self::Fc];
 
     /// Returns the plugin's name, `kubernetes.io/csi`.
     pub fn name(self) -> &'static str {
@@ -178,6 +185,8 @@ impl Plugin {
             Self::HostPath => "kubernetes.io/host-path",
             Self::Local => "kubernetes.io/local-volume",
             Self::Nfs => "kubernetes.io/nfs",
+            Self::Iscsi => "kubernetes.io/iscsi",
+            Self::Fc => "kubernetes.io/fc",
         }
     }
 
@@ -189,6 +198,8 @@ impl Plugin {
             Self::HostPath => "kubernetes.io~host-path",
             Self::Local => "kubernetes.io~local-volume",
             Self::Nfs => "kubernetes.io~nfs",
+            Self::Iscsi => "kubernetes.io~iscsi",
+            Self::Fc => "kubernetes.io~fc",
         }
     }
 
@@ -219,6 +230,22 @@ impl VolumeKey {
     /// one for each pod (kubelet.md 1.6); with one for all of them, only one pod at a time can have a ReadWriteOncePod volume.
     pub fn nfs(volume: &SpecName) -> Self {
         Self(format!("{}/{volume}", Plugin::Nfs.name()).into())
+    }
+
+    /// Returns the key of a disk of a storage system, whoever names it (kubelet.md 1.6): `kubernetes.io/iscsi/<portal>:<iqn>:<lun>`,
+    /// `kubernetes.io/fc/<wwn>,<wwn>:<lun>`, `kubernetes.io/fc/<wwid>,<wwid>`. Portals have their port here, written or not.
+    pub fn lun(lun: &Lun) -> Self {
+        let name = match lun {
+            Lun::Iscsi(IscsiLun { portals, iqn, lun, .. }) => {
+                let portal = portals.first().map(Portal::to_string).unwrap_or_default();
+                format!("{}/{portal}:{iqn}:{lun}", Plugin::Iscsi.name())
+            }
+            Lun::Fc(FcLun::Port { targets, lun }) => {
+                format!("{}/{}:{lun}", Plugin::Fc.name(), targets.join(","))
+            }
+            Lun::Fc(FcLun::Wwids(wwids)) => format!("{}/{}", Plugin::Fc.name(), wwids.join(",")),
+        };
+        Self(name.into())
     }
 
     /// Returns the key of a volume that belongs to one pod: `<plugin>/<podUID>-<spec name>`.

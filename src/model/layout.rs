@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{DriverName, Plugin, PublicationId, SpecName};
+use super::{DiskSource, DriverName, Lun, Plugin, PublicationId, SpecName};
 
 /// The file beside `mount/` and `globalmount/` that says whose volume it is.
 pub const VOL_DATA: &str = "vol_data.json";
@@ -86,7 +86,12 @@ impl Layout {
     pub fn target(&self, id: &PublicationId) -> RootPath {
         match id.plugin {
             Plugin::Csi => self.csi_target(id),
-            Plugin::EmptyDir | Plugin::HostPath | Plugin::Local | Plugin::Nfs => self.publication(id),
+            Plugin::EmptyDir
+            | Plugin::HostPath
+            | Plugin::Local
+            | Plugin::Nfs
+            | Plugin::Iscsi
+            | Plugin::Fc => self.publication(id),
         }
     }
 
@@ -105,10 +110,33 @@ impl Layout {
         self.csi_volume(driver, handle).join("globalmount")
     }
 
-    /// Returns where the file system of a local device is mounted for the node:
-    /// `plugins/kubernetes.io/local-volume/mounts/<PersistentVolume>`.
-    pub fn device_staging(&self, volume: &SpecName) -> RootPath {
-        RootPath(Path::new("plugins/kubernetes.io/local-volume/mounts").join(volume.as_str()))
+    /// Returns where the file system of a device is mounted for the node (kubelet.md 3): for a path of the host
+    /// `plugins/kubernetes.io/local-volume/mounts/<PersistentVolume>`, for an iSCSI disk
+    /// `plugins/kubernetes.io/iscsi/iface-default/<portal>-<iqn>-lun-<n>`, for one on Fibre Channel
+    /// `plugins/kubernetes.io/fc/<wwns>-lun-<n>` or `plugins/kubernetes.io/fc/<wwids>`.
+    pub fn device_staging(&self, disk: &DiskSource, volume: &SpecName) -> RootPath {
+        RootPath(match disk {
+            DiskSource::Path(_) => {
+                Path::new("plugins/kubernetes.io/local-volume/mounts").join(volume.as_str())
+            }
+            DiskSource::Lun(Lun::Iscsi(lun)) => {
+                Path::new("plugins").join(Plugin::Iscsi.name()).join("iface-default").join(lun.directory())
+            }
+            DiskSource::Lun(Lun::Fc(lun)) => {
+                Path::new("plugins").join(Plugin::Fc.name()).join(lun.directory())
+            }
+        })
+    }
+
+    /// Returns where a device is staged that is shown raw; nothing is mounted there: for a path of the host its own directory, for a
+    /// disk of a storage system what a kubelet makes of its name (kubelet.md 3).
+    pub fn raw_staging(&self, disk: &DiskSource, volume: &SpecName) -> RootPath {
+        let of = |plugin| Self::block_volumes_of(plugin).0;
+        RootPath(match disk {
+            DiskSource::Path(_) => of(Plugin::Local).join(volume.as_str()),
+            DiskSource::Lun(Lun::Iscsi(lun)) => of(Plugin::Iscsi).join("iface-default").join(lun.directory()),
+            DiskSource::Lun(Lun::Fc(lun)) => of(Plugin::Fc).join(lun.directory()),
+        })
     }
 
     /// Returns the directory of all CSI block volumes: `plugins/kubernetes.io/csi/volumeDevices`.
@@ -116,10 +144,10 @@ impl Layout {
         Self::block_volumes_of(Plugin::Csi)
     }
 
-    /// Returns the directory of all block volumes of a plugin; a kubelet escapes the name of every plugin but CSI's.
+    /// Returns the directory of all block volumes of a plugin; a kubelet escapes the name of the local plugin alone.
     fn block_volumes_of(plugin: Plugin) -> RootPath {
         let name = match plugin {
-            Plugin::Csi => plugin.name(),
+            Plugin::Csi | Plugin::Iscsi | Plugin::Fc => plugin.name(),
             Plugin::EmptyDir | Plugin::HostPath | Plugin::Local | Plugin::Nfs => plugin.directory(),
         };
         RootPath(Path::new("plugins").join(name).join("volumeDevices"))
@@ -141,10 +169,9 @@ impl Layout {
         RootPath(Self::block_volumes().0.join(spec.as_str()))
     }
 
-    /// Returns a local device's own directory, with a file for each pod in it: `.../volumeDevices/<PersistentVolume>`. Shown raw,
-    /// it is staged there: nothing is mounted.
-    pub fn raw_device(&self, volume: &SpecName) -> RootPath {
-        RootPath(Self::block_volumes_of(Plugin::Local).0.join(volume.as_str()))
+    /// Returns a device's own directory, with a file for each pod in it: `.../volumeDevices/<PersistentVolume>`.
+    pub fn raw_device(&self, id: &PublicationId) -> RootPath {
+        RootPath(Self::block_volumes_of(id.plugin).0.join(id.spec.as_str()))
     }
 
     /// Returns the file on which a pod's block device is bound: `.../volumeDevices/<spec name>/dev/<uid>`, of a local device
@@ -153,7 +180,12 @@ impl Layout {
         let volume = Self::block_volumes_of(id.plugin).0.join(id.spec.as_str());
         RootPath(match id.plugin {
             Plugin::Csi => volume.join("dev").join(id.pod.as_str()),
-            Plugin::EmptyDir | Plugin::HostPath | Plugin::Local | Plugin::Nfs => volume.join(id.pod.as_str()),
+            Plugin::EmptyDir
+            | Plugin::HostPath
+            | Plugin::Local
+            | Plugin::Nfs
+            | Plugin::Iscsi
+            | Plugin::Fc => volume.join(id.pod.as_str()),
         })
     }
 

@@ -13,6 +13,7 @@ mod ids;
 mod known_disk;
 mod layout;
 mod luks;
+mod lun;
 mod mount;
 mod operator;
 mod reading;
@@ -40,6 +41,7 @@ pub use ids::{DriverName, InvalidName, ObjectRef, Plugin, PodUid, PublicationId,
 pub use known_disk::{KnownContent, KnownDisk, KnownLuks};
 pub use layout::{Layout, RootPath, VOL_DATA};
 pub use luks::{LuksIntent, MapperName};
+pub use lun::{DiskSource, FcLun, IscsiLun, Lun, Portal, TargetName};
 pub use mount::{Mount, MountIdentity, MountTable, MountsAt, has_server};
 pub use operator::{Handover, Scope};
 pub use reading::{Birth, DirectoryIdentity, DirectoryState, ManifestSource, Problem, ReadingState};

@@ -1,12 +1,12 @@
 //! The durable truth about one volume: what may have been done, written before it is done (design 5).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DriverName, ExpandArguments, Lifecycle, MountIdentity, ObjectRef, PodIdentity, PublicationId,
+    DiskSource, DriverName, ExpandArguments, Lifecycle, MountIdentity, ObjectRef, PodIdentity, PublicationId,
     PublicationPlan, PublishArguments, StageArguments, VolumeKey,
 };
 
@@ -83,10 +83,10 @@ pub enum RecordedVolume {
         /// Which.
         path: PathBuf,
     },
-    /// A block device of the host's.
+    /// A block device.
     Device {
         /// Which.
-        path: PathBuf,
+        disk: DiskSource,
         /// Where its key comes from, if it is encrypted.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key: Option<KeySource>,
@@ -133,10 +133,10 @@ impl RecordedVolume {
         }
     }
 
-    /// Returns the block device of a volume that is on one.
-    pub fn device(&self) -> Option<&Path> {
+    /// Returns the disk of a volume that is on one.
+    pub fn disk(&self) -> Option<&DiskSource> {
         match self {
-            Self::Device { path, .. } => Some(path),
+            Self::Device { disk, .. } => Some(disk),
             Self::Csi { .. } | Self::EmptyDir | Self::Local { .. } | Self::Nfs { .. } => None,
         }
     }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DriverName, FsKind, KeySource, ObjectRef, PodUid, PublicationId, SecretMap, VolumeKey, VolumeMode,
+    DiskSource, DriverName, FsKind, KeySource, ObjectRef, PodUid, PublicationId, SecretMap, VolumeKey,
+    VolumeMode,
 };
 
 /// What was decided about every publication that a manifest or a record names. Only `desired` makes one.
@@ -59,7 +60,7 @@ pub enum WantedVolume {
     Csi(Box<CsiWant>),
     /// A directory of the host that a PersistentVolume names.
     Local(Box<LocalWant>),
-    /// A block device of the host that a PersistentVolume names.
+    /// A block device: the host's own, or a disk of a storage system.
     Device(Box<DeviceWant>),
     /// A directory that an NFS server exports.
     Nfs(Box<NfsWant>),
@@ -92,11 +93,11 @@ pub struct LocalWant {
     pub ownership: Option<Ownership>,
 }
 
-/// A wanted block device (kubelet.md 4.6): mounted once for the node and bound for each pod, or shown raw.
+/// A wanted block device (kubelet.md 4.6, 4.8, 4.9): mounted once for the node and bound for each pod, or shown raw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceWant {
-    /// The device: absolute, without `..`.
-    pub path: PathBuf,
+    /// The disk.
+    pub disk: DiskSource,
     /// With a file system, or raw.
     pub volume_mode: VolumeMode,
     /// What a blank device is formatted with, and what another has to have; `None`: ext4, and whatever it has.
@@ -119,7 +120,7 @@ pub struct DeviceWant {
     pub auto_grow: bool,
     /// It is encrypted at rest (`volumed.io/encryption`), with the key from here.
     pub key: Option<KeySource>,
-    /// The Secret with that key.
+    /// The Secret with that key, and the passwords for an iSCSI target.
     pub secrets: Arc<SecretMap>,
 }
 

@@ -67,7 +67,7 @@ pub(super) fn stage_device(
             VolumeMode::Filesystem => StagingKind::Call,
             VolumeMode::Block => StagingKind::DirectoryOnly,
         },
-        staging_path: device_staging(layout, id, device.volume_mode),
+        staging_path: device_staging(layout, id, device),
         publish_context: BTreeMap::new(),
         capability,
         volume_context: BTreeMap::new(),
@@ -85,7 +85,7 @@ fn publish_device(
     };
     Ok(PublishArguments {
         target_path: layout.absolute(&target),
-        staging_path: Some(device_staging(layout, id, device.volume_mode)),
+        staging_path: Some(device_staging(layout, id, device)),
         publish_context: BTreeMap::new(),
         capability: device_capability(device)?,
         read_only: device.read_only || device.source_read_only,
@@ -93,10 +93,10 @@ fn publish_device(
     })
 }
 
-fn device_staging(layout: &Layout, id: &PublicationId, mode: VolumeMode) -> PathBuf {
-    layout.absolute(&match mode {
-        VolumeMode::Filesystem => layout.device_staging(&id.spec),
-        VolumeMode::Block => layout.raw_device(&id.spec),
+fn device_staging(layout: &Layout, id: &PublicationId, device: &DeviceWant) -> PathBuf {
+    layout.absolute(&match device.volume_mode {
+        VolumeMode::Filesystem => layout.device_staging(&device.disk, &id.spec),
+        VolumeMode::Block => layout.raw_staging(&device.disk, &id.spec),
     })
 }
 

@@ -21,9 +21,10 @@ use chooser::Chooser;
 pub use retry::{Due, Now, Retries, RetryState};
 
 use crate::model::{
-    Actual, Blocked, BlockedCause, Connection, CsiWant, Desired, DeviceWant, DriverInfo, DriverName, Foreign,
-    Have, HavePublication, HaveStaging, Layout, LocalWant, NfsWant, PodUid, PublicationId, PublishArguments,
-    RecordedVolume, StagingKind, Step, StepKind, VolumeKey, Want, Wanted, WantedVolume,
+    Actual, Blocked, BlockedCause, Connection, CsiWant, Desired, DeviceWant, DiskSource, DriverInfo,
+    DriverName, Foreign, Have, HavePublication, HaveStaging, Layout, LocalWant, NfsWant, PodUid, Presence,
+    PublicationId, PublishArguments, RecordedVolume, StagingKind, Step, StepKind, VolumeKey, Want, Wanted,
+    WantedVolume,
 };
 
 /// What the decision is made from.
@@ -166,7 +167,17 @@ impl<'a> View<'a> {
             WantedVolume::Nfs(nfs) => recorded_nfs(nfs),
             WantedVolume::EmptyDir { .. } | WantedVolume::HostPath { .. } => return false,
         };
-        self.have.is_some_and(|have| have.volume != wanted)
+        self.have.is_some_and(|have| have.volume != wanted && !self.is_same_lun(have, &wanted))
+    }
+
+    /// Whether two sources name one disk of a storage system, each in its own words (other portals besides the first, another
+    /// password): whoever comes first says how it is connected, and as long as anybody has it, it stays so.
+    fn is_same_lun(&self, have: &Have, wanted: &RecordedVolume) -> bool {
+        let both = have.volume.disk().and_then(DiskSource::lun).zip(wanted.disk().and_then(DiskSource::lun));
+        both.is_some_and(|(one, other)| VolumeKey::lun(one) == VolumeKey::lun(other))
+            && have.volume.key() == wanted.key()
+            && (self.published().any(|(_, have)| have.presence == Presence::Yes)
+                || self.wanted_staged().is_some_and(|first| first.recorded() == have.volume))
     }
 
     fn staging_kind(&self) -> Option<StagingKind> {
@@ -246,7 +257,7 @@ fn recorded_local(local: &LocalWant) -> RecordedVolume {
 }
 
 fn recorded_device(device: &DeviceWant) -> RecordedVolume {
-    RecordedVolume::Device { path: device.path.clone(), key: device.key.clone() }
+    RecordedVolume::Device { disk: device.disk.clone(), key: device.key.clone() }
 }
 
 fn recorded_nfs(nfs: &NfsWant) -> RecordedVolume {

@@ -59,7 +59,8 @@ impl View<'_> {
             return true;
         }
         let kind = StepKind::Stage;
-        if self.have.is_some_and(|have| have.volume != staged.recorded()) {
+        let recorded = staged.recorded();
+        if self.have.is_some_and(|have| have.volume != recorded && !self.is_same_lun(have, &recorded)) {
             // `take_away` and `let_go` give back what it was, once no pod is shown that any more.
             let cause = BlockedCause::new(
                 "pending-edit",

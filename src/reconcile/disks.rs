@@ -7,13 +7,13 @@ use tokio::sync::oneshot;
 
 use super::pass::Loop;
 use crate::host::DiskNews;
-use crate::model::{ObjectRef, Presence, SpecName, StagingKind, VolumeKey, Want, WantedVolume};
+use crate::model::{DiskSource, ObjectRef, Presence, SpecName, StagingKind, VolumeKey, Want, WantedVolume};
 
 impl Loop {
     /// A disk came, went, or has another size: it may be any device volume's.
     pub(super) fn disks_changed(&mut self, news: DiskNews) {
         let keys = self.records.keys().chain(self.desired.volumes.keys());
-        let keys: Vec<VolumeKey> = keys.filter(|key| self.device_of(key).is_some()).cloned().collect();
+        let keys: Vec<VolumeKey> = keys.filter(|key| self.disk_of(key).is_some()).cloned().collect();
         for key in keys {
             // What volumed itself does with device mapper must not be a reason to try again at once.
             if news == DiskNews::Changed {
@@ -25,12 +25,12 @@ impl Loop {
         self.round_soon();
     }
 
-    /// Returns the device of a volume that has one: as it is wished, else as it is recorded.
-    fn device_of(&self, key: &VolumeKey) -> Option<PathBuf> {
+    /// Returns the disk of a volume that has one: as it is wished, else as it is recorded.
+    fn disk_of(&self, key: &VolumeKey) -> Option<DiskSource> {
         let wants = self.desired.volumes.get(key).into_iter().flat_map(|want| want.publications.values());
         let mut wanted = wants.filter_map(|want| match want {
             Want::Wanted(wanted) => match &wanted.volume {
-                WantedVolume::Device(device) => Some(device.path.clone()),
+                WantedVolume::Device(device) => Some(device.disk.clone()),
                 WantedVolume::Csi(_)
                 | WantedVolume::Local(_)
                 | WantedVolume::Nfs(_)
@@ -39,7 +39,7 @@ impl Loop {
             },
             Want::Held(_) | Want::Absent => None,
         });
-        let recorded = || Some(self.records.get(key)?.volume.device()?.to_owned());
+        let recorded = || self.records.get(key)?.volume.disk().cloned();
         wanted.next().or_else(recorded)
     }
 
@@ -50,8 +50,8 @@ impl Loop {
         reply: oneshot::Sender<Result<Vec<String>, String>>,
     ) {
         let named = self.volumes_named(Some(object)).into_iter();
-        let devices: Vec<(VolumeKey, PathBuf)> =
-            named.filter_map(|key| self.device_of(&key).map(|device| (key, device))).collect();
+        let disks: Vec<(VolumeKey, DiskSource)> =
+            named.filter_map(|key| self.disk_of(&key).map(|disk| (key, disk))).collect();
         let is_up = |key: &VolumeKey| {
             let Some(have) = self.actual.volumes.get(key) else { return false };
             let shown = have.publications.values().any(|one| one.presence == Presence::Yes);
@@ -61,11 +61,9 @@ impl Loop {
             });
             shown || staged
         };
-        let refused = match devices.iter().find(|(key, _)| is_up(key)) {
+        let refused = match disks.iter().find(|(key, _)| is_up(key)) {
             Some((key, _)) => Some(format!("{key} is up with the disk that is recorded; nothing was done")),
-            None if devices.is_empty() => {
-                Some(format!("{object} has no volume on a device; nothing was done"))
-            }
+            None if disks.is_empty() => Some(format!("{object} has no volume on a device; nothing was done")),
             None => None,
         };
         if let Some(refused) = refused {
@@ -73,19 +71,26 @@ impl Loop {
             return drop(reply.send(Err(refused)));
         }
         let layout = &self.parts.layout;
-        let places = |key: &VolumeKey| {
+        let places = |key: &VolumeKey, disk: &DiskSource| {
+            // Of a path of the host the key says the PersistentVolume, of any other disk its place does not.
             let spec = key.as_str().rsplit('/').next().and_then(|name| SpecName::new(name).ok());
-            let paths = spec.map(|spec| [layout.device_staging(&spec), layout.raw_device(&spec)]);
+            let paths =
+                spec.map(|spec| [layout.device_staging(disk, &spec), layout.raw_staging(disk, &spec)]);
             paths.into_iter().flatten().map(|path| layout.absolute(&path)).collect::<Vec<_>>()
         };
-        let devices: Vec<(VolumeKey, PathBuf, Vec<PathBuf>)> =
-            devices.into_iter().map(|(key, device)| (key.clone(), device, places(&key))).collect();
+        let disks: Vec<(VolumeKey, DiskSource, Vec<PathBuf>)> = disks
+            .into_iter()
+            .map(|(key, disk)| {
+                let places = places(&key, &disk);
+                (key, disk, places)
+            })
+            .collect();
         let executor = Arc::clone(&self.executor);
         self.accepting.spawn(async move {
             let mut done = Vec::new();
-            let keys = devices.iter().map(|(key, ..)| key.clone()).collect();
-            for (key, device, places) in devices {
-                match executor.accept_disk(&key, device, &places).await {
+            let keys = disks.iter().map(|(key, ..)| key.clone()).collect();
+            for (key, disk, places) in disks {
+                match executor.accept_disk(&key, disk, &places).await {
                     Ok(accepted) => done.push(accepted),
                     Err(error) => {
                         done.push(error);

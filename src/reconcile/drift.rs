@@ -240,7 +240,7 @@ impl Loop {
 fn is_on_a_disk(record: &VolumeRecord) -> bool {
     let raw =
         record.staging.as_ref().is_some_and(|s| s.arguments.capability.volume_mode == VolumeMode::Block);
-    record.volume.device().is_some() && !raw
+    record.volume.disk().is_some() && !raw
 }
 
 /// Whether one of several ordered paths is a directory or below it.

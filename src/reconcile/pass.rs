@@ -114,7 +114,7 @@ impl Loop {
             noted.and_then(|note| serde_json::from_value(note).ok()).unwrap_or_default();
         absences.remember_braked(noted_brake.iter().cloned());
         let operator = Operator::read(&*parts.store).await?;
-        let on_disks = found.records.iter().filter(|(_, record)| record.volume.device().is_some());
+        let on_disks = found.records.iter().filter(|(_, record)| record.volume.disk().is_some());
         let on_disks = on_disks.map(|(key, _)| key.clone()).collect();
         let mut start = Self {
             noted_brake,

@@ -7,9 +7,9 @@ use crate::host::{
     Bind, BlockMap, DeviceUsers, Directory, DiskError, DiskGrowth, HostError, Progress, Removal, Tree,
 };
 use crate::model::{
-    BlockedCause, Checked, Content, DiskMount, Effect, ExpandArguments, ExpansionState, Failure, FsGrowth,
-    KnownContent, MountsAt, PublicationId, PublishArguments, PublishStep, Retry, RootPath, SecretMap,
-    StageArguments, StageStep, VolumeMode,
+    BlockedCause, Checked, Content, DiskMount, DiskSource, Effect, ExpandArguments, ExpansionState, Failure,
+    FsGrowth, KnownContent, MountsAt, PublicationId, PublishArguments, PublishStep, Retry, RootPath,
+    SecretMap, StageArguments, StageStep, VolumeMode,
 };
 
 /// The type.
@@ -26,11 +26,12 @@ impl VolumeType for Device {
     ) -> BoxFuture<'a, Result<Vec<String>, Failure>> {
         Box::pin(async move {
             let arguments = &step.arguments;
-            let mut notes: Vec<String> = volatile_name(path_of(call)?).into_iter().collect();
+            let disk = disk_of(call)?;
+            let mut notes: Vec<String> = volatile_name(call, disk).into_iter().collect();
             if arguments.capability.volume_mode == VolumeMode::Block {
                 return Ok(notes);
             }
-            let (disk, at) = (disk_of(call)?, below_root(site, &arguments.staging_path)?);
+            let at = below_root(site, &arguments.staging_path)?;
             let KnownContent::FileSystem(file_system) = &disk.content else { return Err(unprepared()) };
             let mounts = site.host.mounts().await.map_err(|error| failure(&error, Effect::NotDone))?;
             if matches!(mounts.at(&arguments.staging_path), MountsAt::None) {
@@ -115,10 +116,11 @@ impl VolumeType for Device {
     ) -> BoxFuture<'a, Result<(), ExpandError>> {
         Box::pin(async move {
             let open = |failure| ExpandError { state: ExpansionState::Open, failure };
-            let (path, disk) = (path_of(call).map_err(open)?, disk_of(call).map_err(open)?);
+            let disk = disk_of(call).map_err(open)?;
+            let path = disk.device.as_path();
             let found = site.host.inspect_disk(path.to_owned()).await;
             let found = found.map_err(|error| open(failure(&error, Effect::NotDone)))?;
-            if disk.node == path && !found.identity.is_the_recorded(&disk.identity) {
+            if disk.node == disk.device && !found.identity.is_the_recorded(&disk.identity) {
                 let (recorded, found) = (disk.identity.clone(), found.identity);
                 let error = DiskError::OtherDisk { path: path.to_owned(), recorded, found };
                 return Err(open(failure(&HostError::Disk(Box::new(error)), Effect::NotDone)));
@@ -181,7 +183,7 @@ impl VolumeType for Device {
                 let mut if_empty = pod_directories(&site.layout.block_link(place.id));
                 // The last pod's takes the directories of the volume with it.
                 if_empty.extend(target.parent());
-                if_empty.push(site.layout.raw_device(&place.id.spec));
+                if_empty.push(site.layout.raw_device(place.id));
                 Removal { empty_files: vec![target], if_empty, ..Removal::default() }
             } else {
                 let target = site.layout.publication(place.id);
@@ -262,7 +264,12 @@ async fn grow(site: &Site, disk: &Disk, at: RootPath) -> Result<Option<String>, 
 }
 
 /// Says that a device's name may be another disk's after the next start of the host.
-fn volatile_name(path: &std::path::Path) -> Option<String> {
+fn volatile_name(call: &Call, disk: &Disk) -> Option<String> {
+    // That of a storage system's disk is looked up each time.
+    let path = match call.volume.disk()? {
+        DiskSource::Path(_) => &disk.device,
+        DiskSource::Lun(_) => return None,
+    };
     let mut parts = path.components().skip(1);
     let in_dev = parts.next().is_some_and(|part| part.as_os_str() == "dev");
     // /dev/disk/by-id/x, /dev/mapper/x, /dev/group/volume: names that somebody keeps.
@@ -291,10 +298,6 @@ async fn create(site: &Site, path: &RootPath) -> Result<(), Failure> {
     let directory = Directory { path: path.clone(), mode: 0o750, exact: false };
     let tree = Tree { directories: vec![directory], files: Vec::new() };
     site.host.create(tree).await.map_err(|error| host_failure(&error, Effect::NotDone))
-}
-
-fn path_of(call: &Call) -> Result<&std::path::Path, Failure> {
-    call.volume.device().ok_or_else(unprepared)
 }
 
 fn disk_of(call: &Call) -> Result<&Disk, Failure> {
@@ -331,7 +334,11 @@ fn vanished(path: &std::path::Path) -> Failure {
 
 /// Returns the failure of a step that a disk stands in the way of, with what to do about it.
 pub fn failure(error: &HostError, effect: Effect) -> Failure {
-    let HostError::Disk(disk) = error else { return host_failure(error, effect) };
+    let disk = match error {
+        HostError::Disk(disk) => disk,
+        HostError::Lun(lun) => return super::lun::failure(lun, effect),
+        other => return host_failure(other, effect),
+    };
     let (code, retry, remedy) = match &**disk {
         DiskError::NoDevice { .. } => (
             "device-missing",

@@ -4,6 +4,7 @@ mod csi;
 mod device;
 mod empty_dir;
 mod local;
+mod lun;
 mod nfs;
 
 use std::fmt::Debug;
@@ -52,6 +53,8 @@ pub struct Call {
 pub struct Disk {
     /// Its node; of an encrypted one that of what is inside.
     pub node: PathBuf,
+    /// That of the whole device, encrypted or not.
+    pub device: PathBuf,
     /// What is known by that node.
     pub identity: DiskIdentity,
     /// What is on it.
@@ -235,6 +238,7 @@ pub fn host_failure(error: &HostError, effect: Effect) -> Failure {
         | HostError::WrongMount { .. }
         | HostError::Disk(_)
         | HostError::Nfs(_)
+        | HostError::Lun(_)
         | HostError::Deadline { .. } => {
             ("host", Retry::Backoff, "mend what the message names; volumed tries again by itself")
         }

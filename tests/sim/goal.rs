@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use volumed::model::{
-    CallState, DriverName, ExpansionState, Layout, Plugin, Presence, PublicationId, RecordedVolume, SpecName,
-    Status, VolumeKey, VolumeRecord,
+    CallState, DiskSource, DriverName, ExpansionState, Layout, Plugin, Presence, PublicationId,
+    RecordedVolume, SpecName, Status, VolumeKey, VolumeRecord,
 };
 
 use super::request::Request;
@@ -74,8 +74,9 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
         }
     }
     if wish.device && staying().any(|(_, pod)| pod.local) {
-        let layout = Layout::new(ROOT);
-        let staged = layout.absolute(&layout.device_staging(&SpecName::new(wish::LOCAL).expect("good")));
+        let (layout, disk) = (Layout::new(ROOT), DiskSource::Path(wish::DISK.into()));
+        let staged =
+            layout.absolute(&layout.device_staging(&disk, &SpecName::new(wish::LOCAL).expect("good")));
         let mounted = mounts.remove(&staged);
         if mounted.as_deref() != Some(wish::DISK) {
             wrong.push(format!("the disk is not mounted at {}, but {mounted:?}", staged.display()));
@@ -86,6 +87,7 @@ pub fn differences(state: &State, wish: &Wish, status: &Status) -> Vec<String> {
                 .map(|disk| format!("the file system has {} of its disk's {} bytes", disk.used, disk.bytes)),
         );
     }
+    lun(state, wish, &mut mounts, &mut wrong);
     for (path, volume) in &stagings {
         let (driver, handle) = (wish::driver(*volume), wish::handle(*volume));
         let mounted = mounts.remove(path);
@@ -196,13 +198,31 @@ fn published(
         }
         return;
     }
-    if matches!(place.plugin, Plugin::Local | Plugin::Nfs) {
+    if matches!(place.plugin, Plugin::Local | Plugin::Nfs | Plugin::Iscsi) {
         // A kubelet writes none for it.
         return;
     }
     let data = target.parent().map(|parent| parent.join("vol_data.json"));
     if !data.is_some_and(|data| matches!(state.nodes.get(&data), Some(Node::File(_)))) {
         wrong.push(format!("{place} has no vol_data.json"));
+    }
+}
+
+/// Compares the disk of the iSCSI target with what is wanted of it: connected and mounted, or none of both.
+fn lun(state: &State, wish: &Wish, mounts: &mut BTreeMap<PathBuf, String>, wrong: &mut Vec<String>) {
+    let layout = Layout::new(ROOT);
+    let staged =
+        layout.absolute(&layout.device_staging(&wish::lun(), &SpecName::new(wish::LUN).expect("good")));
+    let is_wanted = wish.pods.values().any(|pod| pod.lun && !pod.leaving);
+    let mounted = mounts.remove(&staged);
+    if mounted.as_deref() != is_wanted.then_some(wish::LUN_DISK) {
+        wrong.push(format!("at {} is {mounted:?}, and that it is wanted is {is_wanted}", staged.display()));
+    }
+    if state.is_connected() != is_wanted {
+        wrong.push(format!(
+            "that there is a session with the target is {}, wanted {is_wanted}",
+            state.is_connected()
+        ));
     }
 }
 

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    CSIPersistentVolumeSource, CSIVolumeSource, Container, EmptyDirVolumeSource, LocalVolumeSource,
-    NFSVolumeSource, ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec,
-    PersistentVolumeClaimVolumeSource, PersistentVolumeSpec, Pod, PodSpec, Volume, VolumeDevice, VolumeMount,
+    CSIPersistentVolumeSource, CSIVolumeSource, Container, EmptyDirVolumeSource, ISCSIVolumeSource,
+    LocalVolumeSource, NFSVolumeSource, ObjectReference, PersistentVolume, PersistentVolumeClaim,
+    PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, PersistentVolumeSpec, Pod, PodSpec, Volume,
+    VolumeDevice, VolumeMount,
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -17,7 +18,8 @@ use volumed::model::{DirectoryState, ManifestSource, Problem, ReadingState};
 
 use super::twins::CLAIM;
 use super::wish::{
-    self, DISK, DRIVERS, Damage, EXPORT, LOCAL, LOCAL_CLAIM, LOCAL_VOLUME, PodWish, SHARE, VOLUMES, Wish,
+    self, DISK, DRIVERS, Damage, EXPORT, LOCAL, LOCAL_CLAIM, LOCAL_VOLUME, LUN, PodWish, SHARE, TARGET,
+    VOLUMES, Wish,
 };
 
 /// The manifest reader of one life: it remembers the last good version of what it has read.
@@ -251,6 +253,17 @@ fn pod_object(name: &str, wish: &PodWish) -> Pod {
         };
         volumes.push(Volume { name: SHARE.to_owned(), nfs: Some(source), ..Volume::default() });
         mounts.push(SHARE.to_owned());
+    }
+    if wish.lun {
+        let source = ISCSIVolumeSource {
+            target_portal: TARGET.0.to_owned(),
+            iqn: TARGET.1.to_owned(),
+            lun: 3,
+            read_only: Some(wish.read_only),
+            ..ISCSIVolumeSource::default()
+        };
+        volumes.push(Volume { name: LUN.to_owned(), iscsi: Some(source), ..Volume::default() });
+        mounts.push(LUN.to_owned());
     }
     if wish.empty_dir {
         let source = EmptyDirVolumeSource::default();

@@ -12,6 +12,7 @@ pub mod goal;
 pub mod holders;
 pub mod host;
 pub mod luks;
+pub mod luns;
 pub mod manifests;
 pub mod nfs;
 pub mod operator;

@@ -12,6 +12,7 @@ impl World {
             self.restart_driver(driver);
         }
         self.close_all();
+        self.log_out_all();
         let mut state = self.lock();
         state.boot += 1;
         state.mounts.clear();

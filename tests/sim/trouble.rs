@@ -45,6 +45,7 @@ impl Life {
         let device = world.below(2) == 0;
         let disk = SimDisk::blank("d", 1 << 30);
         world.lock().disks.insert(wish::DISK.into(), disk);
+        world.lock().target.disk = Some(super::luns::disk());
         let mut wish = Wish { republish: world.below(8) == 0, device, ..Wish::default() };
         let steady = PodWish { claims: [0, 3].into(), empty_dir: true, ..PodWish::default() };
         wish.pods.insert(STEADY.to_owned(), steady);
@@ -182,9 +183,10 @@ impl Life {
         let name = self.any_pod();
         match self.wish.pods.get_mut(&name) {
             Some(pod) if self.world.below(4) == 0 => {
-                match self.world.below(3) {
+                match self.world.below(4) {
                     0 => pod.local = !pod.local,
                     1 => pod.share = !pod.share,
+                    2 => pod.lun = !pod.lun,
                     _ => pod.empty_dir = !pod.empty_dir,
                 }
                 self.world.tell(|| format!("edit {name} {pod:?}"));

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use volumed::model::{Layout, Plugin, PodUid, PublicationId, SpecName};
+use volumed::model::{
+    DiskSource, IscsiLun, Layout, Lun, Plugin, PodUid, Portal, PublicationId, SpecName, TargetName,
+};
 
 use super::twins::{CLAIM, Twin};
 use super::world::{ROOT, World};
@@ -25,6 +27,19 @@ pub const DISK: &str = "/dev/disk/by-id/d";
 pub const SHARE: &str = "share";
 pub const EXPORT: (&str, &str) = ("nas", "/srv");
 
+/// The pods' volume that is a disk of an iSCSI target, where it is when it is connected, and its target.
+pub const LUN: &str = "lun";
+pub const LUN_DISK: &str = "/dev/disk/by-path/lun";
+pub const TARGET: (&str, &str) = ("10.0.0.1", "iqn.2026-11.io.volumed:sim");
+
+/// Returns that disk.
+pub fn lun() -> DiskSource {
+    let portals = vec![Portal::new(TARGET.0).expect("good")];
+    let iqn = TargetName::new(TARGET.1).expect("good");
+    let (discovery_chap, session_chap) = (false, false);
+    DiskSource::Lun(Lun::Iscsi(IscsiLun { portals, iqn, lun: 3, discovery_chap, session_chap }))
+}
+
 /// What one pod uses.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PodWish {
@@ -38,6 +53,8 @@ pub struct PodWish {
     pub local: bool,
     /// It uses an export of an NFS server.
     pub share: bool,
+    /// It uses a disk of an iSCSI target.
+    pub lun: bool,
     /// It uses the claim of a second PV.
     pub twin: Option<Twin>,
     /// `metadata.deletionTimestamp`
@@ -161,6 +178,7 @@ pub fn pod(world: &World) -> PodWish {
         empty_dir: world.below(3) == 0,
         local: world.below(3) == 0,
         share: world.below(4) == 0,
+        lun: world.below(4) == 0,
         twin: None,
         leaving: false,
     }
@@ -188,6 +206,9 @@ pub fn places(pod: &str, wish: &PodWish) -> Vec<PublicationId> {
     if wish.share {
         places.push(place(pod, Plugin::Nfs, SHARE.to_owned()));
     }
+    if wish.lun {
+        places.push(place(pod, Plugin::Iscsi, LUN.to_owned()));
+    }
     if wish.empty_dir {
         places.push(place(pod, Plugin::EmptyDir, "scratch".to_owned()));
     }
@@ -208,7 +229,7 @@ pub fn volume_named(name: &str) -> Option<u64> {
 /// Returns where a place is mounted, if it is a CSI volume's.
 pub fn target(place: &PublicationId) -> PathBuf {
     let layout = Layout::new(ROOT);
-    if matches!(place.plugin, Plugin::Local | Plugin::Nfs) {
+    if matches!(place.plugin, Plugin::Local | Plugin::Nfs | Plugin::Iscsi) {
         return layout.absolute(&layout.publication(place));
     }
     let is_block = volume_at(place).is_some_and(|volume| is_block(&handle(volume)));

@@ -87,6 +87,8 @@ pub struct State {
     pub mounts: Vec<Mount>,
     /// By the path that each has now.
     pub disks: BTreeMap<PathBuf, super::disks::SimDisk>,
+    /// The iSCSI target.
+    pub target: super::luns::Target,
     /// When mounts were made.
     pub made: BTreeMap<u64, Instant>,
     /// Where a driver was called and found everything done, and when. What vanishes in that moment is not missed: some drivers
@@ -343,7 +345,8 @@ impl State {
         let minor = match source {
             source if wish::is_block(source) => 999,
             wish::DISK => 998,
-            _ => id % 998,
+            wish::LUN_DISK => 997,
+            _ => id % 997,
         };
         self.made.insert(id, Instant::now());
         self.mounts.push(Mount {

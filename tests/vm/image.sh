@@ -12,10 +12,11 @@ export LC_ALL=C
 
 here=$(cd "$(dirname "$0")" && pwd)
 
-# What is in it besides the essential packages. NFS, iSCSI, dm-crypt and device mapper are there for tests that want them;
+# What is in it besides the essential packages. NFS, iSCSI, multipath, dm-crypt and device mapper are there for tests that want them;
 # their services are not started at boot.
 packages=(systemd systemd-sysv dbus udev kmod iproute2 procps psmisc jq netbase mount util-linux
-  e2fsprogs xfsprogs btrfs-progs cryptsetup-bin dmsetup nfs-kernel-server nfs-common open-iscsi busybox-static)
+  e2fsprogs xfsprogs btrfs-progs cryptsetup-bin dmsetup nfs-kernel-server nfs-common open-iscsi multipath-tools
+  busybox-static)
 kernel=linux-image-cloud-amd64
 
 # shellcheck source=/dev/null

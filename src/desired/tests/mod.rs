@@ -5,6 +5,7 @@ mod annotations;
 mod claims;
 mod csi;
 mod group;
+mod iscsi;
 mod kubelet;
 mod modes;
 mod nfs;

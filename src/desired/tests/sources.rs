@@ -58,7 +58,7 @@ fn what_is_not_supported_yet_says_so_and_stops_no_other() {
         json!({"secret": {"secretName": "x"}}),
         json!({"projected": {"sources": []}}),
         json!({"downwardAPI": {"items": []}}),
-        json!({"iscsi": {"targetPortal": "p", "iqn": "i", "lun": 0}}),
+        json!({"rbd": {"monitors": ["m"], "image": "i"}}),
         json!({"image": {"reference": "x"}}),
         json!({"gitRepo": {"repository": "x"}}),
         json!({"ephemeral": {"volumeClaimTemplate": {"spec": {}}}}),
@@ -74,7 +74,7 @@ fn what_is_not_supported_yet_says_so_and_stops_no_other() {
 #[test]
 fn a_pv_that_is_not_csi_is_not_supported_yet() {
     for (source, name) in [
-        (json!({"iscsi": {"targetPortal": "p", "iqn": "i", "lun": 0}}), "iscsi"),
+        (json!({"glusterfs": {"endpoints": "e", "path": "p"}}), "glusterfs"),
         (json!({"hostPath": {"path": "/x"}}), "hostPath"),
     ] {
         let mut pv = pv("pv-1", json!({"spec": source}));

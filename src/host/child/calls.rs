@@ -89,6 +89,7 @@ impl Children {
                 | Reply::Alive(..)
                 | Reply::Lasts(_)
                 | Reply::Disk(_)
+                | Reply::Lun(_)
                 | Reply::Bound(_)
                 | Reply::Nfs(_)) => Err(misunderstood(&volume, &other)),
             };

@@ -51,7 +51,8 @@ impl Children {
                 | Reply::Usage(..)
                 | Reply::Alive(..)
                 | Reply::Bound(_)
-                | Reply::Nfs(_)) => return Err(misunderstood(&path, &other)),
+                | Reply::Nfs(_)
+                | Reply::Lun(_)) => return Err(misunderstood(&path, &other)),
             }
         }
     }

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use super::wire::{Reply, Request};
 use super::{ARGUMENT, ask, ownership};
-use crate::host::{Usage, bind, disk, nfs, raw};
+use crate::host::{Usage, bind, disk, lun, nfs, raw};
 
 /// Its name in process lists and in the words for who holds a volume; the kernel has 15 bytes for it.
 const NAME: &str = "volumed-child";
@@ -60,6 +60,7 @@ fn serve(parent: Option<&OsStr>) -> io::Result<()> {
         Request::Alive(points) => each(&points, alive, Reply::Alive),
         Request::Bind(ask) => say(&Reply::Bound(bind::answer(&ask))),
         Request::Nfs(ask) => say(&Reply::Nfs(nfs::answer(&ask))),
+        Request::Lun(ask) => say(&Reply::Lun(lun::answer(ask))),
         Request::Disk(ask) => say(&Reply::Disk(Box::new(disk::answer(ask, |limit| {
             // Nobody listens any more: the parent's end is this process's end too.
             let _said = say(&Reply::Lasts(limit.as_secs()));

@@ -9,6 +9,7 @@ mod bind;
 mod calls;
 mod disk;
 mod inside;
+mod lun;
 mod nfs;
 mod ownership;
 mod wire;

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Usage, bind, disk, nfs};
+use crate::host::{Usage, bind, disk, lun, nfs};
 
 /// What the child is to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,6 +33,8 @@ pub(super) enum Request {
     Nfs(nfs::Ask),
     /// `Host::inspect_disk` and what follows from it.
     Disk(disk::Ask),
+    /// `Luns`
+    Lun(lun::Ask),
 }
 
 /// What the child says. Errors of the kernel are errnos: both sides are on one machine.
@@ -63,6 +65,8 @@ pub(super) enum Reply {
     Lasts(u64),
     /// How the work on a disk ended.
     Disk(Box<Result<disk::Answer, disk::DiskError>>),
+    /// How the work on the connection with a storage system ended.
+    Lun(Result<lun::Answer, lun::Refusal>),
 }
 
 /// What an ownership child was about to do.

@@ -256,6 +256,9 @@ impl From<HostError> for DiskError {
                 path: error.mount.path.clone().into(),
                 why: error.to_string(),
             },
+            HostError::Lun(error) => {
+                Self::Failed { doing: "use".to_owned(), path: error.lun.to_string().into(), why: error.said }
+            }
             HostError::NotEmpty { ref path }
             | HostError::WrongKind { ref path, .. }
             | HostError::WrongMount { ref path, .. } => {

@@ -94,13 +94,12 @@ impl Sysfs {
     /// # Errors
     /// When what is there cannot be read: an identity with a gap would be another disk's.
     pub(super) fn identity(&self, device: &OwnedFd) -> io::Result<DiskIdentity> {
-        let mut marks = BTreeMap::new();
-        for (mark, files) in FILES {
-            for file in files {
-                if let Some(text) = read(&self.disk().join(file))?.filter(|text| !text.is_empty()) {
-                    marks.insert(mark, text);
-                    break;
-                }
+        let mut marks = marks(self.disk())?;
+        if let Some(path) = self.one_path()? {
+            // By whichever path, and however many there are, it is the same disk.
+            let of_path = marks_of_disk(&path)?;
+            if !of_path.is_empty() {
+                marks = of_path;
             }
         }
         if self.disk.is_none() && read(&self.directory.join("loop/backing_file"))?.is_some() {
@@ -118,6 +117,18 @@ impl Sysfs {
         Ok(DiskIdentity { marks })
     }
 
+    /// Returns the directory of a path of a multipath device.
+    fn one_path(&self) -> io::Result<Option<PathBuf>> {
+        if !read(&self.disk().join("dm/uuid"))?.is_some_and(|uuid| uuid.starts_with("mpath-")) {
+            return Ok(None);
+        }
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(self.disk().join("slaves"))? {
+            paths.push(entry?.path());
+        }
+        Ok(paths.into_iter().min())
+    }
+
     /// Returns the kernel's name of it.
     ///
     /// # Errors
@@ -127,6 +138,27 @@ impl Sysfs {
         let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="));
         name.map(str::to_owned).ok_or_else(|| io::Error::other("the kernel does not tell its name"))
     }
+}
+
+/// Reads by what the disk of a directory is known.
+fn marks(disk: &Path) -> io::Result<BTreeMap<Mark, String>> {
+    let mut marks = BTreeMap::new();
+    for (mark, files) in FILES {
+        for file in files {
+            if let Some(text) = read(&disk.join(file))?.filter(|text| !text.is_empty()) {
+                marks.insert(mark, text);
+                break;
+            }
+        }
+    }
+    Ok(marks)
+}
+
+/// As `marks`, but only what the disk itself says, which is the same by every path to it.
+fn marks_of_disk(disk: &Path) -> io::Result<BTreeMap<Mark, String>> {
+    let mut marks = marks(disk)?;
+    marks.retain(|mark, _| matches!(mark, Mark::Wwid | Mark::Serial));
+    Ok(marks)
 }
 
 /// Reads a file of sysfs in one line, without the blanks that disks fill their serial numbers with. `None`: there is none, or

@@ -12,6 +12,7 @@ use crate::model::{
 };
 
 mod decisions;
+mod luns;
 mod names;
 mod restaging;
 mod steps;

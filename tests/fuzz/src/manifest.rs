@@ -7,7 +7,8 @@ use volumed::desired::{Node, ResolvedWant, Resolver};
 use volumed::manifest::Manifests;
 use volumed::manifest::fuzz::readings;
 use volumed::model::{
-    KeySource, Layout, Lifecycle, PodUid, Problem, PublicationId, RootPath, Wanted, WantedVolume,
+    DiskSource, KeySource, Layout, Lifecycle, Lun, PodUid, Problem, PublicationId, RootPath, Wanted,
+    WantedVolume,
 };
 
 /// The longest text of a problem, in bytes: its sentences are ours, and what it quotes is shortened.
@@ -131,15 +132,30 @@ fn paths(layout: &Layout, pod: &PodUid, id: &PublicationId, wanted: &Wanted) {
             assert!(!local.path.components().any(|c| c == Component::ParentDir), "{}", local.path.display());
         }
         WantedVolume::Device(device) => {
-            assert!(device.path.is_absolute(), "{}", device.path.display());
-            assert!(
-                !device.path.components().any(|c| c == Component::ParentDir),
-                "{}",
-                device.path.display()
-            );
-            below(&layout.device_staging(&id.spec), "plugins/kubernetes.io/local-volume/mounts");
-            let devices = "plugins/kubernetes.io~local-volume/volumeDevices";
-            for path in [layout.raw_device(&id.spec), layout.block_target(id), layout.block_map(id)] {
+            let (mounts, devices) = match &device.disk {
+                DiskSource::Path(path) => {
+                    assert!(path.is_absolute(), "{}", path.display());
+                    assert!(!path.components().any(|c| c == Component::ParentDir), "{}", path.display());
+                    (
+                        "plugins/kubernetes.io/local-volume/mounts",
+                        "plugins/kubernetes.io~local-volume/volumeDevices",
+                    )
+                }
+                DiskSource::Lun(Lun::Iscsi(_)) => {
+                    ("plugins/kubernetes.io/iscsi/iface-default", "plugins/kubernetes.io/iscsi/volumeDevices")
+                }
+                DiskSource::Lun(Lun::Fc(_)) => {
+                    ("plugins/kubernetes.io/fc", "plugins/kubernetes.io/fc/volumeDevices")
+                }
+            };
+            let staged = layout.device_staging(&device.disk, &id.spec);
+            below(&staged, mounts);
+            if device.disk.lun().is_some() {
+                // One name, whatever is in it: nothing of it is a directory of its own.
+                assert_eq!(staged.as_path().parent(), Some(Path::new(mounts)), "{staged:?}");
+            }
+            let raw = layout.raw_staging(&device.disk, &id.spec);
+            for path in [raw, layout.raw_device(id), layout.block_target(id), layout.block_map(id)] {
                 below(&path, devices);
             }
             if let Some(KeySource::Credential(name)) = &device.key {

@@ -30,4 +30,5 @@ systemctl --quiet --root="$tree" enable test-agent.service
 systemctl --quiet --root="$tree" mask serial-getty@ttyS0.service getty.target systemd-update-utmp.service \
   apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer dpkg-db-backup.timer systemd-tmpfiles-clean.timer
 systemctl --quiet --root="$tree" disable nfs-server.service nfs-client.target rpcbind.service rpcbind.socket \
-  nfs-blkmap.service iscsid.service open-iscsi.service remote-fs.target e2scrub_reap.service 2>/dev/null
+  nfs-blkmap.service iscsid.service iscsid.socket open-iscsi.service multipathd.service multipathd.socket \
+  multipath-tools.service remote-fs.target e2scrub_reap.service 2>/dev/null

@@ -1,0 +1,71 @@
+//! Taking a disk of a storage system away from the kernel, once nobody has it.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use tokio::time::Instant;
+
+use super::super::device_users;
+use super::error::{LunCause, Refusal};
+use super::sysfs::Disk;
+use super::tools::Host;
+
+/// How long somebody may have the disk open who looks only: udev.
+const PASSING: Duration = Duration::from_secs(2);
+
+/// How long what was written to it may take to get there.
+const FLUSHED: Duration = Duration::from_secs(30);
+
+const TICK: Duration = Duration::from_millis(50);
+
+/// Takes disks away, all of them paths of one: first from multipathd, then from the kernel.
+pub(super) async fn take_away(host: &Host, disks: &[Disk]) -> Result<(), Refusal> {
+    while let Some(map) = disks.iter().find_map(|disk| host.roots.map_of(disk)) {
+        host.part(&map, disks).await?;
+    }
+    let mut claimed = Vec::new();
+    for disk in disks {
+        claimed.extend(claim(host, disk).await?);
+    }
+    for disk in disks {
+        let node = host.roots.node(disk).display().to_string();
+        // What cannot be written any more is lost with its session, and nobody is left who could be told.
+        let _flushed = host.run("blockdev", "util-linux", &["--flushbufs", &node], FLUSHED).await;
+    }
+    drop(claimed);
+    disks.iter().try_for_each(|disk| host.roots.delete(disk))
+}
+
+/// Makes sure that nobody has a disk. As long as what is returned is open nobody else can mount it.
+async fn claim(host: &Host, disk: &Disk) -> Result<Option<OwnedFd>, Refusal> {
+    let node = host.roots.node(disk);
+    let in_use = |who: &str| Refusal::new(LunCause::InUse, format!("{} is in use by {who}", node.display()));
+    let until = Instant::now() + PASSING;
+    loop {
+        let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let number = match rustix::fs::stat(&node) {
+            Ok(stat) => (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)),
+            // Gone.
+            Err(_) => return Ok(None),
+        };
+        let who = match rustix::fs::open(&node, flags, Mode::empty()) {
+            Ok(fd) => match device_users::first(number, None, Some(std::process::id())) {
+                Ok(None) => return Ok(Some(fd)),
+                Ok(Some(who)) => who,
+                Err(e) => return Err(Refusal::failed(format!("look who has {}", node.display()), e)),
+            },
+            Err(Errno::BUSY) => match host.roots.built_on(disk) {
+                Some(holder) => format!("/dev/{holder}, which is built on it"),
+                None => "the kernel (a mount, swap, RAID)".to_owned(),
+            },
+            // Its session is lost: nobody can have it for long.
+            Err(_) => return Ok(None),
+        };
+        if Instant::now() >= until {
+            return Err(in_use(&who));
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}

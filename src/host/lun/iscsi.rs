@@ -1,0 +1,246 @@
+//! Disks of iSCSI targets, by open-iscsi (kubelet.md 4.8).
+//!
+//! A session that is made here is made with an interface record of volumed's own, which says nothing but a name. The kernel keeps
+//! that name with the session: by it the session is known again, after any restart, and nobody else's is ever ended. Who still needs a
+//! session is what has a disk in it: only disks that were asked for appear in ours (`node.session.scan = manual`).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::away::take_away;
+use super::error::{LunCause, Refusal};
+use super::login::{ensure_interface, ensure_transport, log_in, log_out};
+use super::sysfs::{Disk, Session};
+use super::tools::Host;
+use super::{LunAttached, is_same_device};
+use crate::model::{IscsiLun, Portal};
+
+/// The interface record of our sessions.
+pub(super) const INTERFACE: &str = "volumed";
+
+/// How long the disk is waited for (kubelet.md 4.8).
+const APPEARS: Duration = Duration::from_secs(30);
+
+/// How long the disks of other portals are waited for once there is one.
+const OTHERS: Duration = Duration::from_secs(5);
+
+/// How long udev is waited for, which makes the name that lasts.
+const NAMED: Duration = Duration::from_secs(5);
+
+const TICK: Duration = Duration::from_millis(50);
+
+/// Logs in where there is no session yet, and finds the disk.
+pub(super) async fn attach(
+    host: &Host,
+    lun: &IscsiLun,
+    passwords: &BTreeMap<String, String>,
+) -> Result<LunAttached, Refusal> {
+    let there = host.roots.sessions(lun.iqn.as_str())?;
+    let missing = lun.portals.iter().filter(|portal| !there.iter().any(|session| session.is_with(portal)));
+    let missing: Vec<Portal> = missing.cloned().collect();
+    let mut failed = Vec::new();
+    if !missing.is_empty() {
+        ensure_transport(host).await?;
+        ensure_interface(host).await?;
+        // All at once: a portal that does not answer keeps none of the others waiting.
+        let mut logins = JoinSet::new();
+        for portal in missing {
+            let (host, lun, passwords) = (host.clone(), lun.clone(), passwords.clone());
+            logins.spawn(async move {
+                let done = log_in(&host, &lun, &portal, &passwords).await;
+                (portal, done)
+            });
+        }
+        while let Some(ended) = logins.join_next().await {
+            match ended {
+                Ok((_, Ok(()))) => {}
+                Ok((portal, Err(refusal))) => failed.push((portal, refusal)),
+                Err(panic) => return Err(Refusal::failed("log in", panic)),
+            }
+        }
+        failed.sort_by(|(one, _), (other, _)| one.cmp(other));
+    }
+    let sessions = sessions_of(host, lun)?;
+    let up: Vec<&Session> = sessions.iter().filter(|session| session.is_up()).collect();
+    if up.is_empty() {
+        return Err(match failed.into_iter().next() {
+            Some((portal, refusal)) => {
+                Refusal::new(refusal.cause, format!("portal {portal}: {}", refusal.said))
+            }
+            None => lost(&sessions),
+        });
+    }
+    let mut notes: Vec<String> = failed
+        .iter()
+        .map(|(portal, refusal)| format!("portal {portal} is not used: {}", refusal.said))
+        .collect();
+    notes.extend(sessions.iter().filter(|session| !session.is_up()).map(|session| {
+        format!("the {} has lost its target (state {}), and is not used", session.name, session.state)
+    }));
+    for session in &up {
+        let before = host.roots.disks(session, Some(u32::from(lun.lun)))?;
+        for disk in &before {
+            host.roots.rescan(disk)?;
+        }
+        if before.is_empty() {
+            host.roots.scan(session, lun.lun)?;
+        }
+    }
+    let disks = wait_for(host, lun, &up).await?;
+    one_disk(host, &disks)?;
+    let mut paths = Vec::new();
+    for (session, disk) in disks {
+        paths.push((named(host, lun, session, &disk).await, disk));
+    }
+    let (node, note) = host.join(&paths).await?;
+    notes.extend(note);
+    Ok(LunAttached { node, notes })
+}
+
+/// Finds the node of a disk that is connected.
+pub(super) async fn find(host: &Host, lun: &IscsiLun, rescan: bool) -> Result<PathBuf, Refusal> {
+    let sessions = sessions_of(host, lun)?;
+    if sessions.is_empty() {
+        let said = "there is no session with the target: somebody has ended it";
+        return Err(Refusal::new(LunCause::NotConnected, said));
+    }
+    let up: Vec<&Session> = sessions.iter().filter(|session| session.is_up()).collect();
+    if up.is_empty() {
+        return Err(lost(&sessions));
+    }
+    let mut paths = Vec::new();
+    for session in up {
+        for disk in host.roots.disks(session, Some(u32::from(lun.lun)))? {
+            if rescan {
+                host.roots.rescan(&disk)?;
+            }
+            paths.push((named(host, lun, session, &disk).await, disk));
+        }
+    }
+    let Some((node, _)) = paths.first() else { return Err(no_lun(lun)) };
+    match paths.iter().find_map(|(_, disk)| host.roots.map_of(disk)) {
+        Some(map) => {
+            if rescan {
+                host.resize(&map).await?;
+            }
+            Ok(host.roots.dev.join("mapper").join(map.name))
+        }
+        None => Ok(node.clone()),
+    }
+}
+
+/// Takes the disk away from our sessions, and ends those that have no other.
+pub(super) async fn detach(host: &Host, lun: &IscsiLun) -> Result<(), Refusal> {
+    let ours: Vec<Session> =
+        sessions_of(host, lun)?.into_iter().filter(|session| session.interface == INTERFACE).collect();
+    let mut disks = Vec::new();
+    for session in &ours {
+        disks.extend(host.roots.disks(session, Some(u32::from(lun.lun)))?);
+    }
+    take_away(host, &disks).await?;
+    for session in &ours {
+        if host.roots.devices(session)? == 0 {
+            log_out(host, lun, session).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the sessions with the portals of a volume.
+fn sessions_of(host: &Host, lun: &IscsiLun) -> Result<Vec<Session>, Refusal> {
+    let mut sessions = host.roots.sessions(lun.iqn.as_str())?;
+    sessions.retain(|session| lun.portals.iter().any(|portal| session.is_with(portal)));
+    // In the order of the portals: the first is the one to be used alone.
+    sessions.sort_by_key(|session| lun.portals.iter().position(|portal| session.is_with(portal)));
+    Ok(sessions)
+}
+
+/// Waits for the disk: as soon as there is one, a moment only for those of the other portals.
+async fn wait_for<'a>(
+    host: &Host,
+    lun: &IscsiLun,
+    sessions: &[&'a Session],
+) -> Result<Vec<(&'a Session, Disk)>, Refusal> {
+    let mut until = Instant::now() + APPEARS;
+    let mut had_one = false;
+    loop {
+        let mut disks = Vec::new();
+        for session in sessions {
+            let found = host.roots.disks(session, Some(u32::from(lun.lun)))?;
+            disks.extend(found.into_iter().map(|disk| (*session, disk)));
+        }
+        let late = Instant::now() >= until;
+        if disks.len() >= sessions.len() || late && !disks.is_empty() {
+            return Ok(disks);
+        }
+        if late {
+            return Err(no_lun(lun));
+        }
+        if !disks.is_empty() && !had_one {
+            had_one = true;
+            until = Instant::now() + OTHERS;
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+/// Refuses disks that are not one: portals that were put together by mistake.
+fn one_disk(host: &Host, disks: &[(&Session, Disk)]) -> Result<(), Refusal> {
+    let mut wwids: Vec<(String, &str)> = disks
+        .iter()
+        .filter_map(|(session, disk)| Some((host.roots.wwid(disk)?, session.name.as_str())))
+        .collect();
+    wwids.sort();
+    match (wwids.first(), wwids.last()) {
+        (Some((one, here)), Some((other, there))) if one != other => Err(Refusal::new(
+            LunCause::Other,
+            format!("its portals lead to different disks: {one} ({here}) and {other} ({there})"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the name of a disk that lasts; where udev makes none, the kernel's.
+async fn named(host: &Host, lun: &IscsiLun, session: &Session, disk: &Disk) -> PathBuf {
+    let node = host.roots.node(disk);
+    let links: Vec<PathBuf> = session
+        .portals
+        .iter()
+        .map(|(address, port)| {
+            let name = format!("ip-{address}:{port}-iscsi-{}-lun-{}", session.target, lun.lun);
+            host.roots.dev.join("disk/by-path").join(name)
+        })
+        .collect();
+    let until = Instant::now() + NAMED;
+    loop {
+        if let Some(link) = links.iter().find(|link| is_same_device(link, &node)) {
+            return link.clone();
+        }
+        if Instant::now() >= until || !has_udev(host) {
+            return node;
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+fn has_udev(host: &Host) -> bool {
+    matches!(host.roots.run.join("udev/control").try_exists(), Ok(true))
+}
+
+fn lost(sessions: &[Session]) -> Refusal {
+    let states: Vec<String> =
+        sessions.iter().map(|session| format!("{}: {}", session.name, session.state)).collect();
+    let said = match states.as_slice() {
+        [] => "there is no session with the target, although iscsiadm made one".to_owned(),
+        states => format!("the session has lost its target ({})", states.join(", ")),
+    };
+    Refusal::new(LunCause::Lost, said)
+}
+
+fn no_lun(lun: &IscsiLun) -> Refusal {
+    Refusal::new(LunCause::NoLun, format!("the target shows this host no LUN {}", lun.lun))
+}
