@@ -130,6 +130,14 @@ impl Content {
             Self::Block | Self::Directory(_) => bytes,
         }
     }
+
+    /// Returns whether it is a directory.
+    pub(crate) fn is_directory(self) -> bool {
+        match self {
+            Self::Directory(_) => true,
+            Self::FileSystem(_) | Self::Block => false,
+        }
+    }
 }
 
 /// What a volume was made from.
