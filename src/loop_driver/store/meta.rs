@@ -167,6 +167,16 @@ pub(crate) enum VolumeState {
     Deleting,
 }
 
+impl VolumeState {
+    /// Returns whether what there is after a crash has to go.
+    pub(crate) fn is_leftover(&self) -> bool {
+        match self {
+            Self::Creating | Self::Deleting => true,
+            Self::Ready | Self::Growing { .. } => false,
+        }
+    }
+}
+
 /// A volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Volume {
