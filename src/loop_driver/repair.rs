@@ -269,7 +269,7 @@ mod tests {
         }
         let works = driver.inner.locks.take([Key::Volume(busy.clone())]).await.unwrap();
         driver.discard_all([&left, &busy, &ready].map(|id| Key::Volume(id.clone())).into()).await;
-        let there = |id| driver.store().volume_place(id, kind).join("file").exists();
+        let there = |id| driver.store().volume_place(id, kind).join("file").try_exists().unwrap();
         assert!(driver.store().volumes.get(&left).is_none() && !there(&left));
         assert!(there(&busy) && there(&ready));
         drop(works);
@@ -289,6 +289,6 @@ mod tests {
         let wanted = [&one, &other].map(|id| new_snapshot(id.clone(), id.to_string(), &of, None));
         driver.take_snapshots(wanted.into()).await.unwrap_err();
         assert!(driver.store().snapshots.get(&one).is_none());
-        assert!(!driver.store().snapshots.directory(&one).exists());
+        assert!(!driver.store().snapshots.directory(&one).try_exists().unwrap());
     }
 }

@@ -342,10 +342,10 @@ mod tests {
                     let shown = images.shown(&data).await.unwrap();
                     shown.into_iter().map(|mount| mount.point).collect::<Vec<_>>()
                 };
-                let real = std::fs::canonicalize(&at).unwrap();
-                assert_eq!(points().await, [real.clone()]);
+                let real = [at.clone()];
+                assert_eq!(points().await, real);
                 std::fs::remove_dir(&data).unwrap();
-                assert_eq!(points().await, [real]);
+                assert_eq!(points().await, real);
                 rustix::mount::unmount(&at, UnmountFlags::empty()).unwrap();
                 assert!(points().await.is_empty());
                 let nowhere = images.shown(&top.path().join("none/data")).await.unwrap();
