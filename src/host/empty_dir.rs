@@ -5,6 +5,7 @@
 //! mount. One that appears meanwhile stops it.
 
 use std::ffi::OsString;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -22,6 +23,10 @@ const DOING: &str = "remove the emptyDir";
 
 /// How often a directory is listed again because others put something into it.
 const PASSES: usize = 8;
+
+/// Why the kernel lets root not remove something, and what can be done.
+const IMMUTABLE: &str =
+    "something in it is immutable or append-only: find it with lsattr -Ra, and let it go with chattr -i -a";
 
 /// Removes an emptyDir, content and all (`Host::remove_empty_dir`).
 ///
@@ -58,12 +63,26 @@ pub(super) fn remove(root: &Root, path: &RootPath, until: Instant) -> Result<(),
 /// # Errors
 /// `Busy`
 pub(super) fn check_unused(directory: &OwnedFd, path: &Path) -> Result<(), HostError> {
-    let place = Place::of(directory, path).map_err(|source| HostError::Io {
-        doing: "find the place of",
-        path: path.to_owned(),
-        source,
-    })?;
-    place.check_unused(directory).map_err(|InUse(holder)| busy(path, holder))
+    place_of(directory, path)?.check_unused(directory).map_err(|InUse(holder)| busy(path, holder))
+}
+
+/// Looks for whoever can write to a directory or to anything below it, but for what is staged at a path.
+///
+/// # Errors
+/// `Busy`
+pub(super) fn check_not_written(
+    directory: &OwnedFd,
+    path: &Path,
+    staged: Option<&Path>,
+) -> Result<(), HostError> {
+    place_of(directory, path)?
+        .check_not_written(directory, staged)
+        .map_err(|InUse(holder)| busy(path, holder))
+}
+
+fn place_of(directory: &OwnedFd, path: &Path) -> Result<Place, HostError> {
+    let doing = "find the place of";
+    Place::of(directory, path).map_err(|source| HostError::Io { doing, path: path.to_owned(), source })
 }
 
 /// Removes all that is in a directory of ours, which stays.
@@ -179,17 +198,19 @@ impl Removal<'_> {
         name: &std::ffi::OsStr,
         kind: FileType,
     ) -> Result<Option<OwnedFd>, HostError> {
+        let mut refused = None;
         if kind != FileType::Directory {
             match rustix::fs::unlinkat(here, name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => return Ok(None),
-                // The listing did not know or things changed: it is a directory.
-                Err(Errno::ISDIR | Errno::PERM) => {}
+                // The listing did not know or things changed: it is a directory. Or it is none, and may not go.
+                Err(e @ (Errno::ISDIR | Errno::PERM)) => refused = Some(e),
                 Err(e) => return Err(self.stopped(e)),
             }
         }
         match open_within(here, name, DIRECTORY | OFlags::NOFOLLOW) {
             Ok(below) => Ok(Some(below)),
             Err(Errno::NOENT) => Ok(None),
+            Err(e @ (Errno::NOTDIR | Errno::LOOP)) => Err(self.stopped(refused.unwrap_or(e))),
             Err(e) => Err(self.stopped(e)),
         }
     }
@@ -205,6 +226,12 @@ impl Removal<'_> {
             Errno::NOTEMPTY | Errno::EXIST => {
                 busy(self.shown, "another process, which writes into it".to_owned())
             }
+            // Root may all but that.
+            Errno::PERM => HostError::Io {
+                doing: self.doing,
+                path: self.shown.to_owned(),
+                source: io::Error::new(io::ErrorKind::PermissionDenied, IMMUTABLE),
+            },
             other => HostError::Io { doing: self.doing, path: self.shown.to_owned(), source: other.into() },
         }
     }
@@ -233,6 +260,25 @@ mod tests {
         std::os::unix::fs::symlink("/etc", top.path().join("a/etc")).unwrap();
         removal(top.path()).empty(open(top.path())).unwrap();
         assert_eq!(std::fs::read_dir(top.path()).unwrap().count(), 0);
+    }
+
+    /// Only root may set the flag, and only some file systems have it.
+    #[test]
+    #[expect(clippy::print_stdout, clippy::disallowed_methods, reason = "scripts/test reads it; chattr")]
+    fn what_may_not_go_is_said_with_the_remedy() {
+        let top = tempfile::tempdir().unwrap();
+        let file = top.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let chattr = |flag| std::process::Command::new("chattr").arg(flag).arg(&file).status();
+        if !chattr("+i").is_ok_and(|status| status.success()) {
+            println!("NOT-RUN: what_may_not_go_is_said_with_the_remedy: chattr +i is not to be had");
+            return;
+        }
+        let stopped = removal(top.path()).empty(open(top.path()));
+        assert!(chattr("-i").unwrap().success());
+        let Err(HostError::Io { source, .. }) = stopped else { panic!("{stopped:?}") };
+        assert_eq!(source.kind(), io::ErrorKind::PermissionDenied);
+        assert!(source.to_string().contains("chattr -i"), "{source}");
     }
 
     #[test]

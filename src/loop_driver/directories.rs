@@ -9,12 +9,12 @@
 //! What the kernel does about quotas is asked each time that something depends on it, never read out of mount options.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::Driver;
@@ -32,6 +32,12 @@ const PROJECTS: RangeInclusive<u32> = 1_000_000_000..=1_999_999_999;
 
 /// How often another project is tried where somebody takes the same one at the same moment.
 const TRIES: usize = 8;
+
+/// How long it may take until files that went are counted no more: XFS does it in the background, some milliseconds later.
+const COUNTED: Duration = Duration::from_secs(5);
+
+/// How often that is looked at.
+const COUNTED_AGAIN: Duration = Duration::from_millis(20);
 
 /// The projects that were chosen and are not written down yet.
 #[derive(Debug, Clone, Default)]
@@ -101,7 +107,8 @@ impl Driver {
                 let (first, last) = (PROJECTS.start(), PROJECTS.end());
                 Failure::Exhausted(format!("all projects from {first} to {last} are in use"))
             })?;
-            if self.images().project(chosen.id).await? == Project::default() {
+            let default = self.images().project(0).await?.limit;
+            if is_free(self.images().project(chosen.id).await?, default) {
                 return Ok(chosen);
             }
             debug!(project = chosen.id, "somebody else uses the project");
@@ -123,7 +130,7 @@ impl Driver {
             Some(Source::Snapshot(id)) => {
                 let snapshot = self.snapshot(Some(id), id.as_str())?;
                 let from = self.store().snapshot_place(id, snapshot.content);
-                Some(self.copy_directory(&from, &data, None).await?)
+                Some(self.copy_directory(&from, &data).await?)
             }
         };
         fault::reached("create:image");
@@ -146,7 +153,8 @@ impl Driver {
             let project = project_of(volume)?;
             self.images().give_to_project(data, project).await?;
             let found = self.images().project(project).await?;
-            if found.files == 1 && found.limit == 0 {
+            let default = self.images().project(0).await?.limit;
+            if found.files == 1 && is_unlimited(found, default) {
                 return Ok(());
             }
             info!(volume = %volume.id, project, ?found, "the project is somebody else's too: another one is taken");
@@ -205,25 +213,11 @@ impl Driver {
     ///
     /// # Errors
     /// `Exhausted` where the host is full.
-    pub(super) async fn copy_directory(
-        &self,
-        from: &Path,
-        to: &Path,
-        limit: Option<Duration>,
-    ) -> Result<Copied, Failure> {
-        match self.images().copy_directory(from, to, limit).await {
-            Ok(()) => {}
-            Err(HostError::Deadline { path, .. }) => {
-                let source = io::ErrorKind::TimedOut.into();
-                return Err(HostError::Io { doing: "copy the directory", path, source }.into());
-            }
-            Err(error) => return Err(self.or_no_room(error).await),
+    pub(super) async fn copy_directory(&self, from: &Path, to: &Path) -> Result<Copied, Failure> {
+        if let Err(error) = self.images().copy_directory(from, to).await {
+            return Err(self.or_no_room(error).await);
         }
-        Ok(match self.images().limits().await?.0 {
-            // It shares blocks unless it was made not to; then room is kept that is not needed.
-            Some(FsType::Xfs) => Copied::Shared,
-            Some(FsType::Ext4 | FsType::Btrfs) | None => Copied::Whole,
-        })
+        Ok(if self.images().shares_blocks().await? { Copied::Shared } else { Copied::Whole })
     }
 
     /// Returns the directory of a volume that is to be copied, and what is in it, in bytes.
@@ -233,17 +227,17 @@ impl Driver {
     pub(super) async fn at_rest(&self, volume: &Volume) -> Result<(PathBuf, u64), Failure> {
         let staged = self.store().usage(&volume.id).await.staging.map(|(at, _)| at);
         let data = self.store().volume_place(&volume.id, volume.content);
-        let shown = self.images().shown(&data).await?;
-        let writable = |point: &PathBuf| staged.as_ref() != Some(point);
-        if let Some(at) =
-            shown.iter().filter(|mount| !mount.read_only).map(|mount| &mount.point).find(|at| writable(at))
-        {
-            return Err(Failure::Precondition(format!(
-                "the volume {} is a directory and cannot be frozen for a copy while pods write to it: unpublish it first; it is \
-                 shown at {}",
-                volume.id,
-                at.display()
-            )));
+        // In all namespaces: a container may have it in one of its own, where it is in no table of ours.
+        match self.images().check_not_written(&data, staged.as_deref()).await {
+            Ok(()) => {}
+            Err(HostError::Busy { holder, .. }) => {
+                return Err(Failure::Precondition(format!(
+                    "the volume {} is a directory and cannot be frozen for a copy while pods write to it: unpublish it first; in \
+                     use by {holder}",
+                    volume.id
+                )));
+            }
+            Err(error) => return Err(error.into()),
         }
         Ok((data, self.images().project(project_of(volume)?).await?.used))
     }
@@ -256,12 +250,31 @@ impl Driver {
         Ok(())
     }
 
-    /// Takes the limit of a project away whose last files go. Where nothing is limited there is none.
-    pub(super) async fn free_project(&self, project: u32) -> Result<(), Failure> {
+    /// Takes the limit of a project away of which the emptied directory of an entry is all that is left. One that the directory
+    /// does not carry, or that other files carry too, is somebody else's by now, and stays as it is. Where nothing is limited
+    /// there is none.
+    pub(super) async fn free_project(&self, entry: &Path, project: u32) -> Result<(), Failure> {
         let (_, limits) = self.images().limits().await?;
         match limits {
-            Limits::Enforced | Limits::Counted => Ok(self.images().limit_project(project, 0).await?),
-            Limits::Off => Ok(()),
+            Limits::Enforced | Limits::Counted => {}
+            Limits::Off => return Ok(()),
+        }
+        let mut carried = false;
+        for data in Store::data_in(entry) {
+            let found = self.images().look_at_directory(&data).await?;
+            carried |= found.is_some_and(|found| found.project == Some(project));
+        }
+        let until = Instant::now() + COUNTED;
+        loop {
+            let found = self.images().project(project).await?;
+            if is_last(carried, found) {
+                return Ok(self.images().limit_project(project, 0).await?);
+            }
+            if !carried || Instant::now() > until {
+                info!(entry = %entry.display(), project, ?found, "the project is somebody else's too: its limit stays");
+                return Ok(());
+            }
+            tokio::time::sleep(COUNTED_AGAIN).await;
         }
     }
 
@@ -273,6 +286,22 @@ impl Driver {
             Err(failure) => Some(Chain(&failure).to_string()),
         }
     }
+}
+
+/// Returns whether nobody but an emptied directory uses a project, by whether that carries it and what the kernel counts.
+fn is_last(carried: bool, found: Project) -> bool {
+    carried && found.files == 1
+}
+
+/// Returns whether a project is nobody's, by what is found of it and the limit that the file system gives to all that have none
+/// of their own: it is kept as that of the project 0, and XFS shows it as theirs.
+fn is_free(found: Project, default: u64) -> bool {
+    found.files == 0 && found.used == 0 && is_unlimited(found, default)
+}
+
+/// Returns whether nobody gave a project a limit.
+fn is_unlimited(found: Project, default: u64) -> bool {
+    found.limit == 0 || found.limit == default
 }
 
 /// Returns the project of a directory.
@@ -319,6 +348,26 @@ mod tests {
         drop(one);
         assert_eq!(projects.choose(0, &taken).unwrap().id(), first + 1);
         assert!(projects.choose(PROJECTS.end() + 1, &taken).is_none());
+    }
+
+    #[test]
+    fn a_limit_goes_only_with_the_last_file_of_a_project_that_is_ours() {
+        let found = |files| Project { limit: 1 << 20, used: 4096, files };
+        assert!(is_last(true, found(1)));
+        assert!(!is_last(true, found(2)), "somebody else has files of it");
+        assert!(!is_last(true, found(0)), "the directory is counted nowhere");
+        assert!(!is_last(false, found(1)), "the only file is somebody else's");
+    }
+
+    #[test]
+    fn a_limit_that_all_have_is_nobody_s() {
+        let limited = |limit| Project { limit, ..Project::default() };
+        for (limit, default, free) in [(0, 0, true), (7, 7, true), (0, 7, true), (7, 0, false), (7, 8, false)]
+        {
+            assert_eq!(is_free(limited(limit), default), free, "{limit} of {default}");
+        }
+        assert!(!is_free(Project { files: 1, ..limited(7) }, 7));
+        assert!(!is_free(Project { used: 512, ..limited(7) }, 7));
     }
 
     #[test]

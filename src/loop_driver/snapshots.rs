@@ -46,7 +46,8 @@ impl Driver {
     /// Copies the images of volumes as they all are at one moment, which is returned too, and syncs them. Their locks are
     /// held. Copies that share no blocks may take so much room, in bytes.
     ///
-    /// File systems that are mounted are frozen meanwhile. Of block devices what was written through the page cache is written
+    /// File systems that are mounted are frozen meanwhile. Directories, to which nobody writes, are copied after that, without
+    /// its limit. Of block devices what was written through the page cache is written
     /// out before; those that are published are copied only where blocks can be shared, so that each is of one moment.
     ///
     /// # Errors
@@ -71,12 +72,14 @@ impl Driver {
         let until = frozen.as_ref().map(|_| Instant::now() + limit);
         let moment = now();
         fault::reached("snapshot:frozen");
-        let mut done = Vec::new();
-        for (volume, to, whole, copying) in &images {
+        let mut done = BTreeMap::new();
+        for (volume, to, whole, copying) in
+            images.iter().filter(|(volume, ..)| !volume.content.is_directory())
+        {
             let leave = Leave { room, until, whole: *whole };
-            match self.copy_content(volume, to, leave, copying).await {
+            match self.copy_image(volume, to, leave, copying).await {
                 Ok((copied, taken)) => {
-                    done.push(copied);
+                    done.insert(volume.id.clone(), copied);
                     room = room.saturating_sub(taken);
                 }
                 Err(failure) => {
@@ -91,8 +94,15 @@ impl Driver {
         if let Some(frozen) = frozen {
             frozen.thaw().await.map_err(not_at_once)?;
         }
+        for (volume, to, ..) in images.iter().filter(|(volume, ..)| volume.content.is_directory()) {
+            let (copied, taken) = self.copy_at_rest(volume, to, room).await?;
+            done.insert(volume.id.clone(), copied);
+            room = room.saturating_sub(taken);
+        }
         let mut copied = Vec::new();
-        for ((volume, to, ..), done) in images.iter().zip(done) {
+        for (volume, to, ..) in &images {
+            let missing = || Failure::Lost(format!("the volume {} was not copied", volume.id));
+            let done = done.get(&volume.id).copied().ok_or_else(missing)?;
             let allocated = match volume.content {
                 Content::Directory(_) => {
                     self.images().sync_directory(to).await?;
@@ -109,38 +119,37 @@ impl Driver {
         Ok((copied, moment))
     }
 
-    /// Copies what a volume is made of; returns how, and how many bytes that took of the room that there was.
-    async fn copy_content(
+    /// Copies a volume's image; returns how, and how many bytes that took of the room that there was.
+    async fn copy_image(
         &self,
         volume: &Volume,
         to: &Path,
         leave: Leave,
         copying: &Copying,
     ) -> Result<(Copied, u64), Failure> {
-        match volume.content {
-            Content::Directory(_) => {
-                let (from, used) = self.at_rest(volume).await?;
-                if used > leave.room {
-                    let problem = format!(
-                        "the file system of {} has no room for a copy of the {} in the volume {}; make room there",
-                        self.store().directory().display(),
-                        bytes(used),
-                        volume.id
-                    );
-                    return Err(Failure::Exhausted(problem));
-                }
-                let limit = leave.until.map(|until| until.saturating_duration_since(Instant::now()));
-                Ok((self.copy_directory(&from, to, limit).await?, used))
-            }
-            Content::FileSystem(_) | Content::Block => {
-                let from = self.store().volume_image(&volume.id);
-                let progress = self.progress(volume.id.clone());
-                let copied = self.images().copy(&from, to, leave, &progress, &copying.how_far).await;
-                let copied = copied.map_err(not_at_once)?;
-                let taken = self.images().allocated(vec![to.to_owned()]).await?;
-                Ok((copied, taken.iter().sum()))
-            }
+        let from = self.store().volume_image(&volume.id);
+        let progress = self.progress(volume.id.clone());
+        let copied = self.images().copy(&from, to, leave, &progress, &copying.how_far).await;
+        let copied = copied.map_err(not_at_once)?;
+        let taken = self.images().allocated(vec![to.to_owned()]).await?;
+        Ok((copied, taken.iter().sum()))
+    }
+
+    /// Copies a volume's directory, to which nobody writes; returns as `copy_image`.
+    async fn copy_at_rest(&self, volume: &Volume, to: &Path, room: u64) -> Result<(Copied, u64), Failure> {
+        let (from, used) = self.at_rest(volume).await?;
+        // What shares its blocks takes room only when it is written to.
+        if used > room && !self.images().shares_blocks().await? {
+            let problem = format!(
+                "the file system of {} has no room for a copy of the {} in the volume {}; make room there",
+                self.store().directory().display(),
+                bytes(used),
+                volume.id
+            );
+            return Err(Failure::Exhausted(problem));
         }
+        let copied = self.copy_directory(&from, to).await?;
+        Ok((copied, if copied == Copied::Shared { 0 } else { used }))
     }
 
     /// Returns where a volume has to be frozen for a copy, and whether the copy may take its time.
@@ -194,25 +203,7 @@ impl Driver {
     /// None of them was taken. `Exists`: one of the ids is taken, by a snapshot that stays as it is.
     pub(super) async fn take_snapshots(&self, wanted: Vec<Snapshot>) -> Result<Vec<Snapshot>, Failure> {
         self.refuse_taken(&wanted)?;
-        for snapshot in &wanted {
-            self.store().snapshots.put(snapshot.clone()).await?;
-        }
-        fault::reached("snapshot:intent");
-        for one in wanted.iter().filter(|one| matches!(one.content, Content::Directory(_))) {
-            self.images().make_directory(&self.store().snapshot_place(&one.id, one.content)).await?;
-        }
-        let copying: Vec<_> = wanted.iter().map(|one| self.inner.copies.begin(one.volume.clone())).collect();
-        let copies = wanted.iter().zip(&copying).map(|(one, copying)| {
-            (one.volume.clone(), self.store().snapshot_place(&one.id, one.content), copying)
-        });
-        let room = self.room(Allocation::Thick).await?;
-        let taken = match self.copy_at_once(copies.collect(), room).await {
-            Ok((copies, moment)) => {
-                fault::reached("snapshot:image");
-                self.keep(&wanted, &copies, moment).await
-            }
-            Err(failure) => Err(failure),
-        };
+        let taken = self.make_snapshots(&wanted).await;
         if taken.is_err() {
             for snapshot in &wanted {
                 if let Err(also) = self.discard_snapshot(&snapshot.id).await {
@@ -221,6 +212,25 @@ impl Driver {
             }
         }
         taken
+    }
+
+    /// Writes snapshots down and makes them; what there is of them stays where that fails.
+    async fn make_snapshots(&self, wanted: &[Snapshot]) -> Result<Vec<Snapshot>, Failure> {
+        for snapshot in wanted {
+            self.store().snapshots.put(snapshot.clone()).await?;
+        }
+        fault::reached("snapshot:intent");
+        for one in wanted.iter().filter(|one| one.content.is_directory()) {
+            self.images().make_directory(&self.store().snapshot_place(&one.id, one.content)).await?;
+        }
+        let copying: Vec<_> = wanted.iter().map(|one| self.inner.copies.begin(one.volume.clone())).collect();
+        let copies = wanted.iter().zip(&copying).map(|(one, copying)| {
+            (one.volume.clone(), self.store().snapshot_place(&one.id, one.content), copying)
+        });
+        let room = self.room(Allocation::Thick).await?;
+        let (copies, moment) = self.copy_at_once(copies.collect(), room).await?;
+        fault::reached("snapshot:image");
+        self.keep(wanted, &copies, moment).await
     }
 
     async fn keep(
@@ -251,7 +261,7 @@ impl Driver {
     /// Removes a snapshot; one that is not there is fine. Its lock is held.
     pub(super) async fn discard_snapshot(&self, id: &Id) -> Result<(), Failure> {
         let Some(snapshot) = self.store().snapshots.get(id) else { return Ok(()) };
-        let is_directory = matches!(snapshot.content, Content::Directory(_));
+        let is_directory = snapshot.content.is_directory();
         if is_directory {
             // As of a volume: before it is condemned.
             self.images().check_unused(&self.store().snapshot_place(id, snapshot.content)).await?;

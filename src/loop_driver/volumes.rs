@@ -75,7 +75,7 @@ impl WantedContent {
     }
 
     /// Decides the content of a volume made from this. `host`: the file system that limits directories, where one is wanted.
-    fn content(self, origin: Option<Content>, host: Option<FsType>) -> Result<Content, Failure> {
+    pub(super) fn content(self, origin: Option<Content>, host: Option<FsType>) -> Result<Content, Failure> {
         let (wanted, backing) = match self {
             Self::Block => return self.block(origin),
             Self::FileSystem { fs_type, backing } => (fs_type, backing),
@@ -325,7 +325,7 @@ impl Driver {
         if let Some(project) = volume_project {
             self.remove_data(&self.store().volumes.directory(id)).await?;
             fault::reached("delete:data");
-            self.free_project(project).await?;
+            self.free_project(&self.store().volumes.directory(id), project).await?;
         }
         self.store().remove_volume(id).await?;
         fault::reached("delete:outcome");

@@ -42,7 +42,7 @@ impl Images {
     /// # Errors
     /// `Io`
     pub async fn limits(&self) -> Result<(Option<FsType>, Limits), HostError> {
-        self.about_projects("ask for the project quotas of", |directory| {
+        self.about_the_host("ask for the project quotas of", |directory| {
             let fs_type = match rustix::fs::fstatfs(directory)?.f_type {
                 XFS => Some(FsType::Xfs),
                 EXT4 => Some(FsType::Ext4),
@@ -59,7 +59,7 @@ impl Images {
     /// # Errors
     /// `Io`, also where nothing is counted.
     pub async fn project(&self, id: u32) -> Result<Project, HostError> {
-        self.about_projects("ask for a project's quota of", move |directory| {
+        self.about_the_host("ask for a project's quota of", move |directory| {
             quota::project(directory.as_fd(), id)
         })
         .await
@@ -70,7 +70,7 @@ impl Images {
     /// # Errors
     /// `Io`
     pub async fn used_by(&self, projects: Vec<u32>) -> Result<Vec<u64>, HostError> {
-        self.about_projects("ask for the projects' quotas of", move |directory| {
+        self.about_the_host("ask for the projects' quotas of", move |directory| {
             let used = |id| match quota::project(directory.as_fd(), id) {
                 Ok(project) => Ok(project.used),
                 Err(error) if quota::is_off(&error) => Ok(0),
@@ -86,7 +86,7 @@ impl Images {
     /// # Errors
     /// `Io`: the limit is what it was.
     pub async fn limit_project(&self, id: u32, bytes: u64) -> Result<(), HostError> {
-        self.about_projects("set a project's quota of", move |directory| {
+        self.about_the_host("set a project's quota of", move |directory| {
             quota::limit_project(directory.as_fd(), id, bytes)
         })
         .await
@@ -144,7 +144,8 @@ impl Images {
         .await
     }
 
-    /// Returns where a directory, or something in it, is mounted in the driver's namespace; nowhere if it is not there.
+    /// Returns where a directory, or something in it, is mounted in the driver's namespace. One that was removed under its mounts
+    /// is looked for where it was; where the directory that it was in is gone too it is nowhere.
     ///
     /// # Errors
     /// `Io`
@@ -153,9 +154,18 @@ impl Images {
         let (inner, path) = (Arc::clone(&self.inner), path.to_owned());
         self.local(DOING, &path.clone(), move || {
             let fail = failed(DOING, &path);
-            let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
-            let id = match rustix::fs::statx(rustix::fs::CWD, &path, flags, StatxFlags::MNT_ID) {
-                Ok(found) => found.stx_mnt_id,
+            let mount_of = |path: &Path| {
+                let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+                let found = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::MNT_ID);
+                found.map(|found| found.stx_mnt_id)
+            };
+            let id = match (mount_of(&path), path.parent()) {
+                // Its mounts stay, with the root that they had, and have to be found to be unmounted.
+                (Err(Errno::NOENT), Some(parent)) => mount_of(parent),
+                (found, _) => found,
+            };
+            let id = match id {
+                Ok(id) => id,
                 Err(Errno::NOENT) => return Ok(Vec::new()),
                 Err(e) => return Err(fail(e)),
             };
@@ -176,13 +186,8 @@ impl Images {
     /// either. Not synced.
     ///
     /// # Errors
-    /// With what cp said; part of it may be there. `Deadline`: so long it was allowed to take.
-    pub async fn copy_directory(
-        &self,
-        from: &Path,
-        to: &Path,
-        limit: Option<Duration>,
-    ) -> Result<(), HostError> {
+    /// With what cp said; part of it may be there.
+    pub async fn copy_directory(&self, from: &Path, to: &Path) -> Result<(), HostError> {
         let tool = Tools::find("cp", "coreutils")?;
         let arguments = [
             "--archive".as_ref(),
@@ -195,8 +200,25 @@ impl Images {
             from.as_os_str(),
             to.as_os_str(),
         ];
-        let limit = limit.unwrap_or(TO_ITS_END);
-        self.inner.tools.must("copy the directory", from, &tool, arguments, limit).await.map(drop)
+        self.inner.tools.must("copy the directory", from, &tool, arguments, TO_ITS_END).await.map(drop)
+    }
+
+    /// Returns whether files on the file system of our directory can share blocks (XFS made with reflink): tried with two files
+    /// that have no name and no bytes.
+    ///
+    /// # Errors
+    /// `Io`
+    pub async fn shares_blocks(&self) -> Result<bool, HostError> {
+        self.about_the_host("try to share blocks in", |directory| {
+            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+            let file = || rustix::fs::openat(directory, ".", flags, Mode::from_raw_mode(0o600));
+            match rustix::fs::ioctl_ficlone(file()?, file()?) {
+                Ok(()) => Ok(true),
+                Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::NOSYS | Errno::XDEV) => Ok(false),
+                Err(e) => Err(e.into()),
+            }
+        })
+        .await
     }
 
     /// Writes a directory out to the disk, and all that is in it. That is all of its file system: what a copy wrote has no list.
@@ -212,6 +234,22 @@ impl Images {
                 rustix::fs::syncfs(open(&path).map_err(&fail)?).map_err(fail)
             })
             .await
+    }
+
+    /// Looks for whoever can write to a directory, but for what is staged at a path; to one that is not there nobody can.
+    ///
+    /// # Errors
+    /// `Busy`: a mount in any namespace that is not read-only, a mount in it, a file that is open for writing.
+    pub async fn check_not_written(&self, path: &Path, staged: Option<&Path>) -> Result<(), HostError> {
+        const DOING: &str = "look for the writers of";
+        let (path, staged) = (path.to_owned(), staged.map(Path::to_owned));
+        self.local(DOING, &path.clone(), move || match open(&path) {
+            Ok(directory) => empty_dir::check_not_written(&directory, &path, staged.as_deref()),
+            Err(Errno::NOENT) => Ok(()),
+            Err(Errno::XDEV) => Err(HostError::Busy { path, holder: "a mount".to_owned() }),
+            Err(e) => Err(failed(DOING, &path)(e)),
+        })
+        .await
     }
 
     /// Looks for whoever uses a directory; one that is not there is used by nobody.
@@ -249,8 +287,8 @@ impl Images {
             .await
     }
 
-    /// Asks the file system of our directory for something about projects.
-    async fn about_projects<T: Send + 'static>(
+    /// Asks the file system of our directory for something.
+    async fn about_the_host<T: Send + 'static>(
         &self,
         doing: &'static str,
         ask: impl FnOnce(&OwnedFd) -> std::io::Result<T> + Send + 'static,
@@ -270,4 +308,52 @@ fn open(path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let parent = rustix::fs::open(parent, flags, Mode::empty())?;
     open_within(parent, name, DIRECTORY)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::mount::{MountPropagationFlags, UnmountFlags};
+
+    use super::super::Claim;
+
+    /// Only root can mount, and only in this thread's own namespace.
+    #[test]
+    #[expect(clippy::print_stdout, reason = "scripts/test reads it")]
+    fn a_directory_that_was_removed_under_its_mount_is_still_shown_there() {
+        if !rustix::process::geteuid().is_root() {
+            println!(
+                "NOT-RUN: a_directory_that_was_removed_under_its_mount_is_still_shown: only root can mount"
+            );
+            return;
+        }
+        let in_thread = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", private).unwrap();
+            let top = tempfile::tempdir().unwrap();
+            let (data, at) = (top.path().join("data"), top.path().join("at"));
+            std::fs::create_dir(&data).unwrap();
+            std::fs::create_dir(&at).unwrap();
+            rustix::mount::mount_bind(&data, &at).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let images = Claim::new(top.path()).await.unwrap().open().await.unwrap();
+                let points = async || {
+                    let shown = images.shown(&data).await.unwrap();
+                    shown.into_iter().map(|mount| mount.point).collect::<Vec<_>>()
+                };
+                let real = [at.clone()];
+                assert_eq!(points().await, real);
+                std::fs::remove_dir(&data).unwrap();
+                assert_eq!(points().await, real);
+                rustix::mount::unmount(&at, UnmountFlags::empty()).unwrap();
+                assert!(points().await.is_empty());
+                let nowhere = images.shown(&top.path().join("none/data")).await.unwrap();
+                assert!(nowhere.is_empty(), "{nowhere:?}");
+                // Where it can be told, it is what a copy would do.
+                images.shares_blocks().await.unwrap();
+            });
+        });
+        in_thread.join().unwrap();
+    }
 }

@@ -1,6 +1,7 @@
 //! Who uses what volumed would take away.
 //!
-//! `place` asks for a directory that is to be deleted (design rule 1): whatever cannot be looked at counts as a user.
+//! `place` asks for a directory that is to be deleted (design rule 1), or copied while nobody writes to it (`writers`): whatever
+//! cannot be looked at counts as a user.
 //! `holders` and `files` ask for a staged volume (design rule 4): only who is seen counts; `copies` judges mounts, `shared`
 //! lets many askers have one look. `processes` and `mounts` read `/proc`.
 
@@ -11,6 +12,7 @@ mod mounts;
 mod place;
 mod processes;
 mod shared;
+mod writers;
 
 use std::io;
 use std::path::PathBuf;

@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, FileType, Mode, Statx, StatxFlags};
 
 use super::mounts::{Mounts, inside, survey};
 use super::processes::{Task, is_gone, tasks};
+use super::writers::{Counts, is_for_writing};
 use crate::host::path::{DIRECTORY, names, open_within};
 use crate::host::unmount::new_device_each_time;
 use crate::host::{mount_table, raw};
@@ -61,19 +62,42 @@ impl Place {
     /// # Errors
     /// The first user found, or what could not be looked at.
     pub(in crate::host) fn check_unused(&self, directory: &OwnedFd) -> Result<(), InUse> {
+        self.check(directory, |_mounts| Counts::Users)
+    }
+
+    /// Looks for somebody who can write to the directory or to anything below it, but for what is staged at a path: a mount
+    /// that shows it and is not read-only, a mount in it, which hides what it is on, or a file that is open for writing.
+    ///
+    /// # Errors
+    /// The first one found, or what could not be looked at.
+    pub(in crate::host) fn check_not_written(
+        &self,
+        directory: &OwnedFd,
+        staged: Option<&Path>,
+    ) -> Result<(), InUse> {
+        self.check(directory, |mounts| Counts::writers(mounts, staged, |mount| self.is_shown_by(mount)))
+    }
+
+    fn check(&self, directory: &OwnedFd, counts: impl FnOnce(&Mounts) -> Counts) -> Result<(), InUse> {
         let tasks = tasks().map_err(|e| InUse(format!("an unknown user: cannot list /proc: {e}")))?;
         let mounts = survey(&tasks)?;
-        self.check_mounts(&mounts)?;
+        let counts = counts(&mounts);
+        self.check_mounts(&mounts, &counts)?;
         let mut unplaced = Unplaced::new();
-        tasks.iter().try_for_each(|task| self.check_task(task, &mounts, &mut unplaced))?;
+        tasks.iter().try_for_each(|task| self.check_task(task, &mounts, &counts, &mut unplaced))?;
         if unplaced.is_empty() { Ok(()) } else { find_inodes(directory, &unplaced, 0) }
+    }
+
+    /// Whether a mount shows the directory, or something in it.
+    fn is_shown_by(&self, mount: &Mount) -> bool {
+        self.contains(mount.device, &mount.root)
     }
 
     fn contains(&self, device: (u32, u32), inside: &Path) -> bool {
         device == self.device && inside.starts_with(&self.inside)
     }
 
-    fn check_mounts(&self, mounts: &Mounts) -> Result<(), InUse> {
+    fn check_mounts(&self, mounts: &Mounts, counts: &Counts) -> Result<(), InUse> {
         for (ids, task) in mounts.namespaces.values() {
             for mount in ids.iter().filter_map(|id| mounts.by_id.get(id)) {
                 let found = || {
@@ -84,7 +108,7 @@ impl Place {
                     ))
                 };
                 // Shown somewhere: a container has it, or a directory in it, under another path.
-                if self.contains(mount.device, &mount.root) {
+                if self.is_shown_by(mount) && counts.mount(mount, mounts) {
                     return Err(found());
                 }
                 // Or covered somewhere. The namespace's own root mount has no parent that can be seen.
@@ -101,10 +125,17 @@ impl Place {
         Ok(())
     }
 
-    fn check_task(&self, task: &Task, mounts: &Mounts, unplaced: &mut Unplaced) -> Result<(), InUse> {
+    fn check_task(
+        &self,
+        task: &Task,
+        mounts: &Mounts,
+        counts: &Counts,
+        unplaced: &mut Unplaced,
+    ) -> Result<(), InUse> {
         for name in ["cwd", "root", "exe"] {
             let Some(target) = task.link(name)? else { continue };
-            if self.link_is_inside(task, name, &target, mounts, unplaced)? {
+            // Who works in it writes nothing by that.
+            if self.link_is_inside(task, name, &target, mounts, unplaced)? && counts.all() {
                 return Err(InUse(task.name()));
             }
         }
@@ -140,7 +171,7 @@ impl Place {
             if task.pid == std::process::id() && target == self.absolute {
                 continue;
             }
-            if self.file_is_inside(task, &entry.file_name(), &target, mounts, unplaced)? {
+            if self.file_is_inside(task, &entry.file_name(), &target, mounts, counts, unplaced)? {
                 return Err(InUse(task.name()));
             }
         }
@@ -154,6 +185,7 @@ impl Place {
         fd: &std::ffi::OsStr,
         target: &Path,
         mounts: &Mounts,
+        counts: &Counts,
         unplaced: &mut Unplaced,
     ) -> Result<bool, InUse> {
         let info = match std::fs::read_to_string(task.directory.join("fdinfo").join(fd)) {
@@ -163,7 +195,7 @@ impl Place {
         };
         let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse::<u64>().ok());
         match id.and_then(|id| mounts.by_id.get(&id)) {
-            Some(mount) => Ok(self.path_is_inside(mount, target)),
+            Some(mount) => Ok((counts.all() || is_for_writing(&info)) && self.path_is_inside(mount, target)),
             // A mount of no namespace: the kernel's own, or one that was unmounted lazily.
             None => self.note_unplaced(task, &Path::new("fd").join(fd), unplaced),
         }

@@ -93,8 +93,9 @@ impl Controller for Driver {
         let request = request.into_inner();
         let (wanted, allocation) = volume::shape(&request.volume_capabilities, &request.parameters)?;
         let here = request.accessible_topology.as_ref().is_none_or(|topology| self.is_here(topology));
-        // Where directories are not limited there is no room for any.
-        let possible = here && (!wanted.is_directory() || self.limiting().await.is_ok());
+        // Where directories are not limited, or not by the file system that is asked for, there is no room for any.
+        let possible =
+            here && (!wanted.is_directory() || wanted.content(None, self.limiting().await.ok()).is_ok());
         let room = if possible { self.room(allocation.unwrap_or(Allocation::Thin)).await? } else { 0 };
         let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         Ok(Response::new(csi::GetCapacityResponse {

@@ -60,18 +60,15 @@ impl Driver {
 }
 
 /// Refuses options of the file system for a directory: they would be those of everything on the host's.
-pub(super) fn check_flags(volume: &Volume, access: &Access) -> Result<(), Failure> {
-    let (Content::Directory(_), Access::Mount { flags, .. }) = (volume.content, access) else {
-        return Ok(());
-    };
+pub(super) fn check_flags(id: &Id, is_directory: bool, access: &Access) -> Result<(), Failure> {
+    let (true, Access::Mount { flags, .. }) = (is_directory, access) else { return Ok(()) };
     let own: Vec<String> = of_the_file_system(flags).into_iter().collect();
     if own.is_empty() {
         return Ok(());
     }
     Err(Failure::Invalid(format!(
-        "the volume {} is a directory, and the mount options {} are those of a whole file system; leave them away, or use \
+        "the volume {id} is a directory, and the mount options {} are those of a whole file system; leave them away, or use \
          backing: image",
-        volume.id,
         own.join(",")
     )))
 }

@@ -77,9 +77,10 @@ impl Driver {
         if self.store().volumes.get(&id).is_some_and(|found| !found.ephemeral) {
             return Err(Failure::Exists(format!("the volume {id} is there, and is no pod's own")));
         }
+        // Before there is a volume that only its unpublication would remove.
+        check_flags(&id, wish.content.is_directory(), &capability.access)?;
         let target = self.target(target).await?;
         let volume = self.make_volume(wish).await?;
-        check_flags(&volume, &capability.access)?;
         let place = self.place_at_rest(&id).await?;
         let mut usage = self.store().usage(&id).await;
         let asked = capability.asked(read_only);
@@ -106,5 +107,32 @@ impl Driver {
         fault::reached("ephemeral:outcome");
         info!(volume = %id, target = %target.display(), "published a pod's own volume");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loop_driver::{Config, Flags};
+    use crate::proto::csi::volume_capability::access_mode::Mode;
+
+    #[tokio::test]
+    async fn mount_options_that_no_directory_has_are_refused_before_there_is_a_volume() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config");
+        std::fs::write(&file, "").unwrap();
+        let dir = Some(directory.path().join("images"));
+        let flags = Flags { dir, node_id: Some("n".to_owned()), ..Flags::default() };
+        let driver = Driver::open(Config::load(Some(&file), flags).unwrap()).await.unwrap();
+        let id = Id::new(&format!("csi-{}", "a".repeat(64))).unwrap();
+        let access = Access::Mount { fs_type: None, flags: vec!["discard".to_owned()], group: None };
+        let capability = Capability { access, mode: Mode::SingleNodeWriter };
+        let attributes = [("size", "8Mi"), (BACKING, "directory")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let wish = wish(&id, &capability, &attributes.into()).unwrap();
+        let target = directory.path().join("target");
+        let refused = driver.publish_ephemeral(wish, &target, &capability, false).await;
+        // Without project quotas, too: the options are looked at first.
+        assert!(matches!(&refused, Err(Failure::Invalid(why)) if why.contains("discard")), "{refused:?}");
+        assert!(driver.store().volumes.get(&id).is_none());
     }
 }

@@ -29,7 +29,7 @@ impl Driver {
     ) -> Result<(), Failure> {
         let volume = self.volume(Some(id), id.as_str())?;
         check_access(&volume, &capability.access)?;
-        check_flags(&volume, &capability.access)?;
+        check_flags(id, volume.content.is_directory(), &capability.access)?;
         let asked = capability.asked(read_only);
         if volume.content == Content::Block && asked.read_only {
             return Err(read_only_device());

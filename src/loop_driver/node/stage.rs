@@ -18,7 +18,7 @@ impl Driver {
     pub(super) async fn stage(&self, id: &Id, given: &Path, capability: &Capability) -> Result<(), Failure> {
         let volume = self.volume(Some(id), id.as_str())?;
         check_access(&volume, &capability.access)?;
-        check_flags(&volume, &capability.access)?;
+        check_flags(id, volume.content.is_directory(), &capability.access)?;
         let path = self.directory(given).await?;
         let place = self.place_at_rest(id).await?;
         let asked = capability.asked(false);

@@ -130,6 +130,14 @@ impl Content {
             Self::Block | Self::Directory(_) => bytes,
         }
     }
+
+    /// Returns whether it is a directory.
+    pub(crate) fn is_directory(self) -> bool {
+        match self {
+            Self::Directory(_) => true,
+            Self::FileSystem(_) | Self::Block => false,
+        }
+    }
 }
 
 /// What a volume was made from.
@@ -157,6 +165,16 @@ pub(crate) enum VolumeState {
     },
     /// Its image may be gone. A crash makes the rest go.
     Deleting,
+}
+
+impl VolumeState {
+    /// Returns whether what there is after a crash has to go.
+    pub(crate) fn is_leftover(&self) -> bool {
+        match self {
+            Self::Creating | Self::Deleting => true,
+            Self::Ready | Self::Growing { .. } => false,
+        }
+    }
 }
 
 /// A volume.
