@@ -91,7 +91,7 @@ pub(super) async fn attach(
         }
     }
     let disks = wait_for(host, lun, &up).await?;
-    one_disk(host, &disks)?;
+    host.roots.one_disk(disks.iter().map(|(session, disk)| (session.name.as_str(), disk)))?;
     let mut paths = Vec::new();
     for (session, disk) in disks {
         paths.push((named(host, lun, session, &disk).await, disk));
@@ -121,16 +121,11 @@ pub(super) async fn find(host: &Host, lun: &IscsiLun, rescan: bool) -> Result<Pa
             paths.push((named(host, lun, session, &disk).await, disk));
         }
     }
-    let Some((node, _)) = paths.first() else { return Err(no_lun(lun)) };
-    match paths.iter().find_map(|(_, disk)| host.roots.map_of(disk)) {
-        Some(map) => {
-            if rescan {
-                host.resize(&map).await?;
-            }
-            Ok(host.roots.dev.join("mapper").join(map.name))
-        }
-        None => Ok(node.clone()),
+    if paths.is_empty() {
+        return Err(no_lun(lun));
     }
+    host.roots.one_disk(paths.iter().map(|(_, disk)| (disk.name.as_str(), disk)))?;
+    host.chosen(&paths, rescan).await
 }
 
 /// Takes the disk away from our sessions, and ends those that have no other.
@@ -185,22 +180,6 @@ async fn wait_for<'a>(
             until = Instant::now() + OTHERS;
         }
         tokio::time::sleep(TICK).await;
-    }
-}
-
-/// Refuses disks that are not one: portals that were put together by mistake.
-fn one_disk(host: &Host, disks: &[(&Session, Disk)]) -> Result<(), Refusal> {
-    let mut wwids: Vec<(String, &str)> = disks
-        .iter()
-        .filter_map(|(session, disk)| Some((host.roots.wwid(disk)?, session.name.as_str())))
-        .collect();
-    wwids.sort();
-    match (wwids.first(), wwids.last()) {
-        (Some((one, here)), Some((other, there))) if one != other => Err(Refusal::new(
-            LunCause::Other,
-            format!("its portals lead to different disks: {one} ({here}) and {other} ({there})"),
-        )),
-        _ => Ok(()),
     }
 }
 
