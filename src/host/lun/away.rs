@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use tokio::time::Instant;
 
@@ -25,6 +25,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// Takes disks away, all of them paths of one: first from multipathd, then from the kernel.
 pub(super) async fn take_away(host: &Host, disks: &[Disk]) -> Result<(), Refusal> {
     while let Some(map) = disks.iter().find_map(|disk| host.roots.map_of(disk)) {
+        unused(&host.roots.dev.join("mapper").join(&map.name)).await?;
         host.part(&map, disks).await?;
     }
     let mut claimed = Vec::new();
@@ -46,11 +47,8 @@ async fn claim(host: &Host, disk: &Disk) -> Result<Option<OwnedFd>, Refusal> {
     let until = Instant::now() + PASSING;
     loop {
         let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let number = match rustix::fs::stat(&node) {
-            Ok(stat) => (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)),
-            // Gone.
-            Err(_) => return Ok(None),
-        };
+        // Gone.
+        let Some(number) = block_number(&node) else { return Ok(None) };
         let who = match rustix::fs::open(&node, flags, Mode::empty()) {
             Ok(fd) => match who_has(&node, number)? {
                 None => return Ok(Some(fd)),
@@ -68,6 +66,27 @@ async fn claim(host: &Host, disk: &Disk) -> Result<Option<OwnedFd>, Refusal> {
         }
         tokio::time::sleep(TICK).await;
     }
+}
+
+/// Makes sure that nobody has a multipath device; a mount of its node would not keep it from being taken apart.
+async fn unused(node: &Path) -> Result<(), Refusal> {
+    let until = Instant::now() + PASSING;
+    while let Some(number) = block_number(node)
+        && let Some(who) = who_has(node, number)?
+    {
+        if Instant::now() >= until {
+            return Err(Refusal::new(LunCause::InUse, format!("{}: {who}", node.display())));
+        }
+        tokio::time::sleep(TICK).await;
+    }
+    Ok(())
+}
+
+/// Returns the number of a block device, if there is one.
+fn block_number(node: &Path) -> Option<(u32, u32)> {
+    let stat = rustix::fs::stat(node).ok()?;
+    let is_block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+    is_block.then(|| (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)))
 }
 
 /// Says who has a device although it can be opened alone: a loop device over it (a kubelet's and our lock of a raw volume), a
