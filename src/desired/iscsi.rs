@@ -10,6 +10,9 @@ use super::pod::{Place, PodView, Usage};
 use super::{affinity, hold, lun, secrets};
 use crate::model::{DiskSource, Hold, IscsiLun, Lun, Plugin, Portal, SecretMap, TargetName};
 
+/// How many portals a target may have: all are asked at once.
+const MOST_PORTALS: usize = 16;
+
 /// What both kinds of sources say.
 struct Source<'a> {
     /// "PersistentVolume x: spec.iscsi"
@@ -122,6 +125,15 @@ impl Source<'_> {
             if !portals.contains(&one) {
                 portals.push(one);
             }
+        }
+        if portals.len() > MOST_PORTALS {
+            return Err(hold::invalid(
+                format!(
+                    "{field}: targetPortal and portals are {} portals, and at most {MOST_PORTALS} are asked",
+                    portals.len()
+                ),
+                "name fewer portals of the target",
+            ));
         }
         let iqn = TargetName::new(self.iqn).map_err(|problem| {
             hold::invalid(

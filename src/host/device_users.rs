@@ -58,6 +58,27 @@ pub(super) fn look(device: (u32, u32)) -> io::Result<Found> {
     Ok(found)
 }
 
+/// Finds a mount, of any mount namespace, that shows the node of a device: so a pod sees a raw volume, and until it opens it
+/// nothing else tells.
+///
+/// # Errors
+/// As `first`.
+pub(super) fn shown(device: (u32, u32)) -> io::Result<Found> {
+    let pids = numbers(Path::new("/proc"))?;
+    let mut mounts = Mounts::default();
+    let mut unseen = Unseen::default();
+    pids.iter().for_each(|pid| mounts.add(*pid, &mut unseen));
+    let is_it = |pid: u32, point: &Path| {
+        let point = point.strip_prefix("/").unwrap_or(point);
+        is_device(&Path::new(&format!("/proc/{pid}/root")).join(point), device)
+    };
+    let found = mounts.showing(is_it, &mut unseen).map(|(pid, point)| {
+        let how = format!("has it mounted at {}", point.display());
+        holder(pid, how).to_string()
+    });
+    Ok(Found { holder: found, unseen: unseen.first })
+}
+
 /// Whether a status of `/proc` has CAP_SYS_PTRACE in effect.
 fn may_trace(status: &str) -> bool {
     const SYS_PTRACE: u64 = 1 << 19;
@@ -199,6 +220,22 @@ impl Mounts {
         let of_it = |(mount, _): &&(Mount, u32)| mount.device == device;
         self.by_id.values().find(of_it).map(|(mount, pid)| (*pid, mount.point.as_path()))
     }
+
+    /// Finds a mount that is a node by itself, according to `is_it`: only part of a file system is shown there. Of network and
+    /// FUSE file systems nothing is asked, as in `open_file`.
+    fn showing(
+        &self,
+        mut is_it: impl FnMut(u32, &Path) -> io::Result<bool>,
+        unseen: &mut Unseen,
+    ) -> Option<(u32, &Path)> {
+        let parts = self.by_id.values().filter(|(mount, _)| {
+            mount.root != Path::new("/") && !new_device_each_time(&mount.fs_type) && mount.fs_type != "nsfs"
+        });
+        parts.map(|(mount, pid)| (*pid, mount.point.as_path())).find(|(pid, point)| {
+            unseen.unless_gone(*pid, &format!("mount at {}", point.display()), is_it(*pid, point))
+                == Some(true)
+        })
+    }
 }
 
 /// Finds an open file of a task that is the device.
@@ -301,6 +338,39 @@ mod tests {
         assert_eq!(unseen.first, None);
         assert_eq!(unseen.unless_gone(1, "open files", error(Errno::ACCESS)), none);
         assert!(unseen.first.is_some_and(|what| what.starts_with("the open files of pid 1 (")));
+    }
+
+    #[test]
+    fn a_node_that_is_bound_somewhere_is_found_and_no_server_is_asked() {
+        let line = |id: u64, root: &str, point: &str, fs_type: &str| {
+            format!("{id} 1 0:5 {root} {point} rw - {fs_type} some rw\n")
+        };
+        let table = [
+            line(2, "/", "/dev", "devtmpfs"),
+            line(3, "/share", "/mnt/share", "nfs4"),
+            line(4, "/sdb", "/pods/one/disk", "devtmpfs"),
+            line(5, "/sdc", "/pods/two/disk", "devtmpfs"),
+        ];
+        let mut mounts = Mounts::default();
+        for line in mount_table::parse(table.concat().as_bytes()).unwrap() {
+            mounts.by_id.insert(line.mount.id, (line.mount, 7));
+        }
+        let mut asked = Vec::new();
+        let mut unseen = Unseen::default();
+        let is_two = |pid, point: &Path| {
+            asked.push(point.to_owned());
+            assert_eq!(pid, 7);
+            Ok(point == Path::new("/pods/two/disk"))
+        };
+        assert_eq!(mounts.showing(is_two, &mut unseen), Some((7, Path::new("/pods/two/disk"))));
+        assert_eq!(asked, [Path::new("/pods/one/disk"), Path::new("/pods/two/disk")]);
+        assert_eq!(unseen.first, None);
+        // What cannot be asked is told, and what is gone meanwhile is not.
+        let gone = mounts.showing(|_, _| Err(Errno::NOENT.into()), &mut unseen);
+        assert_eq!((gone, unseen.first.is_none()), (None, true));
+        let denied = mounts.showing(|_, _| Err(Errno::ACCESS.into()), &mut unseen);
+        assert_eq!(denied, None);
+        assert!(unseen.first.is_some_and(|what| what.starts_with("the mount at /pods/one/disk of pid 7")));
     }
 
     #[test]

@@ -58,7 +58,8 @@ pub(super) fn failure(error: &LunError, effect: Effect) -> Failure {
             "session-lost",
             Retry::Soon,
             format!(
-                "start the target or mend the way to {}: the kernel and iscsid connect again by themselves",
+                "start the target or mend the way to {}, look whether iscsid runs (systemctl status iscsid), and whether the \
+                 Secret still has the target's password: the kernel and iscsid connect again by themselves",
                 portals(error)
             ),
         ),

@@ -142,6 +142,10 @@ fn what_could_be_another_disk_is_held() {
         (json!({"iscsi": {"targetPortal": "fd00::1"}}), "is an IPv6 address without brackets"),
         (json!({"iscsi": {"targetPortal": "../x"}}), "has no host name or address"),
         (json!({"iscsi": {"portals": ["10.0.0.2", "10.0.0.3:0"]}}), "spec.iscsi.portals[1]"),
+        (
+            json!({"iscsi": {"portals": (1..=17).map(|i| format!("10.9.0.{i}")).collect::<Vec<_>>()}}),
+            "and at most 16 are asked",
+        ),
         (json!({"iscsi": {"iqn": "iqn.2026-11.io.volumed:a/../b"}}), "is no iqn., eui. or naa. name"),
         (json!({"iscsi": {"lun": -1}}), "spec.iscsi.lun -1 is not between 0 and 255"),
         (json!({"iscsi": {"lun": 256}}), "spec.iscsi.lun 256"),

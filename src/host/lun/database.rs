@@ -34,6 +34,12 @@ const SESSION: [&str; 4] = [
 /// The last line of a record.
 const END: &str = "# END RECORD";
 
+/// The line by which a record of a portal is known that was written here.
+const OURS: &str = "# of volumed, and removed by it";
+
+/// A record that is being written.
+const NEW: &str = ".volumed-new";
+
 /// What is written into a record, in order.
 pub(super) type Values = Vec<(&'static str, String)>;
 
@@ -150,18 +156,50 @@ pub(super) fn write(file: &Path, values: &Values) -> Result<(), Refusal> {
     replace(file, &changed(&text, values)).map_err(failed)
 }
 
+/// As `write`, into the record of a portal that is asked for its targets, which is known as written here afterwards.
+///
+/// # Errors
+/// As `write`.
+pub(super) fn write_discovery(file: &Path, values: &Values) -> Result<(), Refusal> {
+    let failed = |e: io::Error| Refusal::failed(format!("write {}", file.display()), e);
+    let text = std::fs::read_to_string(file).map_err(failed)?;
+    replace(file, &format!("{OURS}\n{}", changed(&text, values))).map_err(failed)
+}
+
+/// Removes the record of a portal that is asked for its targets, if it was written here: a child that was killed left it.
+///
+/// # Errors
+/// When it cannot be removed.
+pub(super) fn remove_discovery_of_ours(roots: &Roots, portal: &Portal) -> Result<(), Refusal> {
+    let Ok(file) = discovery(roots, portal) else { return Ok(()) };
+    let failed = |e: io::Error| Refusal::failed(format!("remove {}", file.display()), e);
+    let text = std::fs::read_to_string(&file).map_err(failed)?;
+    if text.lines().any(|line| line == OURS) { remove(&file).map_err(failed) } else { Ok(()) }
+}
+
+/// Removes a record, and its directory if nothing else is in it.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn remove(file: &Path) -> io::Result<()> {
+    std::fs::remove_file(file)?;
+    // Something of somebody else's is in it.
+    let _stays = file.parent().map(std::fs::remove_dir);
+    Ok(())
+}
+
 /// Puts a whole record in the place of another.
 ///
 /// # Errors
 /// The kernel's.
 pub(super) fn replace(file: &Path, text: &str) -> io::Result<()> {
     // open-iscsi takes every file in the directory of a target for a record: the new one is made outside.
-    let Some(base) =
-        file.ancestors().find(|above| above.ends_with("nodes") || above.ends_with("send_targets"))
-    else {
+    let base = file.ancestors().find(|above| above.ends_with("nodes") || above.ends_with("send_targets"));
+    let Some(base) = base.and_then(Path::parent) else {
         return Err(io::Error::other("it is no record of open-iscsi"));
     };
-    let new = base.with_file_name(format!(".volumed-{}", std::process::id()));
+    let new = base.join(NEW);
+    let _alone = alone(base)?;
     let _left = std::fs::remove_file(&new);
     let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
     let written = written.and_then(|mut new| new.write_all(text.as_bytes()));
@@ -170,6 +208,35 @@ pub(super) fn replace(file: &Path, text: &str) -> io::Result<()> {
         let _left = std::fs::remove_file(&new);
     }
     done
+}
+
+/// Removes what a child left that was killed while it wrote a record: it may have a password.
+///
+/// # Errors
+/// When it cannot be removed.
+pub(super) fn sweep(roots: &Roots) -> Result<(), Refusal> {
+    for base in &roots.databases {
+        let new = base.join(NEW);
+        if matches!(new.try_exists(), Ok(false)) {
+            continue;
+        }
+        let done = alone(base).and_then(|_alone| std::fs::remove_file(&new));
+        match done {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(Refusal::failed(format!("remove {}", new.display()), e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the other children from writing, for as long as what is returned is open: all use one name, so that what a killed one
+/// left is found.
+fn alone(base: &Path) -> io::Result<std::fs::File> {
+    let directory = std::fs::File::open(base)?;
+    rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive)?;
+    Ok(directory)
 }
 
 /// Returns a record with these values in it.
@@ -230,6 +297,28 @@ mod tests {
         assert!(!refused.said.contains("automatic"), "{refused:?}");
         // Who has no password for it asks without one.
         assert!(of_session(false, &injected).unwrap().iter().all(|(name, _)| !name.contains("auth")));
+    }
+
+    #[test]
+    fn what_a_killed_child_left_is_removed_and_nothing_of_others() {
+        let base = tempfile::tempdir().unwrap();
+        let portal = Portal::new("10.0.0.1").unwrap();
+        let roots = Roots { databases: vec![base.path().to_owned()], ..Roots::real() };
+        let directory = base.path().join("send_targets/10.0.0.1,3260");
+        std::fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("st_config");
+        std::fs::write(&file, "# BEGIN RECORD\n# END RECORD\n").unwrap();
+        remove_discovery_of_ours(&roots, &portal).unwrap();
+        assert!(file.is_file());
+        let secret = passwords(&[(DISCOVERY[0], "me"), (DISCOVERY[1], "hush")]);
+        write_discovery(&file, &of_discovery(true, &secret).unwrap()).unwrap();
+        assert!(std::fs::read_to_string(&file).unwrap().contains("hush"));
+        remove_discovery_of_ours(&roots, &portal).unwrap();
+        assert!(!directory.try_exists().unwrap(), "the password is left");
+        std::fs::write(base.path().join(NEW), "hush").unwrap();
+        sweep(&roots).unwrap();
+        assert!(!base.path().join(NEW).try_exists().unwrap(), "the password is left");
+        sweep(&roots).unwrap();
     }
 
     #[test]

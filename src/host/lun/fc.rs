@@ -22,7 +22,7 @@ const TICK: Duration = Duration::from_millis(50);
 pub(super) async fn attach(host: &Host, lun: &FcLun) -> Result<LunAttached, Refusal> {
     let mut paths = paths(host, lun)?;
     if paths.is_empty() {
-        host.roots.scan_all()?;
+        host.roots.scan_fibre_channel()?;
         let until = Instant::now() + APPEARS;
         while paths.is_empty() {
             if Instant::now() >= until {
@@ -34,6 +34,7 @@ pub(super) async fn attach(host: &Host, lun: &FcLun) -> Result<LunAttached, Refu
     } else {
         paths.iter().try_for_each(|(_, disk)| host.roots.rescan(disk))?;
     }
+    one_disk(host, &paths)?;
     let (node, note) = host.join(&paths).await?;
     Ok(LunAttached { node, notes: note.into_iter().collect() })
 }
@@ -41,25 +42,28 @@ pub(super) async fn attach(host: &Host, lun: &FcLun) -> Result<LunAttached, Refu
 /// Finds the node of the disk.
 pub(super) async fn find(host: &Host, lun: &FcLun, rescan: bool) -> Result<PathBuf, Refusal> {
     let paths = paths(host, lun)?;
-    let Some((node, _)) = paths.first() else { return Err(missing()) };
+    if paths.is_empty() {
+        return Err(missing());
+    }
+    one_disk(host, &paths)?;
     if rescan {
         paths.iter().try_for_each(|(_, disk)| host.roots.rescan(disk))?;
     }
-    match paths.iter().find_map(|(_, disk)| host.roots.map_of(disk)) {
-        Some(map) => {
-            if rescan {
-                host.resize(&map).await?;
-            }
-            Ok(host.roots.dev.join("mapper").join(map.name))
-        }
-        None => Ok(node.clone()),
-    }
+    host.chosen(&paths, rescan).await
 }
 
 /// Takes all paths of the disk away.
 pub(super) async fn detach(host: &Host, lun: &FcLun) -> Result<(), Refusal> {
-    let disks: Vec<Disk> = paths(host, lun)?.into_iter().map(|(_, disk)| disk).collect();
+    let paths = paths(host, lun)?;
+    // Only one of them could have been attached, and which is not known any more.
+    one_disk(host, &paths)?;
+    let disks: Vec<Disk> = paths.into_iter().map(|(_, disk)| disk).collect();
     take_away(host, &disks).await
+}
+
+/// Refuses paths that lead to several disks: ports or names that were put together by mistake.
+fn one_disk(host: &Host, paths: &[(PathBuf, Disk)]) -> Result<(), Refusal> {
+    host.roots.one_disk(paths.iter().map(|(_, disk)| (disk.name.as_str(), disk)))
 }
 
 /// Lists the paths of a disk, each with the name that lasts.
@@ -162,10 +166,20 @@ mod tests {
     async fn the_kernel_looks_once_for_a_disk_that_is_not_there() {
         let tree = Tree::new();
         tree.disk("sda", "3:0:0:0");
+        tree.disk("sdb", "4:0:0:0");
         let host = tree.host();
+        let refused = attach(&host, &of_port(7)).await.unwrap_err();
+        assert!(refused.said.contains("no Fibre Channel adapter"), "{refused:?}");
+        tree.adapter("host3");
         let refused = attach(&host, &of_port(7)).await.unwrap_err();
         assert_eq!(refused.cause, LunCause::NoLun);
         assert_eq!(tree.read("sys/class/scsi_host/host3/scan").as_deref(), Some("- - -"));
+        assert_eq!(tree.read("sys/class/scsi_host/host4/scan"), None, "it is no adapter");
+        // One that refuses is not all of them.
+        std::fs::create_dir(tree.path().join("sys/class/fc_host/host5")).unwrap();
+        assert_eq!(host.roots.scan_fibre_channel(), Ok(()));
+        std::fs::remove_dir(tree.path().join("sys/class/fc_host/host3")).unwrap();
+        assert_eq!(host.roots.scan_fibre_channel().map_err(|refusal| refusal.cause), Err(LunCause::Other));
         assert_eq!(find(&host, &of_port(7), false).await.unwrap_err().cause, LunCause::NoLun);
     }
 
@@ -193,6 +207,48 @@ mod tests {
         // udev lets the disk's own name lead to the multipath device.
         tree.link("disk/by-id", "scsi-3600", "../../dm-7");
         assert_eq!(find(&host, &FcLun::Wwids(vec!["3600".to_owned()]), false).await.unwrap(), joined.node);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn paths_to_different_disks_are_refused_and_none_is_taken_away() {
+        let tree = Tree::new();
+        for (name, address, wwn) in [("sda", "3:0:0:0", WWN), ("sdb", "4:0:0:0", OTHER)] {
+            tree.disk(name, address);
+            tree.link(
+                "disk/by-path",
+                &format!("pci-0000:05:00.0-fc-0x{wwn}-lun-0"),
+                &format!("../../{name}"),
+            );
+        }
+        tree.write("sys/devices/4:0:0:0/wwid", "naa.other");
+        let host = tree.host();
+        let refused = [
+            attach(&host, &of_port(0)).await.map(drop).unwrap_err(),
+            find(&host, &of_port(0), true).await.map(drop).unwrap_err(),
+            detach(&host, &of_port(0)).await.unwrap_err(),
+        ];
+        for refused in refused {
+            assert!(refused.said.contains("naa.one (sda) and naa.other (sdb)"), "{refused:?}");
+        }
+        assert_eq!(tree.read("sys/devices/3:0:0:0/delete").as_deref(), Some(""));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attach_and_find_choose_the_same_map() {
+        let tree = Tree::new();
+        for (name, address, port) in [("sda", "3:0:0:0", 1), ("sdb", "4:0:0:0", 2), ("sdc", "4:0:1:0", 3)] {
+            tree.disk(name, address);
+            tree.link(
+                "disk/by-path",
+                &format!("pci-0000:0{port}:00.0-fc-0x{WWN}-lun-0"),
+                &format!("../../{name}"),
+            );
+        }
+        tree.map("dm-1", "small", "mpath-1", &["sda"]);
+        tree.map("dm-2", "large", "mpath-2", &["sdb", "sdc"]);
+        let attached = attach(&tree.host(), &of_port(0)).await.unwrap();
+        assert!(attached.node.ends_with("mapper/large"), "{attached:?}");
+        assert_eq!(find(&tree.host(), &of_port(0), false).await.unwrap(), attached.node);
     }
 
     #[tokio::test]

@@ -13,10 +13,10 @@ use tokio::time::Instant;
 
 use super::away::take_away;
 use super::error::{LunCause, Refusal};
-use super::login::{ensure_interface, ensure_transport, log_in, log_out};
+use super::login::{ensure_interface, ensure_transport, forget, log_in, log_out};
 use super::sysfs::{Disk, Session};
 use super::tools::Host;
-use super::{LunAttached, is_same_device};
+use super::{LunAttached, database, discovery, is_same_device};
 use crate::model::{IscsiLun, Portal};
 
 /// The interface record of our sessions.
@@ -27,6 +27,9 @@ const APPEARS: Duration = Duration::from_secs(30);
 
 /// How long the disks of other portals are waited for once there is one.
 const OTHERS: Duration = Duration::from_secs(5);
+
+/// How long the logins at other portals are waited for once there is a session.
+const OTHERS_LOG_IN: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// How long udev is waited for, which makes the name that lasts.
 const NAMED: Duration = Duration::from_secs(5);
@@ -39,31 +42,7 @@ pub(super) async fn attach(
     lun: &IscsiLun,
     passwords: &BTreeMap<String, String>,
 ) -> Result<LunAttached, Refusal> {
-    let there = host.roots.sessions(lun.iqn.as_str())?;
-    let missing = lun.portals.iter().filter(|portal| !there.iter().any(|session| session.is_with(portal)));
-    let missing: Vec<Portal> = missing.cloned().collect();
-    let mut failed = Vec::new();
-    if !missing.is_empty() {
-        ensure_transport(host).await?;
-        ensure_interface(host).await?;
-        // All at once: a portal that does not answer keeps none of the others waiting.
-        let mut logins = JoinSet::new();
-        for portal in missing {
-            let (host, lun, passwords) = (host.clone(), lun.clone(), passwords.clone());
-            logins.spawn(async move {
-                let done = log_in(&host, &lun, &portal, &passwords).await;
-                (portal, done)
-            });
-        }
-        while let Some(ended) = logins.join_next().await {
-            match ended {
-                Ok((_, Ok(()))) => {}
-                Ok((portal, Err(refusal))) => failed.push((portal, refusal)),
-                Err(panic) => return Err(Refusal::failed("log in", panic)),
-            }
-        }
-        failed.sort_by(|(one, _), (other, _)| one.cmp(other));
-    }
+    let failed = connect(host, lun, passwords).await?;
     let sessions = sessions_of(host, lun)?;
     let up: Vec<&Session> = sessions.iter().filter(|session| session.is_up()).collect();
     if up.is_empty() {
@@ -91,7 +70,7 @@ pub(super) async fn attach(
         }
     }
     let disks = wait_for(host, lun, &up).await?;
-    one_disk(host, &disks)?;
+    host.roots.one_disk(disks.iter().map(|(session, disk)| (session.name.as_str(), disk)))?;
     let mut paths = Vec::new();
     for (session, disk) in disks {
         paths.push((named(host, lun, session, &disk).await, disk));
@@ -99,6 +78,76 @@ pub(super) async fn attach(
     let (node, note) = host.join(&paths).await?;
     notes.extend(note);
     Ok(LunAttached { node, notes })
+}
+
+/// Makes a session for each portal without one; returns those where that failed. One of our sessions that has lost its target and
+/// has no disk is nobody's: it is made anew, since the password may be another by now.
+async fn connect(
+    host: &Host,
+    lun: &IscsiLun,
+    passwords: &BTreeMap<String, String>,
+) -> Result<Vec<(Portal, Refusal)>, Refusal> {
+    let mut there = sessions_of(host, lun)?;
+    let mut spent = Vec::new();
+    for session in &there {
+        if session.interface == INTERFACE && !session.is_up() && host.roots.devices(session)? == 0 {
+            spent.push(session.clone());
+        }
+    }
+    there.retain(|session| !spent.contains(session));
+    let missing = lun.portals.iter().filter(|portal| !there.iter().any(|session| session.is_with(portal)));
+    let mut missing: Vec<Portal> = missing.cloned().collect();
+    let mut failed = Vec::new();
+    if missing.is_empty() {
+        return Ok(failed);
+    }
+    ensure_transport(host).await?;
+    ensure_interface(host).await?;
+    // All at once: a portal that does not answer keeps none of the others waiting, nor, once there is a session, the disk.
+    let mut until = there.iter().any(Session::is_up).then(|| Instant::now() + OTHERS_LOG_IN);
+    let mut logins = JoinSet::new();
+    for portal in missing.clone() {
+        let (host, lun, passwords) = (host.clone(), lun.clone(), passwords.clone());
+        let spent: Vec<Session> = spent.iter().filter(|one| one.is_with(&portal)).cloned().collect();
+        logins.spawn(async move {
+            let done = async {
+                for session in &spent {
+                    log_out(&host, session).await?;
+                }
+                log_in(&host, &lun, &portal, &passwords).await
+            };
+            let done = done.await;
+            (portal, done)
+        });
+    }
+    while !logins.is_empty() {
+        let next = logins.join_next();
+        let ended = match until {
+            // Whoever ended is not lost when the time is up: the next call returns it.
+            Some(until) => tokio::time::timeout_at(until, next).await,
+            None => Ok(next.await),
+        };
+        match ended {
+            Ok(Some(Ok((portal, done)))) => {
+                missing.retain(|one| *one != portal);
+                match done {
+                    Ok(()) => until = until.or_else(|| Some(Instant::now() + OTHERS_LOG_IN)),
+                    Err(refusal) => failed.push((portal, refusal)),
+                }
+            }
+            Ok(Some(Err(panic))) => return Err(Refusal::failed("log in", panic)),
+            Ok(None) | Err(_) => break,
+        }
+    }
+    logins.shutdown().await;
+    for portal in missing {
+        // A login that iscsid still succeeds with is found by the next attach, and ended by the detach.
+        forget(host, &lun.iqn, &portal).await;
+        let said = format!("no session within {} s, while another portal has one", OTHERS_LOG_IN.as_secs());
+        failed.push((portal, Refusal::new(LunCause::Late, said)));
+    }
+    failed.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Ok(failed)
 }
 
 /// Finds the node of a disk that is connected.
@@ -121,16 +170,11 @@ pub(super) async fn find(host: &Host, lun: &IscsiLun, rescan: bool) -> Result<Pa
             paths.push((named(host, lun, session, &disk).await, disk));
         }
     }
-    let Some((node, _)) = paths.first() else { return Err(no_lun(lun)) };
-    match paths.iter().find_map(|(_, disk)| host.roots.map_of(disk)) {
-        Some(map) => {
-            if rescan {
-                host.resize(&map).await?;
-            }
-            Ok(host.roots.dev.join("mapper").join(map.name))
-        }
-        None => Ok(node.clone()),
+    if paths.is_empty() {
+        return Err(no_lun(lun));
     }
+    host.roots.one_disk(paths.iter().map(|(_, disk)| (disk.name.as_str(), disk)))?;
+    host.chosen(&paths, rescan).await
 }
 
 /// Takes the disk away from our sessions, and ends those that have no other.
@@ -142,12 +186,34 @@ pub(super) async fn detach(host: &Host, lun: &IscsiLun) -> Result<(), Refusal> {
         disks.extend(host.roots.disks(session, Some(u32::from(lun.lun)))?);
     }
     take_away(host, &disks).await?;
+    let mut logouts = JoinSet::new();
     for session in &ours {
         if host.roots.devices(session)? == 0 {
-            log_out(host, lun, session).await?;
+            let (host, session) = (host.clone(), session.clone());
+            logouts.spawn(async move { log_out(&host, &session).await });
         }
     }
-    Ok(())
+    let mut done = Ok(());
+    while let Some(ended) = logouts.join_next().await {
+        done = done.and(ended.unwrap_or_else(|panic| Err(Refusal::failed("log out", panic))));
+    }
+    forget_all(host, lun).await?;
+    done
+}
+
+/// Removes what has passwords and belongs to no session of ours: also what a child left that was killed.
+async fn forget_all(host: &Host, lun: &IscsiLun) -> Result<(), Refusal> {
+    let left = sessions_of(host, lun)?;
+    let is_needed = |portal: &Portal| {
+        left.iter().any(|session| session.interface == INTERFACE && session.is_with(portal))
+    };
+    for portal in &lun.portals {
+        if !is_needed(portal) {
+            forget(host, &lun.iqn, portal).await;
+        }
+        discovery::sweep(&host.roots, portal)?;
+    }
+    database::sweep(&host.roots)
 }
 
 /// Returns the sessions with the portals of a volume.
@@ -185,22 +251,6 @@ async fn wait_for<'a>(
             until = Instant::now() + OTHERS;
         }
         tokio::time::sleep(TICK).await;
-    }
-}
-
-/// Refuses disks that are not one: portals that were put together by mistake.
-fn one_disk(host: &Host, disks: &[(&Session, Disk)]) -> Result<(), Refusal> {
-    let mut wwids: Vec<(String, &str)> = disks
-        .iter()
-        .filter_map(|(session, disk)| Some((host.roots.wwid(disk)?, session.name.as_str())))
-        .collect();
-    wwids.sort();
-    match (wwids.first(), wwids.last()) {
-        (Some((one, here)), Some((other, there))) if one != other => Err(Refusal::new(
-            LunCause::Other,
-            format!("its portals lead to different disks: {one} ({here}) and {other} ({there})"),
-        )),
-        _ => Ok(()),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
 
 use super::error::LunCause;
 use super::iscsi::{attach, detach, find};
@@ -14,9 +15,9 @@ const IQN: &str = "iqn.2026-11.io.volumed:one";
 /// `refuse-login-ADDRESS` and `refuse-discovery-ADDRESS` have an exit code, `targets` what a portal names.
 const ISCSIADM: &str = r#"#!/bin/sh
 T=TREE; echo "$*" >>$T/arguments
-portal=; name=; interface=; all="$*"
+portal=; name=; interface=; session=; all="$*"
 while [ $# -gt 0 ]; do
-  case $1 in -p) portal=$2; shift;; -T) name=$2; shift;; -I) interface=$2; shift;; esac
+  case $1 in -p) portal=$2; shift;; -T) name=$2; shift;; -I) interface=$2; shift;; -r) session=$2; shift;; esac
   shift
 done
 address=${portal%%:*}; number=${address##*.}
@@ -26,15 +27,16 @@ case $all in
   *discoverydb*"-o new") mkdir -p $T/etc/iscsi/send_targets/$address,3260
     printf '# BEGIN RECORD\ndiscovery.sendtargets.reopen_max = 5\n# END RECORD\n' >$T/etc/iscsi/send_targets/$address,3260/st_config;;
   *--discover*) cp $T/etc/iscsi/send_targets/$address,3260/st_config $T/asked-$address
+    test ! -e $T/hang-discovery-$address || exec sleep 100
     test ! -e $T/refuse-discovery-$address || { echo "cannot make connection"; exit $(cat $T/refuse-discovery-$address); }
     cat $T/targets;;
-  *discoverydb*delete) rm -r $T/etc/iscsi/send_targets/$address,3260;;
   *node*"-o new") mkdir -p $T/etc/iscsi/nodes/$name/$address,3260,1
     printf '# BEGIN RECORD\nnode.session.scan = auto\n# END RECORD\n' >$T/etc/iscsi/nodes/$name/$address,3260,1/$interface;;
   *--login) cp $T/etc/iscsi/nodes/$name/$address,3260,1/$interface $T/logged-in-$address
     test ! -e $T/refuse-login-$address || { echo "iSCSI login failed"; exit $(cat $T/refuse-login-$address); }
     sh $T/session $number $address $interface $name sd$number;;
-  *--logout) rm $T/sys/class/iscsi_session/session$number;;
+  *--logout) rm $T/sys/class/iscsi_session/session$session
+    rm -r $T/sys/devices/platform/host$session;;
   *node*delete) rm -r $T/etc/iscsi/nodes/$name/$address,3260,1; rmdir $T/etc/iscsi/nodes/$name 2>/dev/null || true;;
 esac
 "#;
@@ -86,6 +88,11 @@ impl World {
 
     fn arguments(&self) -> String {
         self.0.read("arguments").unwrap_or_default()
+    }
+
+    /// Counts the portals of which there is a record of having been asked.
+    fn records(&self) -> usize {
+        std::fs::read_dir(self.0.path().join("etc/iscsi/send_targets")).unwrap().count()
     }
 
     fn sessions(&self) -> usize {
@@ -169,6 +176,58 @@ async fn one_portal_is_enough_and_the_others_are_told_of() {
     assert!(attached.notes[0].starts_with("portal 10.0.0.2:3260 is not used: "), "{attached:?}");
     detach(&world.0.host(), &both).await.unwrap();
     assert_eq!(world.sessions(), 0);
+}
+
+#[tokio::test]
+async fn a_portal_that_hangs_delays_nobody_for_long_and_leaves_nothing() {
+    let world = World::new();
+    world.0.write("hang-discovery-10.0.0.2", "");
+    let both = IscsiLun { discovery_chap: true, ..lun(&["10.0.0.1", "10.0.0.2"]) };
+    // First with a new session at the other, then with that as an old one.
+    for _ in 0..2 {
+        let attached = tokio::time::timeout(Duration::from_secs(20), async {
+            attach(&world.0.host(), &both, &passwords()).await.unwrap()
+        });
+        let attached = attached.await.unwrap();
+        assert!(attached.node.ends_with("dev/sd1"), "{attached:?}");
+        assert!(
+            attached.notes[0].starts_with("portal 10.0.0.2:3260 is not used: no session"),
+            "{attached:?}"
+        );
+        assert!(world.0.read("asked-10.0.0.2").unwrap().contains("hush"));
+        assert_eq!(world.records(), 0, "the password is left");
+    }
+}
+
+#[tokio::test]
+async fn a_detach_removes_what_a_killed_child_left() {
+    let world = World::new();
+    let record = format!("etc/iscsi/nodes/{IQN}/10.0.0.1,3260,1/volumed");
+    world.0.write(&record, "hush");
+    world.0.write(&format!("etc/iscsi/nodes/{IQN}/10.0.0.2,3260,1/default"), "theirs");
+    world.0.write("etc/iscsi/.volumed-new", "hush");
+    detach(&world.0.host(), &lun(&["10.0.0.1", "10.0.0.2"])).await.unwrap();
+    assert_eq!((world.0.read(&record), world.0.read("etc/iscsi/.volumed-new")), (None, None));
+    assert!(world.0.read(&format!("etc/iscsi/nodes/{IQN}/10.0.0.2,3260,1/default")).is_some());
+}
+
+#[tokio::test]
+async fn a_session_that_is_lost_and_has_no_disk_is_made_anew() {
+    let world = World::new();
+    world.session(1, "volumed", "");
+    world.0.write("sys/devices/platform/host1/session1/iscsi_session/session1/state", "FAILED\n");
+    let attached = attach(&world.0.host(), &lun(&["10.0.0.1"]), &passwords()).await.unwrap();
+    assert!(attached.node.ends_with("dev/sd1") && attached.notes.is_empty(), "{attached:?}");
+    assert!(world.arguments().contains("-m session -r 1 --logout"), "{}", world.arguments());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_of_somebody_else_that_is_lost_is_left() {
+    let world = World::new();
+    world.session(1, "default", "");
+    world.0.write("sys/devices/platform/host1/session1/iscsi_session/session1/state", "FAILED\n");
+    let refused = attach(&world.0.host(), &lun(&["10.0.0.1"]), &passwords()).await.unwrap_err();
+    assert_eq!((refused.cause, world.arguments()), (LunCause::Lost, String::new()));
 }
 
 #[tokio::test]

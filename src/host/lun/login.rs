@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::database;
+use super::discovery::{discover, group_of};
 use super::error::{LunCause, Refusal};
 use super::iscsi::INTERFACE;
 use super::sysfs::Session;
@@ -15,10 +16,7 @@ use crate::model::{IscsiLun, Portal, TargetName};
 const PACKAGE: &str = "open-iscsi";
 
 /// How long iscsiadm may take for what concerns this host alone.
-const LOCAL: Duration = Duration::from_secs(15);
-
-/// How long a portal may take to say which targets it has: a try and another one of 15 s each.
-const DISCOVERY: Duration = Duration::from_secs(40);
+pub(super) const LOCAL: Duration = Duration::from_secs(15);
 
 /// What fails sooner is tried once more.
 const SOON: Duration = Duration::from_secs(10);
@@ -26,8 +24,19 @@ const SOON: Duration = Duration::from_secs(10);
 /// After this pause.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// How long a login or logout may take: two tries of 15 s, and iscsid's own waiting.
+/// How long a login may take: two tries of 15 s, and iscsid's own waiting.
 const LOGIN: Duration = Duration::from_secs(50);
+
+/// How long a logout may take.
+const LOGOUT: Duration = Duration::from_secs(50);
+
+/// How long iscsid may go on with a logout after that: it answers nobody any more, but ends the session.
+const STILL: Duration = Duration::from_secs(60);
+
+/// How long the kernel may take to show that a session has ended.
+const SETTLED: Duration = Duration::from_secs(5);
+
+const TICK: Duration = Duration::from_millis(50);
 
 /// Has the module for iSCSI through TCP loaded. iscsiadm would load it, but may not where volumed's unit takes that right away, as
 /// its own does; systemd may.
@@ -111,105 +120,57 @@ async fn log_in_once(
         Err(refusal) => Err(refusal),
     };
     if done.is_err() {
-        forget(host, target, &plain).await;
+        forget(host, &lun.iqn, portal).await;
     }
     done
 }
 
-/// Asks a portal which targets it has. What somebody else wrote about that portal is put back afterwards.
-async fn discover(host: &Host, portal: &Portal, values: &database::Values) -> Result<String, Refusal> {
-    let at = portal.to_string();
-    let about = ["-m", "discoverydb", "-t", "sendtargets", "-p", &at, "-I", INTERFACE];
-    let with = |more: &[&'static str]| -> Vec<String> {
-        about.iter().copied().chain(more.iter().copied()).map(str::to_owned).collect()
-    };
-    let before = database::discovery(&host.roots, portal).ok();
-    let before = before.and_then(|file| std::fs::read_to_string(file).ok());
-    let new = with(&["-o", "new"]);
-    iscsiadm(host, &new.iter().map(String::as_str).collect::<Vec<_>>(), LOCAL).await?;
-    let file = database::discovery(&host.roots, portal)?;
-    let asked = match database::write(&file, values) {
-        Ok(()) => {
-            // Nothing is written about the targets that it names: others' would be logged in to at the next boot.
-            let ask = with(&["--discover", "-o", "nonpersistent"]);
-            iscsiadm(host, &ask.iter().map(String::as_str).collect::<Vec<_>>(), DISCOVERY).await
-        }
-        Err(refusal) => Err(refusal),
-    };
-    match before {
-        // If that cannot be written, who wrote it has to do it again; the volume does not need it.
-        Some(text) => drop(database::replace(&file, &text)),
-        None => {
-            let delete = with(&["-o", "delete"]);
-            let delete: Vec<&str> = delete.iter().map(String::as_str).collect();
-            let _left = host.run("iscsiadm", PACKAGE, &delete, LOCAL).await;
-        }
-    }
-    asked
-}
-
-/// Finds the target among those that a portal named (`10.0.0.1:3260,1 iqn....`), and returns the portal with its group. A portal
-/// that the target does not list itself (behind a translated address) has none.
-fn group_of(said: &str, target: &TargetName, portal: &Portal) -> Result<String, Refusal> {
-    let mut names = Vec::new();
-    let mut is_there = false;
-    for line in said.lines() {
-        let Some((address, name)) = line.trim().split_once(' ') else { continue };
-        if !name.trim().eq_ignore_ascii_case(target.as_str()) {
-            names.push(name.trim());
-            continue;
-        }
-        is_there = true;
-        let Some((address, group)) = address.rsplit_once(',') else { continue };
-        if Portal::new(address).as_ref() == Ok(portal) && group.parse::<u16>().is_ok() {
-            return Ok(format!("{portal},{group}"));
-        }
-    }
-    if is_there {
-        return Ok(portal.to_string());
-    }
-    names.dedup();
-    let named = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    Err(Refusal::new(LunCause::NoTarget, format!("the portal has no such target; it names {named}")))
-}
-
-/// Ends a session and removes its record, which has the passwords. Where it is gone already that is fine.
-pub(super) async fn log_out(host: &Host, lun: &IscsiLun, session: &Session) -> Result<(), Refusal> {
+/// Ends a session; one that is gone already is fine. Where iscsiadm was late iscsid goes on with it: it is waited for then,
+/// so that nobody uses a session that is about to end.
+///
+/// # Errors
+/// `Late` when it is there after that time too; iscsiadm's.
+pub(super) async fn log_out(host: &Host, session: &Session) -> Result<(), Refusal> {
     const NO_SESSION: i32 = 2;
     const NO_RECORDS: i32 = 21;
-    let target = lun.iqn.as_str();
-    for portal in lun.portals.iter().filter(|portal| session.is_with(portal)) {
-        let at = portal.to_string();
-        let arguments = ["-m", "node", "-T", target, "-p", &at, "-I", INTERFACE, "--logout"];
-        let ended = host.run("iscsiadm", PACKAGE, &arguments, LOGIN).await?;
-        match ended.status.code() {
-            Some(0 | NO_SESSION | NO_RECORDS) => {}
-            _ => {
-                return Err(Refusal::new(
-                    cause_of(ended.status.code(), &ended.said),
-                    words("iscsiadm", &ended),
-                ));
+    let Some(number) = session.name.strip_prefix("session") else { return Ok(()) };
+    let arguments = ["-m", "session", "-r", number, "--logout"];
+    let (limit, said) = match host.run("iscsiadm", PACKAGE, &arguments, LOGOUT).await {
+        Ok(ended) => match ended.status.code() {
+            Some(0 | NO_SESSION | NO_RECORDS) => {
+                (SETTLED, Refusal::new(LunCause::Other, "iscsiadm ended it, and it is there"))
             }
+            code => return Err(Refusal::new(cause_of(code, &ended.said), words("iscsiadm", &ended))),
+        },
+        Err(late) if late.cause == LunCause::Late => (STILL, late),
+        Err(refusal) => return Err(refusal),
+    };
+    let until = Instant::now() + limit;
+    while host.roots.sessions(&session.target)?.iter().any(|one| one.name == session.name) {
+        if Instant::now() >= until {
+            return Err(Refusal::new(
+                said.cause,
+                format!("the {} does not end: {}", session.name, said.said),
+            ));
         }
-        // Without its record (somebody removed it) iscsiadm ends nothing: the session itself is named then.
-        let still = host.roots.sessions(target)?.into_iter().any(|one| one.name == session.name);
-        if still && let Some(number) = session.name.strip_prefix("session") {
-            iscsiadm(host, &["-m", "session", "-r", number, "--logout"], LOGIN).await?;
-        }
-        forget(host, target, &at).await;
+        tokio::time::sleep(TICK).await;
     }
     Ok(())
 }
 
-/// Removes the record of a target at a portal.
-async fn forget(host: &Host, target: &str, portal: &str) {
-    let arguments = ["-m", "node", "-T", target, "-p", portal, "-I", INTERFACE, "-o", "delete"];
-    // What is left is written anew by the next login, and read by nobody until then.
+/// Removes our record of a target at a portal, which may have a password, where there is one.
+pub(super) async fn forget(host: &Host, target: &TargetName, portal: &Portal) {
+    if database::node(&host.roots, target, portal, INTERFACE).is_err() {
+        return;
+    }
+    let at = portal.to_string();
+    let arguments = ["-m", "node", "-T", target.as_str(), "-p", &at, "-I", INTERFACE, "-o", "delete"];
+    // What is left is written anew by the next login, and read by nobody until then; a detach tries again.
     let _left = host.run("iscsiadm", PACKAGE, &arguments, LOCAL).await;
 }
 
 /// Runs iscsiadm, which has to do what it is told; returns what it wrote. A session that is there already is fine.
-async fn iscsiadm(host: &Host, arguments: &[&str], limit: Duration) -> Result<String, Refusal> {
+pub(super) async fn iscsiadm(host: &Host, arguments: &[&str], limit: Duration) -> Result<String, Refusal> {
     const SESSION_EXISTS: i32 = 15;
     let ended = host.run("iscsiadm", PACKAGE, arguments, limit).await?;
     match ended.status.code() {

@@ -7,6 +7,7 @@
 
 mod away;
 mod database;
+mod discovery;
 mod error;
 mod fc;
 mod iscsi;
@@ -38,16 +39,16 @@ pub use error::{LunCause, LunError};
 use sysfs::Roots;
 use tools::Host as Machine;
 
-/// How long connecting may take: iscsiadm's limits for one portal, all of which are asked at once, the wait for the disk, and
-/// the one for multipathd.
-const ATTACH: Duration = Duration::from_secs(150);
+/// How long connecting may take: iscsiadm's limits for one portal, all of which are asked at once, the wait for whoever asks it
+/// too, the one for the disk, and the one for multipathd.
+const ATTACH: Duration = Duration::from_secs(240);
 
 /// How long finding a disk again may take.
 const FIND: Duration = Duration::from_secs(30);
 
-/// How long disconnecting may take: what the disk has not written yet is written, and the target says good-bye. A session that
-/// is lost fails what waits for it after 120 s (`replacement_timeout`).
-const DETACH: Duration = Duration::from_secs(180);
+/// How long disconnecting may take: what the disk has not written yet is written, and the target says good-bye, or iscsid goes on
+/// without it. A session that is lost fails what waits for it after 120 s (`replacement_timeout`).
+const DETACH: Duration = Duration::from_secs(240);
 
 /// The host's connections with storage systems. `Linux` is the real one; the simulation has its own.
 pub trait Luns: Send + Sync + Debug {

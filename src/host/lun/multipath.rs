@@ -34,8 +34,7 @@ impl Host {
         let several = paths.len() > 1;
         let until = Instant::now() + JOINED;
         loop {
-            let maps = paths.iter().filter_map(|(_, disk)| self.roots.map_of(disk));
-            let map = maps.max_by_key(|map| map.paths);
+            let map = self.map_over(paths);
             let late = Instant::now() >= until;
             match map {
                 // udev makes its node a moment after the kernel has it.
@@ -63,6 +62,27 @@ impl Host {
                 Some(_) | None => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
+    }
+
+    /// Returns the node to use of a disk that is connected, without waiting for anything. The multipath device, if there is one,
+    /// takes over how large its paths are by now, if `resize`.
+    ///
+    /// # Errors
+    /// `NoLun` without a path; as `resize`.
+    pub(super) async fn chosen(&self, paths: &[(PathBuf, Disk)], resize: bool) -> Result<PathBuf, Refusal> {
+        let Some((first, _)) = paths.first() else {
+            return Err(Refusal::new(LunCause::NoLun, "it has no path"));
+        };
+        let Some(map) = self.map_over(paths) else { return Ok(first.clone()) };
+        if resize {
+            self.resize(&map).await?;
+        }
+        Ok(self.roots.dev.join("mapper").join(map.name))
+    }
+
+    /// Returns the multipath device over these paths: that with most of them, should there be several.
+    fn map_over(&self, paths: &[(PathBuf, Disk)]) -> Option<Map> {
+        paths.iter().filter_map(|(_, disk)| self.roots.map_of(disk)).max_by_key(|map| map.paths)
     }
 
     fn has_node(&self, map: &Map) -> bool {

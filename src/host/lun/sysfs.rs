@@ -163,13 +163,21 @@ impl Roots {
         write(&self.sys.join(format!("class/scsi_host/host{}/scan", session.host)), &format!("0 0 {lun}"))
     }
 
-    /// Has the kernel look for all disks of all SCSI hosts.
+    /// Has the kernel look for all disks of all Fibre Channel adapters; one of them is enough. Not of other SCSI hosts: an iSCSI
+    /// session would show disks that nobody asked for, and who looks for its own is nobody's to disturb.
     ///
     /// # Errors
-    /// When it refuses.
-    pub(super) fn scan_all(&self) -> Result<(), Refusal> {
+    /// `NoLun` where there is no adapter; `Other` when all refuse.
+    pub(super) fn scan_fibre_channel(&self) -> Result<(), Refusal> {
         let class = self.sys.join("class/scsi_host");
-        names(&class)?.iter().try_for_each(|host| write(&class.join(host).join("scan"), "- - -"))
+        let adapters = names(&self.sys.join("class/fc_host"))?;
+        let done: Vec<Result<(), Refusal>> =
+            adapters.iter().map(|host| write(&class.join(host).join("scan"), "- - -")).collect();
+        if done.is_empty() {
+            let said = "this host has no Fibre Channel adapter (/sys/class/fc_host is empty)";
+            return Err(Refusal::new(LunCause::NoLun, said));
+        }
+        if done.iter().any(Result::is_ok) { Ok(()) } else { done.into_iter().collect() }
     }
 
     /// Has the kernel ask how large a disk is.
@@ -194,8 +202,29 @@ impl Roots {
     }
 
     /// Returns what the disk says of itself wherever it is connected.
-    pub(super) fn wwid(&self, disk: &Disk) -> Option<String> {
+    fn wwid(&self, disk: &Disk) -> Option<String> {
         read(&disk.directory.join("wwid"))
+    }
+
+    /// Refuses paths that lead to different disks, each with the name by which it is told of. A disk that does not say which it is
+    /// is not compared.
+    ///
+    /// # Errors
+    /// `Other`, with two of them.
+    pub(super) fn one_disk<'a>(
+        &self,
+        paths: impl Iterator<Item = (&'a str, &'a Disk)>,
+    ) -> Result<(), Refusal> {
+        let mut wwids: Vec<(String, &str)> =
+            paths.filter_map(|(name, disk)| Some((self.wwid(disk)?, name))).collect();
+        wwids.sort();
+        match (wwids.first(), wwids.last()) {
+            (Some((one, here)), Some((other, there))) if one != other => Err(Refusal::new(
+                LunCause::Other,
+                format!("its paths lead to different disks: {one} ({here}) and {other} ({there})"),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the multipath device that has a disk as one of its paths.

@@ -66,7 +66,13 @@ impl Tree {
         std::fs::create_dir_all(self.path().join(format!("sys/class/block/{name}/holders"))).unwrap();
         self.symlink(&format!("sys/class/block/{name}/device"), &format!("../../../devices/{address}"));
         self.write(&format!("sys/devices/{address}/delete"), "");
-        self.write(&format!("sys/devices/{address}/wwid"), &format!("naa.{address}"));
+        self.write(&format!("sys/devices/{address}/wwid"), "naa.one");
+    }
+
+    /// Makes a SCSI host one of Fibre Channel.
+    pub(super) fn adapter(&self, host: &str) {
+        std::fs::create_dir_all(self.path().join("sys/class/scsi_host").join(host)).unwrap();
+        std::fs::create_dir_all(self.path().join("sys/class/fc_host").join(host)).unwrap();
     }
 
     pub(super) fn link(&self, directory: &str, name: &str, to: &str) {
