@@ -53,3 +53,8 @@ pub mod loop_driver;
 
 /// A boxed future, so that the three seams (`host::Host`, `csi::Driver`, `record::Store`) can be trait objects.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Tests that have to see all processes, or to mount.
+#[cfg(test)]
+#[path = "../tests/support/alone.rs"]
+mod alone;

@@ -247,35 +247,35 @@ mod tests {
         assert!(!driver.inner.broken.is_cancelled());
     }
 
-    /// Only who may look at all processes can say that nobody has the directory.
-    #[tokio::test]
-    #[expect(clippy::print_stdout, reason = "scripts/test reads it")]
-    async fn what_has_to_go_of_directories_goes_but_not_what_a_call_works_with() {
-        if std::fs::read_link("/proc/1/ns/mnt").is_err() {
-            println!("NOT-RUN: what_has_to_go_of_directories_goes: process 1 may not be looked at");
-            return;
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let driver = open(directory.path()).await;
-        let [left, busy, ready] = ["left", "busy", "ready"].map(|id| Id::new(id).unwrap());
-        let kind = Content::Directory(FsType::Ext4);
-        for (id, state) in
-            [(&left, VolumeState::Deleting), (&busy, VolumeState::Creating), (&ready, VolumeState::Ready)]
-        {
-            driver.store().volumes.put(volume(id, kind, state)).await.unwrap();
-            let data = driver.store().volume_place(id, kind);
-            std::fs::create_dir(&data).unwrap();
-            std::fs::write(data.join("file"), "").unwrap();
-        }
-        let works = driver.inner.locks.take([Key::Volume(busy.clone())]).await.unwrap();
-        driver.discard_all([&left, &busy, &ready].map(|id| Key::Volume(id.clone())).into()).await;
-        let there = |id| driver.store().volume_place(id, kind).join("file").try_exists().unwrap();
-        assert!(driver.store().volumes.get(&left).is_none() && !there(&left));
-        assert!(there(&busy) && there(&ready));
-        drop(works);
-        driver.repair().await;
-        assert!(driver.store().volumes.get(&busy).is_none() && !there(&busy));
-        assert!(there(&ready));
+    /// In namespaces of its own: only who may look at all processes can say that nobody has the directory.
+    #[test]
+    fn what_has_to_go_of_directories_goes_but_not_what_a_call_works_with() {
+        let name =
+            "loop_driver::repair::tests::what_has_to_go_of_directories_goes_but_not_what_a_call_works_with";
+        let test = async {
+            let directory = tempfile::tempdir().unwrap();
+            let driver = open(directory.path()).await;
+            let [left, busy, ready] = ["left", "busy", "ready"].map(|id| Id::new(id).unwrap());
+            let kind = Content::Directory(FsType::Ext4);
+            for (id, state) in
+                [(&left, VolumeState::Deleting), (&busy, VolumeState::Creating), (&ready, VolumeState::Ready)]
+            {
+                driver.store().volumes.put(volume(id, kind, state)).await.unwrap();
+                let data = driver.store().volume_place(id, kind);
+                std::fs::create_dir(&data).unwrap();
+                std::fs::write(data.join("file"), "").unwrap();
+            }
+            let works = driver.inner.locks.take([Key::Volume(busy.clone())]).await.unwrap();
+            driver.discard_all([&left, &busy, &ready].map(|id| Key::Volume(id.clone())).into()).await;
+            let there = |id| driver.store().volume_place(id, kind).join("file").try_exists().unwrap();
+            assert!(driver.store().volumes.get(&left).is_none() && !there(&left));
+            assert!(there(&busy) && there(&ready));
+            drop(works);
+            driver.repair().await;
+            assert!(driver.store().volumes.get(&busy).is_none() && !there(&busy));
+            assert!(there(&ready));
+        };
+        crate::alone::run(name, test, |_directory| ());
     }
 
     #[tokio::test]

@@ -110,17 +110,11 @@ mod tests {
         rustix::mount::unmount(at, UnmountFlags::empty()).unwrap();
     }
 
-    /// Only root can mount, and only in namespaces of these threads.
+    /// In namespaces of its own, because it has to see all processes.
     #[test]
-    #[expect(clippy::print_stdout, reason = "scripts/test reads it")]
     fn who_can_write_to_a_directory_is_found_in_every_namespace_and_its_staging_is_nobody() {
-        if !rustix::process::geteuid().is_root() || std::fs::read_link("/proc/1/ns/mnt").is_err() {
-            println!(
-                "NOT-RUN: who_can_write_to_a_directory_is_found_in_every_namespace: only root that sees all"
-            );
-            return;
-        }
-        let in_thread = std::thread::spawn(|| {
+        let name = "host::users::writers::tests::who_can_write_to_a_directory_is_found_in_every_namespace_and_its_staging_is_nobody";
+        let test = async {
             own_namespace();
             let top = tempfile::tempdir().unwrap();
             let at = |name: &str| {
@@ -175,7 +169,7 @@ mod tests {
             assert_eq!(writer(&data, &staged), "");
             assert!(inside.is_dir());
             unmount(&staged);
-        });
-        in_thread.join().unwrap();
+        };
+        crate::alone::run(name, test, |_directory| ());
     }
 }
