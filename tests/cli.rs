@@ -109,7 +109,9 @@ fn another_user_is_refused_although_the_socket_lets_it_in() {
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     // The build directory may be closed to others.
     let program = directory.path().join("volumectl");
-    fs::copy(env!("CARGO_BIN_EXE_volumectl"), &program).unwrap();
+    // By another process: a descriptor of ours that can write to it could still be open in what another test starts.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_volumectl")).arg(&program).status().unwrap();
+    assert!(copied.success(), "{copied}");
     let socket = directory.path().join("s");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let listener = runtime.block_on(async { tokio::net::UnixListener::bind(&socket) }).unwrap();

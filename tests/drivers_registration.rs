@@ -266,7 +266,9 @@ async fn a_root_s_socket_that_another_user_s_process_serves_is_refused() {
     let world = World::new().configure(FAKE, "run/csi.sock");
     // Where that user can run it and make its socket.
     std::fs::set_permissions(world.path(""), std::fs::Permissions::from_mode(0o755)).unwrap();
-    std::fs::copy(fakecsi(), world.path("fakecsi")).unwrap();
+    // By another process: a descriptor of ours that can write to it could still be open in what another test starts.
+    let copied = Command::new("cp").arg(fakecsi()).arg(world.path("fakecsi")).status().unwrap();
+    assert!(copied.success(), "{copied}");
     std::fs::create_dir(world.path("run")).unwrap();
     chown(world.path("run"), Some(NOBODY), None).unwrap();
     let [endpoint, state] = ["run/csi.sock", "run/state"].map(|name| world.path(name).display().to_string());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::pass::Loop;
 use crate::desired::Recorded;
-use crate::model::{Desired, Presence, PublicationId, VolumeKey, side_by_side};
+use crate::model::{Desired, Presence, PublicationId, VolumeKey, Want, WantVolume, side_by_side};
 
 /// The note of what the brake holds.
 pub(super) const BRAKE_NOTE: &str = "brake";
@@ -53,10 +53,12 @@ impl Loop {
         }
         let both = side_by_side(&old.volumes, &self.desired.volumes);
         let changed = both.filter(|(_, before, now)| before != now);
-        let changed: Vec<VolumeKey> = changed.map(|(key, ..)| key.clone()).collect();
-        for key in changed {
-            // The cause has changed.
-            self.forget_failures(&key);
+        let changed = changed.map(|(key, before, now)| (key.clone(), is_another_wish(before, now)));
+        for (key, is_another) in changed.collect::<Vec<(VolumeKey, bool)>>() {
+            if is_another {
+                // The cause has changed.
+                self.forget_failures(&key);
+            }
             self.touched.insert(key);
         }
         self.show_brake(settled.brake);
@@ -88,4 +90,44 @@ fn contested(desired: &Desired) -> BTreeMap<PublicationId, BTreeSet<VolumeKey>> 
         }
     }
     contested
+}
+
+/// Whether something else is wished of a volume than before. That what nobody wants is gone by now is no wish.
+fn is_another_wish(before: Option<&Arc<WantVolume>>, now: Option<&Arc<WantVolume>>) -> bool {
+    let none = WantVolume::default();
+    let [before, now] = [before, now].map(|wants| &wants.map_or(&none, |wants| wants).publications);
+    side_by_side(before, now).any(|(_, before, now)| match (before, now) {
+        (Some(Want::Absent), None) => false,
+        (before, now) => before != now,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Hold, HoldCode, Plugin, PodUid, SpecName};
+
+    #[test]
+    fn that_what_nobody_wants_is_gone_is_no_reason_to_try_again() {
+        let id = |pod: &str| PublicationId {
+            pod: PodUid::new(pod).unwrap(),
+            plugin: Plugin::Csi,
+            spec: SpecName::new("data").unwrap(),
+        };
+        let wants = |all: &[(&str, Want)]| {
+            let publications = all.iter().map(|(pod, want)| (id(pod), want.clone())).collect();
+            Arc::new(WantVolume { publications })
+        };
+        let held = Want::Held(Hold { code: HoldCode::Brake, detail: String::new(), remedy: String::new() });
+        let (absent, both) =
+            (wants(&[("a", Want::Absent)]), wants(&[("a", Want::Absent), ("b", held.clone())]));
+        let other = wants(&[("b", held)]);
+        assert!(!is_another_wish(Some(&absent), None));
+        assert!(!is_another_wish(Some(&both), Some(&other)));
+        assert!(!is_another_wish(Some(&both), Some(&both)));
+        assert!(is_another_wish(None, Some(&absent)));
+        assert!(is_another_wish(Some(&other), Some(&both)));
+        assert!(is_another_wish(Some(&both), Some(&absent)));
+        assert!(is_another_wish(Some(&other), None));
+    }
 }
