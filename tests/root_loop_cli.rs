@@ -127,9 +127,9 @@ fn a_volume_is_listed_grown_copied_and_deleted() {
     assert_eq!(
         rows,
         [
-            vec!["●", "copy", "256Mi", "volume", "data", "well"],
-            vec!["●", "data", "192Mi", "-", "well"],
-            vec!["●", "restored", "192Mi", "snapshot", "monday", "well"],
+            vec!["●", "copy", "256Mi", "image", "volume", "data", "well"],
+            vec!["●", "data", "192Mi", "image", "-", "well"],
+            vec!["●", "restored", "192Mi", "image", "snapshot", "monday", "well"],
         ],
         "{list}"
     );

@@ -209,9 +209,16 @@ impl State {
         lately || self.operator.released.contains(id)
     }
 
-    /// What is wanted again was not meant by who gave it up.
+    /// What is wanted again was not meant by who gave it up. While a step has the volume's record nobody else writes it: a daemon
+    /// that dies meanwhile has not taken that back.
     pub fn is_wanted_again(&mut self, places: &BTreeSet<PublicationId>) {
-        let again: Vec<_> = self.operator.released.intersection(places).cloned().collect();
+        let is_at_work = |id: &PublicationId| {
+            let status = self.operator.status.as_ref().map(watch::Receiver::borrow);
+            let volume = status.as_ref().and_then(|status| status.volumes.get(&VolumeKey::of_pod(id)));
+            volume.is_some_and(|volume| volume.in_progress.is_some())
+        };
+        let again = self.operator.released.intersection(places);
+        let again: Vec<_> = again.filter(|id| !is_at_work(id)).cloned().collect();
         for id in again {
             self.operator.released.remove(&id);
             self.operator.released_until.insert(id, Instant::now());
