@@ -86,7 +86,11 @@ impl Daemon {
             })),
             started,
             events: Events::new(move |event| told.tell(|| format!("event {:?}", event.kind))),
-            absence: AbsenceSettings { removal_grace: Duration::from_secs(1), brake_release_after: None },
+            // Where the world goes with more volumes than may go at once, nobody is there to approve it.
+            absence: AbsenceSettings {
+                removal_grace: Duration::from_secs(1),
+                brake_release_after: Some(Duration::from_secs(60)),
+            },
             republish: REPUBLISH,
             reread: Reread::new(move || asked.lock().expect("nobody panicked").read()),
         };
