@@ -8,7 +8,7 @@ use super::csi::Bound;
 use super::index::Index;
 use super::pod::{Place, PodView, Usage};
 use super::{affinity, hold, lun};
-use crate::model::{DiskSource, FcLun, Hold, Lun, Plugin};
+use crate::model::{FcLun, Hold, Lun, Plugin};
 
 /// Returns the volume behind a PV with an fc source.
 ///
@@ -43,7 +43,7 @@ fn of<'a>(field: &'a str, source: &'a FCVolumeSource, disk: FcLun) -> lun::Sourc
         field,
         fs_type: source.fs_type.as_deref(),
         read_only: source.read_only == Some(true),
-        disk: DiskSource::Lun(Lun::Fc(disk)),
+        disk: Lun::Fc(disk),
         secrets: Arc::default(),
         plugin: Plugin::Fc,
     }

@@ -2,29 +2,24 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ISCSIPersistentVolumeSource, ISCSIVolumeSource, PersistentVolumeSpec};
+use k8s_openapi::api::core::v1::{
+    ISCSIPersistentVolumeSource, ISCSIVolumeSource, PersistentVolumeSpec, SecretReference,
+};
 
 use super::csi::Bound;
 use super::index::Index;
 use super::pod::{Place, PodView, Usage};
 use super::{affinity, hold, lun, secrets};
-use crate::model::{DiskSource, Hold, IscsiLun, Lun, Plugin, Portal, SecretMap, TargetName};
+use crate::model::{Hold, IscsiLun, Lun, Plugin, Portal, SecretMap, TargetName};
 
 /// How many portals a target may have: all are asked at once.
 const MOST_PORTALS: usize = 16;
 
-/// What both kinds of sources say.
+/// What a source says, and where that stands.
 struct Source<'a> {
     /// "PersistentVolume x: spec.iscsi"
     field: String,
-    target_portal: &'a str,
-    portals: Option<&'a [String]>,
-    iqn: &'a str,
-    lun: i32,
-    interface: Option<&'a str>,
-    initiator: Option<&'a str>,
-    discovery_chap: bool,
-    session_chap: bool,
+    said: &'a ISCSIPersistentVolumeSource,
 }
 
 /// Returns the volume behind a PV with an iscsi source.
@@ -39,35 +34,11 @@ pub(super) fn persistent(
     spec: &PersistentVolumeSpec,
     source: &ISCSIPersistentVolumeSource,
 ) -> Result<Place, Hold> {
-    let name = bound.name;
-    let said = Source {
-        field: format!("PersistentVolume {name}: spec.iscsi"),
-        target_portal: &source.target_portal,
-        portals: source.portals.as_deref(),
-        iqn: &source.iqn,
-        lun: source.lun,
-        interface: source.iscsi_interface.as_deref(),
-        initiator: source.initiator_name.as_deref(),
-        discovery_chap: source.chap_auth_discovery == Some(true),
-        session_chap: source.chap_auth_session == Some(true),
-    };
-    let disk = said.disk()?;
-    affinity::check(name, spec, index.node)?;
-    let secret = source.secret_ref.as_ref().map(|reference| {
-        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        // A Secret without a namespace is the claim's (kubelet.md 4.8).
-        let namespace = given(&reference.namespace).unwrap_or_else(|| bound.claim.0.0.to_owned());
-        (namespace, given(&reference.name))
-    });
-    let passwords = said.passwords(index, secret)?;
-    let of = lun::Source {
-        field: &said.field,
-        fs_type: source.fs_type.as_deref(),
-        read_only: source.read_only == Some(true),
-        disk: DiskSource::Lun(Lun::Iscsi(disk)),
-        secrets: passwords,
-        plugin: Plugin::Iscsi,
-    };
+    let source = Source { field: format!("PersistentVolume {}: spec.iscsi", bound.name), said: source };
+    let disk = source.disk()?;
+    affinity::check(bound.name, spec, index.node)?;
+    // A Secret without a namespace is the claim's (kubelet.md 4.8).
+    let of = source.checked(index, disk, bound.claim.0.0)?;
     lun::persistent(index, pod, usage, bound, spec, of)
 }
 
@@ -81,34 +52,41 @@ pub(super) fn inline(
     name: &str,
     source: &ISCSIVolumeSource,
 ) -> Result<Place, Hold> {
-    let said = Source {
-        field: format!("{}: volume {name}: iscsi", pod.identity),
-        target_portal: &source.target_portal,
-        portals: source.portals.as_deref(),
-        iqn: &source.iqn,
+    // Only where the Secret is differs.
+    let said = ISCSIPersistentVolumeSource {
+        chap_auth_discovery: source.chap_auth_discovery,
+        chap_auth_session: source.chap_auth_session,
+        fs_type: source.fs_type.clone(),
+        initiator_name: source.initiator_name.clone(),
+        iqn: source.iqn.clone(),
+        iscsi_interface: source.iscsi_interface.clone(),
         lun: source.lun,
-        interface: source.iscsi_interface.as_deref(),
-        initiator: source.initiator_name.as_deref(),
-        discovery_chap: source.chap_auth_discovery == Some(true),
-        session_chap: source.chap_auth_session == Some(true),
+        portals: source.portals.clone(),
+        read_only: source.read_only,
+        secret_ref: source
+            .secret_ref
+            .as_ref()
+            .map(|reference| SecretReference { name: Some(reference.name.clone()), namespace: None }),
+        target_portal: source.target_portal.clone(),
     };
-    let disk = said.disk()?;
-    let secret = source.secret_ref.as_ref().map(|reference| {
-        (pod.identity.namespace.clone(), Some(reference.name.clone()).filter(|name| !name.is_empty()))
-    });
-    let passwords = said.passwords(index, secret)?;
-    let of = lun::Source {
-        field: &said.field,
-        fs_type: source.fs_type.as_deref(),
-        read_only: source.read_only == Some(true),
-        disk: DiskSource::Lun(Lun::Iscsi(disk)),
-        secrets: passwords,
-        plugin: Plugin::Iscsi,
-    };
+    let source = Source { field: format!("{}: volume {name}: iscsi", pod.identity), said: &said };
+    let of = source.checked(index, source.disk()?, &pod.identity.namespace)?;
     lun::inline(pod, name, of)
 }
 
 impl Source<'_> {
+    /// Returns all of it that was checked. `namespace`: of a Secret without one.
+    fn checked(&self, index: &Index<'_>, disk: IscsiLun, namespace: &str) -> Result<lun::Source<'_>, Hold> {
+        Ok(lun::Source {
+            field: &self.field,
+            fs_type: self.said.fs_type.as_deref(),
+            read_only: self.said.read_only == Some(true),
+            disk: Lun::Iscsi(disk),
+            secrets: self.passwords(index, namespace)?,
+            plugin: Plugin::Iscsi,
+        })
+    }
+
     fn disk(&self) -> Result<IscsiLun, Hold> {
         let field = &self.field;
         let portal = |of: String, text: &str| {
@@ -119,8 +97,8 @@ impl Source<'_> {
                 )
             })
         };
-        let mut portals = vec![portal("targetPortal".to_owned(), self.target_portal)?];
-        for (i, text) in self.portals.into_iter().flatten().enumerate() {
+        let mut portals = vec![portal("targetPortal".to_owned(), &self.said.target_portal)?];
+        for (i, text) in self.said.portals.iter().flatten().enumerate() {
             let one = portal(format!("portals[{i}]"), text)?;
             if !portals.contains(&one) {
                 portals.push(one);
@@ -135,31 +113,31 @@ impl Source<'_> {
                 "name fewer portals of the target",
             ));
         }
-        let iqn = TargetName::new(self.iqn).map_err(|problem| {
+        let iqn = TargetName::new(&self.said.iqn).map_err(|problem| {
             hold::invalid(
-                format!("{field}.iqn {:?} {problem}", self.iqn),
+                format!("{field}.iqn {:?} {problem}", self.said.iqn),
                 "write the target's name, such as iqn.2026-11.com.example:disks",
             )
         })?;
-        let lun = u8::try_from(self.lun).map_err(|_| {
+        let lun = u8::try_from(self.said.lun).map_err(|_| {
             hold::invalid(
-                format!("{field}.lun {} is not between 0 and 255", self.lun),
+                format!("{field}.lun {} is not between 0 and 255", self.said.lun),
                 "write the LUN's number",
             )
         })?;
-        if let Some(interface) = self.interface.filter(|name| !name.is_empty() && *name != "default") {
+        if let Some(interface) = given(self.said.iscsi_interface.as_ref()).filter(|name| *name != "default") {
             return Err(hold::not_supported(
                 format!("{field}.iscsiInterface {interface:?}"),
                 "remove it: the host's default interface is used, through TCP",
             ));
         }
-        if let Some(initiator) = self.initiator.filter(|name| !name.is_empty()) {
+        if let Some(initiator) = given(self.said.initiator_name.as_ref()) {
             return Err(hold::not_supported(
                 format!("{field}.initiatorName {initiator:?}"),
                 "remove it, and write the name into /etc/iscsi/initiatorname.iscsi, which the whole host has",
             ));
         }
-        let (discovery_chap, session_chap) = (self.discovery_chap, self.session_chap);
+        let (discovery_chap, session_chap) = self.chap();
         let disk = IscsiLun { portals, iqn, lun, discovery_chap, session_chap };
         if disk.directory().len() > 255 {
             let detail =
@@ -169,25 +147,29 @@ impl Source<'_> {
         Ok(disk)
     }
 
+    /// Returns whether discovery and session ask for CHAP.
+    fn chap(&self) -> (bool, bool) {
+        (self.said.chap_auth_discovery == Some(true), self.said.chap_auth_session == Some(true))
+    }
+
     /// Returns the passwords, and nothing else of the Secret.
-    fn passwords(
-        &self,
-        index: &Index<'_>,
-        secret: Option<(String, Option<String>)>,
-    ) -> Result<Arc<SecretMap>, Hold> {
+    fn passwords(&self, index: &Index<'_>, namespace: &str) -> Result<Arc<SecretMap>, Hold> {
         let field = &self.field;
+        let (discovery_chap, session_chap) = self.chap();
         let asked = [
-            (self.discovery_chap, "chapAuthDiscovery", "discovery.sendtargets.auth"),
-            (self.session_chap, "chapAuthSession", "node.session.auth"),
+            (discovery_chap, "chapAuthDiscovery", "discovery.sendtargets.auth"),
+            (session_chap, "chapAuthSession", "node.session.auth"),
         ];
         let Some((_, first, _)) = asked.iter().find(|(asked, ..)| *asked) else { return Ok(Arc::default()) };
-        let Some((namespace, Some(name))) = secret else {
+        let secret = self.said.secret_ref.as_ref();
+        let Some(name) = secret.and_then(|reference| given(reference.name.as_ref())) else {
             return Err(hold::invalid(
                 format!("{field}.{first} is true, and there is no {field}.secretRef"),
                 "name a Secret of the type kubernetes.io/iscsi-chap in secretRef",
             ));
         };
-        let values = secrets::read(index, (namespace.clone(), name.clone()), field)?;
+        let namespace = secret.and_then(|reference| given(reference.namespace.as_ref())).unwrap_or(namespace);
+        let values = secrets::read(index, (namespace.to_owned(), name.to_owned()), field)?;
         let values = values.reveal();
         let mut passwords = std::collections::BTreeMap::new();
         for (_, flag, prefix) in asked.iter().filter(|(asked, ..)| *asked) {
@@ -216,4 +198,9 @@ impl Source<'_> {
         }
         Ok(Arc::new(SecretMap::new(passwords)))
     }
+}
+
+/// Returns a text that is not left out and not empty, which is the same.
+fn given(text: Option<&String>) -> Option<&str> {
+    text.map(String::as_str).filter(|text| !text.is_empty())
 }

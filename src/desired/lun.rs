@@ -8,9 +8,9 @@ use k8s_openapi::api::core::v1::PersistentVolumeSpec;
 use super::csi::Bound;
 use super::index::Index;
 use super::pod::{Place, PodView, Usage};
-use super::{annotations, group, hold, local, modes, size};
+use super::{annotations, group, local, modes, size};
 use crate::model::{
-    DeviceWant, DiskSource, Hold, Plugin, SecretMap, SizeWant, VolumeKey, VolumeMode, WantedVolume,
+    DeviceWant, DiskSource, Hold, Lun, Plugin, SecretMap, SizeWant, VolumeKey, VolumeMode, WantedVolume,
 };
 
 /// What a source says that was checked.
@@ -19,7 +19,7 @@ pub(super) struct Source<'a> {
     pub(super) field: &'a str,
     pub(super) fs_type: Option<&'a str>,
     pub(super) read_only: bool,
-    pub(super) disk: DiskSource,
+    pub(super) disk: Lun,
     /// For the storage system.
     pub(super) secrets: Arc<SecretMap>,
     pub(super) plugin: Plugin,
@@ -49,7 +49,7 @@ pub(super) fn persistent(
     let key = annotations::key(index, name, bound.volume)?;
     let size = size::wanted((name, spec), (claim, object), access.many_writers)?;
     let want = DeviceWant {
-        disk: source.disk,
+        disk: DiskSource::Lun(source.disk.clone()),
         volume_mode,
         fs_type: local::file_system(&format!("{}.fsType", source.field), source.fs_type)?,
         mount_flags,
@@ -63,7 +63,11 @@ pub(super) fn persistent(
         key: key.as_ref().map(|(of, _)| of.clone()),
         secrets: both(source.secrets, key.map(|(_, secrets)| secrets)),
     };
-    place(pod, source.plugin, name, want)
+    Ok(Place {
+        key: VolumeKey::lun(&source.disk),
+        id: pod.publication(source.plugin, name)?,
+        volume: WantedVolume::Device(Box::new(want)),
+    })
 }
 
 /// Returns the volume of a pod's own source.
@@ -72,7 +76,7 @@ pub(super) fn persistent(
 /// The hold, when the file system is not supported or the name is no directory's.
 pub(super) fn inline(pod: &PodView<'_>, name: &str, source: Source<'_>) -> Result<Place, Hold> {
     let want = DeviceWant {
-        disk: source.disk,
+        disk: DiskSource::Lun(source.disk.clone()),
         volume_mode: VolumeMode::Filesystem,
         fs_type: local::file_system(&format!("{}.fsType", source.field), source.fs_type)?,
         mount_flags: Vec::new(),
@@ -86,18 +90,11 @@ pub(super) fn inline(pod: &PodView<'_>, name: &str, source: Source<'_>) -> Resul
         key: None,
         secrets: source.secrets,
     };
-    place(pod, source.plugin, name, want)
-}
-
-fn place(pod: &PodView<'_>, plugin: Plugin, name: &str, want: DeviceWant) -> Result<Place, Hold> {
-    let Some(lun) = want.disk.lun() else {
-        return Err(hold::invalid(
-            format!("{name} is no disk of a storage system"),
-            "report this as a fault of volumed",
-        ));
-    };
-    let (key, id) = (VolumeKey::lun(lun), pod.publication(plugin, name)?);
-    Ok(Place { key, id, volume: WantedVolume::Device(Box::new(want)) })
+    Ok(Place {
+        key: VolumeKey::lun(&source.disk),
+        id: pod.publication(source.plugin, name)?,
+        volume: WantedVolume::Device(Box::new(want)),
+    })
 }
 
 /// Joins the passwords for the storage system with the key of an encrypted disk: their names differ.
