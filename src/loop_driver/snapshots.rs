@@ -261,11 +261,7 @@ impl Driver {
     /// Removes a snapshot; one that is not there is fine. Its lock is held.
     pub(super) async fn discard_snapshot(&self, id: &Id) -> Result<(), Failure> {
         let Some(snapshot) = self.store().snapshots.get(id) else { return Ok(()) };
-        let is_directory = snapshot.content.is_directory();
-        if is_directory {
-            // As of a volume: before it is condemned.
-            self.images().check_unused(&self.store().snapshot_place(id, snapshot.content)).await?;
-        }
+        let content = snapshot.content;
         let image = self.store().snapshot_image(id);
         if let Some(file) = self.images().look(&image).await?
             && let Some(device) = self.images().attached(&image, file.id).await?.first()
@@ -274,10 +270,14 @@ impl Driver {
             return Err(Failure::Precondition(format!("the snapshot {id} is in use by {}", node.display())));
         }
         if snapshot.state == State::Ready {
+            if content.is_directory() {
+                // As of a volume.
+                self.images().check_unused(&self.store().snapshot_place(id, content)).await?;
+            }
             self.store().snapshots.condemn(snapshot).await?;
             fault::reached("delete-snapshot:intent");
         }
-        if is_directory {
+        if content.is_directory() {
             self.remove_data(&self.store().snapshots.directory(id)).await?;
         }
         self.store().snapshots.remove(id, FILES).await?;

@@ -312,17 +312,17 @@ impl Driver {
     pub(super) async fn discard_volume(&self, id: &Id) -> Result<(), Failure> {
         let Some(volume) = self.store().volumes.get(id) else { return Ok(()) };
         self.refuse_use(id).await?;
-        let volume_project = volume.project;
-        if volume_project.is_some() {
-            // Before it is condemned: who has it in a namespace of his own is in no table of ours.
-            self.images().check_unused(&self.store().volume_place(id, volume.content)).await?;
-        }
+        let project = volume.project;
         // Of one that nobody heard of it is clear already that it has to go.
-        if volume.state != VolumeState::Creating && volume.state != VolumeState::Deleting {
+        if !volume.state.is_leftover() {
+            if volume.content.is_directory() {
+                // Before it is condemned: who has it in a namespace of his own is in no table of ours.
+                self.images().check_unused(&self.store().volume_place(id, volume.content)).await?;
+            }
             self.store().volumes.condemn(volume).await?;
             fault::reached("delete:intent");
         }
-        if let Some(project) = volume_project {
+        if let Some(project) = project {
             self.remove_data(&self.store().volumes.directory(id)).await?;
             fault::reached("delete:data");
             self.free_project(&self.store().volumes.directory(id), project).await?;

@@ -37,8 +37,10 @@ pub(super) async fn take_away(host: &Host, disks: &[Disk]) -> Result<(), Refusal
         // What cannot be written any more is lost with its session, and nobody is left who could be told.
         let _flushed = host.run("blockdev", "util-linux", &["--flushbufs", &node], FLUSHED).await;
     }
+    let deleted = disks.iter().try_for_each(|disk| host.roots.delete(disk));
+    // Until here nobody could mount it.
     drop(claimed);
-    disks.iter().try_for_each(|disk| host.roots.delete(disk))
+    deleted
 }
 
 /// Makes sure that nobody has a disk. As long as what is returned is open nobody else can mount it.
