@@ -1,10 +1,11 @@
 //! Disks of a machine as volumes: they grow under who writes to them, are pulled and come back, and the power is cut while they are
-//! formatted, mounted and written to.
+//! formatted, mounted, written to and grown.
 //!
 //! `VOLUMED_VM_SEED` is the seed of the moments, printed by every run; `VOLUMED_VM_CUTS` how often the power is cut.
 
 #![expect(
     clippy::disallowed_methods,
+    clippy::expect_used,
     clippy::print_stdout,
     reason = "a test: its helpers may fail loudly, it tells figures, and a moment to cut the power at is a time"
 )]
@@ -14,7 +15,7 @@ mod vm;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vm::Machine;
-use vm::host::{MIB, named, pod};
+use vm::host::{MIB, pod};
 use vm::load::{WRITER, has_written, mount_of, total_of};
 
 /// The `PersistentVolume` of a disk, by its name that lasts, and a claim for it.
@@ -157,12 +158,23 @@ fn a_disk_that_is_pulled_is_told_and_comes_back_with_its_files() {
     take_down(&mut machine, &["pulled", "other", "broken"]);
 }
 
-/// What goes on until the power is cut: one disk after the other gets its manifest and its pod, and is written to.
+/// What goes on until the power is cut: one disk after the other gets its manifest and its pod, is written to, and grows while
+/// files are added. Every file is synced before it is told of.
 const WORK: &str = r#"#!/bin/bash
 set -euo pipefail
-cut=$1 manifests=/etc/volumed/manifests
-shift
+cut=$1 growth=$2 manifests=/etc/volumed/manifests
+shift 2
 tell() { echo "$cut $*" >/dev/ttyS2; }
+# The last cut may have left half a line there.
+echo >/dev/ttyS2
+size() { echo $(($(stat -f -c '%b * %S' "$path"))); }
+add_file() {
+  head --bytes=300000 /dev/urandom >/run/block
+  sum=$(sha256sum </run/block)
+  dd if=/run/block of="$path/$1" conv=fsync status=none
+  sync "$path"
+  tell file "$name" "$1" "${sum%% *}"
+}
 for name in "$@"; do
   for file in "$name-volume" "$name"; do
     cp "/run/manifests/$file" "$manifests/.new"
@@ -174,14 +186,25 @@ for name in "$@"; do
   volumectl wait "pod/$name" --timeout 100s
   tell mounted "$name"
   path=/var/lib/kubelet/pods/uid-$name/volumes/kubernetes.io~local-volume/$name
-  head --bytes=300000 /dev/urandom >/run/block
-  sum=$(sha256sum </run/block)
-  dd if=/run/block of="$path/data" conv=fsync status=none
-  sync "$path"
-  tell wrote "$name" "${sum%% *}"
+  add_file 0
+  full=$(($(size) + growth))
+  # Whoever reads this makes the disk larger.
+  tell growing "$name" "$full"
+  for ((number = 1; $(size) < full; number++)); do add_file "$number"; done
+  tell grown "$name"
 done
-tell end end
 "#;
+
+/// By how much a disk is made larger.
+const ADDED: u64 = 32 * MIB;
+
+/// By how much its file system says that it grew, at least: it has some of it for itself, which is less than the last of the groups
+/// by which an ext4 grows.
+const GROWTH: u64 = 28 * MIB;
+
+/// The file systems, the size of a disk for each in MiB, and what looks at one and changes nothing.
+const KINDS: [(&str, u64, &str); 3] =
+    [("ext4", 80, "e2fsck -fn"), ("xfs", 336, "xfs_repair -n"), ("btrfs", 272, "btrfs check --readonly")];
 
 #[test]
 fn what_was_synced_to_a_disk_outlives_a_power_cut_at_every_moment() {
@@ -197,63 +220,118 @@ fn what_was_synced_to_a_disk_outlives_a_power_cut_at_every_moment() {
         chance = chance.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (chance >> 16) % end
     };
+    let first = below(4);
     start(&mut machine);
     for cut in 0..cuts {
-        let kinds = [("ext4", 64), ("xfs", 320), ("btrfs", 256)];
-        let names: Vec<String> = kinds.iter().map(|(kind, _)| format!("{kind}{cut}")).collect();
-        for ((kind, size), name) in kinds.iter().zip(&names) {
-            machine.add_disk(name, (size + 16) * MIB);
-            machine.put(&format!("/run/manifests/{name}-volume"), disk(name, *size, kind, "{}"));
-            machine.put(&format!("/run/manifests/{name}"), pod(name, &[name]));
-        }
-        machine.put("/run/work", WORK);
-        machine
-            .sh(&format!("sync; systemd-run --quiet --unit=load bash /run/work {cut} {}", names.join(" ")));
-        // Nine words are told; the moment is counted from one of them, so that slow machines see the same.
-        let words = usize::try_from(1 + below(8)).expect("few");
+        // A disk's four words are told; the moment is counted from one of them, so that slow machines see the same. Four cuts
+        // come after each of the four.
+        let words = usize::try_from(1 + (first + cut) % 4 + 4 * below(3)).expect("few");
         let later = Duration::from_millis(below(1500));
-        let of_cut = |machine: &Machine| {
-            let told = machine.told().into_iter().filter(|line| line.starts_with(&format!("{cut} ")));
-            told.collect::<Vec<_>>()
-        };
-        let deadline = Instant::now() + 2 * vm::PATIENCE;
-        while of_cut(&machine).len() < words {
-            assert!(Instant::now() < deadline, "the work does not come so far: {:?}", machine.told());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        work(&mut machine, cut);
+        let larger = grow_until(&mut machine, cut, words);
         std::thread::sleep(later);
         machine.cut_power();
-        let told = of_cut(&machine);
+        let told = told_of(&machine, cut);
+        let steps = words_of(&told);
         println!(
-            "FIGURE: the power was cut {later:?} after {words} words; {} were told: {told:?}",
-            told.len()
+            "FIGURE: the power was cut {later:?} after {words} words; made larger: {larger:?}; told were {steps:?} and {} files",
+            told.len() - steps.len()
         );
         machine.boot();
-        let wanted: Vec<&str> = names
-            .iter()
-            .map(String::as_str)
-            .filter(|name| told.iter().any(|line| *line == format!("{cut} wanted {name}")))
-            .collect();
         machine.until("volumed answers", "volumectl status");
-        machine.wait_for_pods(&wanted);
-        for line in &told {
-            let words: Vec<&str> = line.split(' ').collect();
-            if let [_, "wrote", name, sum] = words.as_slice() {
-                machine.sh(&format!("sha256sum <{}/data | grep -F {sum}", target(name)));
+        is_true(&mut machine, &told, &larger);
+        take_all_down(&mut machine, cut, &told);
+    }
+}
+
+/// Plugs a disk of each kind in and has them worked with.
+fn work(machine: &mut Machine, cut: u64) {
+    let mut names = Vec::new();
+    for (kind, size, _) in KINDS {
+        let name = format!("{kind}{cut}");
+        machine.add_disk(&name, size * MIB);
+        let volume = disk(&name, size - 16, kind, "{volumed.io/auto-grow: \"true\"}");
+        machine.put(&format!("/run/manifests/{name}-volume"), volume);
+        machine.put(&format!("/run/manifests/{name}"), pod(&name, &[&name]));
+        names.push(name);
+    }
+    machine.put("/run/work", WORK);
+    let names = names.join(" ");
+    machine.sh(&format!("sync; systemd-run --quiet --unit=load bash /run/work {cut} {GROWTH} {names}"));
+}
+
+/// Makes each disk larger when that is asked for, until so many words were told. Returns which ones it made larger.
+fn grow_until(machine: &mut Machine, cut: u64, words: usize) -> Vec<String> {
+    let mut larger: Vec<String> = Vec::new();
+    let deadline = Instant::now() + 3 * vm::PATIENCE;
+    loop {
+        let told = told_of(machine, cut);
+        let told = words_of(&told);
+        for name in told.iter().take(words).filter_map(|line| line.strip_prefix("growing ")) {
+            let name = name.split(' ').next().expect("a name").to_owned();
+            if !larger.contains(&name) {
+                let (_, size, _) = KINDS.iter().find(|kind| name.starts_with(kind.0)).expect("a kind");
+                machine.resize_disk(&name, size * MIB + ADDED);
+                larger.push(name);
             }
         }
-        // Also the one that was perhaps not told of yet.
-        machine.sh(&format!(
-            "cd /etc/volumed/manifests; pods=$(ls | sed -n 's/^\\([a-z0-9]*{cut}\\)[.]yaml$/\\1/p')
-             volumectl wait $(printf 'pod/%s ' $pods) --timeout 100s
-             rm $(printf '%s.yaml ' $pods); volumectl approve
-             volumectl wait --for=released {} --timeout 100s; rm -f .new *-volume.yaml
-             for disk in {}; do wipefs -n /dev/disk/by-id/virtio-$disk; done",
-            named(&wanted),
-            names.join(" ")
-        ));
-        for name in &names {
-            machine.remove_disk(name);
+        if told.len() >= words {
+            return larger;
+        }
+        assert!(Instant::now() < deadline, "the work does not come so far: {:?}", machine.told());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// What one cut's work has told.
+fn told_of(machine: &Machine, cut: u64) -> Vec<String> {
+    let ours = format!("{cut} ");
+    machine.told().iter().filter_map(|line| line.strip_prefix(&ours).map(str::to_owned)).collect()
+}
+
+/// The four of each disk: its files are not counted.
+fn words_of(told: &[String]) -> Vec<&str> {
+    told.iter().map(String::as_str).filter(|line| !line.starts_with("file ")).collect()
+}
+
+fn wanted(told: &[String]) -> Vec<&str> {
+    told.iter().filter_map(|line| line.strip_prefix("wanted ")).collect()
+}
+
+/// Looks at everything that was told: what was wanted comes up, with its files, and as large as its disk.
+fn is_true(machine: &mut Machine, told: &[String], larger: &[String]) {
+    machine.wait_for_pods(&wanted(told));
+    let mut sums = String::new();
+    for line in told {
+        match line.split(' ').collect::<Vec<_>>().as_slice() {
+            ["file", name, file, sum] => sums.push_str(&format!("{sum}  {}/{file}\n", target(name))),
+            ["growing", name, full] if larger.iter().any(|one| one == name) => {
+                let (total, full) = (total_of(machine, &target(name)), full.parse().expect("a number"));
+                assert!(total >= full, "{name} has {total} bytes of {full}: its growth is not finished");
+            }
+            _ => {}
         }
     }
+    if !sums.is_empty() {
+        machine.put("/run/sums", sums);
+        machine.sh("sha256sum --check --quiet /run/sums");
+    }
+}
+
+/// Takes all down that is there, also the one that was perhaps not told of yet, and finds all file systems whole.
+fn take_all_down(machine: &mut Machine, cut: u64, told: &[String]) {
+    let pods = machine
+        .sh(&format!("cd /etc/volumed/manifests; ls | sed -n 's/^\\([a-z0-9]*{cut}\\)[.]yaml$/\\1/p'"));
+    let pods: Vec<&str> = pods.lines().collect();
+    assert!(wanted(told).iter().all(|name| pods.contains(name)), "a manifest is lost: {pods:?} of {told:?}");
+    machine.wait_for_pods(&pods);
+    take_down(machine, &pods);
+    for (kind, _, check) in KINDS {
+        let name = format!("{kind}{cut}");
+        if pods.contains(&name.as_str()) {
+            machine.sh(&format!("{check} /dev/disk/by-id/virtio-{name}"));
+        }
+        machine.remove_disk(&name);
+    }
+    machine.sh("cd /etc/volumed/manifests; rm -f .new *-volume.yaml");
 }
