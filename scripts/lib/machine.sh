@@ -9,6 +9,8 @@ have() { command -v "$1" >/dev/null; }
 # Prints one line for each command that stays missing: COMMAND: why.
 install_missing() {
   local stages=" all $* " stage command package missing=() packages=()
+  # Both run tests/vm_*.rs.
+  [[ $stages != *" vm "* ]] || stages+="machine "
   while read -r stage command package; do
     [[ $stages == *" $stage "* ]] || continue
     have "$command" && continue
@@ -30,14 +32,17 @@ root jq jq
 drivers go golang-go
 drivers go ca-certificates
 drivers jq jq
-vm qemu-system-x86_64 qemu-system-x86
-vm qemu-img qemu-utils
-vm mmdebstrap mmdebstrap
-vm mkfs.ext4 e2fsprogs
-vm cpio cpio
-vm xz xz-utils
-vm strip binutils
-vm setpriv util-linux
+machine qemu-system-x86_64 qemu-system-x86
+machine qemu-img qemu-utils
+machine mmdebstrap mmdebstrap
+machine mkfs.ext4 e2fsprogs
+machine cpio cpio
+machine xz xz-utils
+machine strip binutils
+machine setpriv util-linux
+vm go golang-go
+vm go ca-certificates
+vm jq jq
 bench fio fio
 bench losetup mount
 bench fsfreeze util-linux

@@ -14,7 +14,7 @@ use super::qemu::{self, Qemu};
 use super::wire::Wire;
 use super::{BOOT, tail};
 
-/// Names the directory with the image; `scripts/test vm` sets it.
+/// Names the directory with the image; `scripts/test machine` and `vm` set it.
 const VARIABLE: &str = "VOLUMED_TEST_VM";
 
 /// A program of `examples/` that the machine has, if it was built.
@@ -31,7 +31,7 @@ impl Image {
     /// Says NOT-RUN where there is none.
     pub fn find(test: &str) -> Option<Self> {
         let Some(directory) = std::env::var_os(VARIABLE) else {
-            println!("NOT-RUN: {test}: {VARIABLE} is not set; scripts/test vm makes the machine and sets it");
+            println!("NOT-RUN: {test}: {VARIABLE} is not set; scripts/test makes the machine and sets it");
             return None;
         };
         let directory = fs::canonicalize(directory).expect("the directory that VOLUMED_TEST_VM names");
