@@ -102,10 +102,11 @@ tests_not_run() {
 }
 
 # show_failure LOG: what a person wants to see of it: the failed tests' own words if there are any, else its end.
+# All of the log is read: with `head` the end of the pipe could come first, and with it the end of the run.
 show_failure() {
   local text
   text=$(awk '/^failures:$/ { on = 1 } on { print } /^test result: / { on = 0 }
-              /^error|^not ok / { more = 12 } more-- > 0 && !on { print }' "$1" | head -n 150)
+              /^error|^not ok / { more = 12 } more-- > 0 && !on { print }' "$1" | sed -n 1,150p)
   [[ -n $text ]] || text=$(tail -n 40 "$1")
   printf '    | %s\n' "${text//$'\n'/$'\n    | '}"
 }
