@@ -32,10 +32,12 @@ pub fn has_written(blocks: u64) -> String {
     format!("systemctl is-active load; (($(wc -l </run/sums) >= {blocks}))")
 }
 
-/// The line of PID 1's mount table for a path; a mount made again has another id.
+/// What PID 1's mount table says of a path: a mount made again has another id. Without what the file system says of itself,
+/// the line's end: an ext4 that grew may name one option more.
 pub fn mount_of(machine: &mut Machine, path: &str) -> String {
     let table = machine.sh("cat /proc/1/mountinfo");
     let lines: BTreeMap<&str, &str> =
         table.lines().filter_map(|line| Some((line.split(' ').nth(4)?, line))).collect();
-    (*lines.get(path).expect("it is mounted")).to_owned()
+    let line = lines.get(path).expect("it is mounted");
+    line.rsplit_once(' ').expect("a line has many words").0.to_owned()
 }
