@@ -6,9 +6,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use volumed::host::{DeviceUsers, Host, HostError, Linux, Removal, Seen};
+use volumed::host::{DeviceUsers, Host, HostError, Removal, Seen};
 
-use block::{Holder, NONE, World, at, isolated};
+use block::{Holder, NONE, World, at, isolated, open};
 
 #[test]
 fn a_published_device_is_bound_locked_and_linked_and_goes_again() {
@@ -342,7 +342,7 @@ fn a_bind_reaches_other_mount_namespaces() {
         let root = world.root.clone();
         mount(Some(&root), &root, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE).unwrap();
         mount(NONE, &root, NONE, MsFlags::MS_SHARED, NONE).unwrap();
-        let linux = Linux::open(&root).unwrap();
+        let linux = open(&root);
         world.publish_bind(&device);
         let elsewhere = Holder::start_elsewhere("slave", "true", &root);
         let seen = |there: bool| {

@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use volumed::host::{DeviceUsers, Host, HostError, Linux};
+use volumed::host::{DeviceUsers, Host, HostError};
 
-use block::{Holder, NONE, World, isolated};
+use block::{Holder, NONE, World, isolated, open};
 
 #[test]
 fn a_locked_device_s_number_is_not_given_to_another() {
@@ -37,7 +37,7 @@ fn locks_are_found_again_after_a_restart() {
         world.publish_bind(&device);
         world.linux.map_block(world.block()).await.unwrap();
         let lock = world.assert_mapped(&device).await;
-        world.linux = Linux::open(&world.root).unwrap();
+        world.linux = open(&world.root);
         world.linux.map_block(world.block()).await.unwrap();
         assert_eq!(world.assert_mapped(&device).await, lock, "found, not made again");
         // The bind was taken away under it, so that its path says nothing any more.

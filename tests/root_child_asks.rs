@@ -164,8 +164,10 @@ fn a_child_of_nobody_ends_at_once() {
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
     };
-    for arguments in [&["--internal-child"][..], &["--internal-child", "1"], &["--internal-child", "x"]] {
-        let text = output(arguments);
-        assert!(text.contains("only volumed itself"), "{text}");
+    for argument in ["--internal-child", "--internal-unmounter"] {
+        for arguments in [&[argument][..], &[argument, "1"], &[argument, "x"]] {
+            let text = output(arguments);
+            assert!(text.contains("only volumed itself"), "{text}");
+        }
     }
 }

@@ -19,6 +19,7 @@ use super::mount_table::{self, Reader};
 use super::path::Root;
 use super::pool::Pool;
 use super::uevents::Uevents;
+use super::unmounter::Unmounters;
 use super::wanted::Waits;
 use super::{
     Bind, BlockMap, DeviceUsers, Directory, DiskNews, FoundVolume, Holder, Host, HostError, NfsMount,
@@ -51,7 +52,7 @@ pub struct Linux {
     local: Pool,
     children: Pool,
     network: Pool,
-    given_up: Arc<unmount::GivenUp>,
+    unmounters: Arc<Unmounters>,
     looks: users::Looks,
     blocks: Blocks,
     programs: Children,
@@ -100,11 +101,11 @@ impl Linux {
         };
         root.create(&tree)?;
         let (root, table) = (Arc::new(root), Arc::new(Mutex::new(table)));
-        let given_up = Arc::<unmount::GivenUp>::default();
+        let unmounters = Arc::new(Unmounters::new());
         let blocks = Blocks {
             root: Arc::clone(&root),
             table: Arc::clone(&table),
-            given_up: Arc::clone(&given_up),
+            unmounters: Arc::clone(&unmounters),
             at_work: Arc::default(),
         };
         Ok(Self {
@@ -116,7 +117,7 @@ impl Linux {
             local: Pool::new(),
             children: Pool::new(),
             network: Pool::new(),
-            given_up,
+            unmounters,
             blocks,
             programs: Children::new(),
             targets: lun::Targets::default(),
@@ -136,6 +137,7 @@ impl Linux {
     /// Starts this program for what is done in child processes: a test's own `/proc/self/exe` is not volumed.
     #[must_use]
     pub fn with_child_program(mut self, program: PathBuf) -> Self {
+        self.unmounters.set_program(program.clone());
         self.programs = self.programs.with_program(program);
         self
     }
@@ -251,7 +253,7 @@ impl Host for Linux {
         how: Unmount,
     ) -> BoxFuture<'_, Result<(), HostError>> {
         let (root, table) = (Arc::clone(&self.root), Arc::clone(&self.table));
-        let given_up = Arc::clone(&self.given_up);
+        let unmounters = Arc::clone(&self.unmounters);
         let absolute = self.root.absolute(&path);
         Box::pin(async move {
             // The work gives itself up at its own limit, with the child; the pool's is only for a queue that does not move.
@@ -261,7 +263,7 @@ impl Host for Linux {
             };
             // What waits for a server takes no place of what waits for a disk.
             let pool = if has_server(&expected.fs_type) { &self.network } else { &self.children };
-            let work = move || unmount::unmount(&root, &table, &given_up, &path, (&expected, how), limit);
+            let work = move || unmount::unmount(&root, &table, &unmounters, &path, (&expected, how), limit);
             pool.run("unmount", &absolute, limit + LIMIT, work).await
         })
     }

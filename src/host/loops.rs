@@ -3,7 +3,6 @@
 //!
 //! Ours carry a name by which they are known whatever becomes of the paths: after a restart, and after their mount went.
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -17,7 +16,8 @@ use sha2::{Digest, Sha256};
 use super::HostError;
 use super::path::Root;
 use super::raw::{self, LoopStatus};
-use super::unmount::{GivenUp, pause, wait};
+use super::unmount::pause;
+use super::unmounter::{Ended, Unmounters};
 use crate::model::RootPath;
 
 /// Letting go of a device's last hold writes back what a pod left unwritten.
@@ -282,20 +282,15 @@ pub(super) fn configure(
 ///
 /// # Errors
 /// `Busy`: somebody has the loop device itself open; it goes with them. `Deadline`: not known.
-pub(super) fn let_go(one: &Loop, given_up: &GivenUp, limit: Duration) -> Result<(), HostError> {
+pub(super) fn let_go(one: &Loop, unmounters: &Unmounters, limit: Duration) -> Result<(), HostError> {
     const DOING: &str = "let go of the loop device";
     let failed = |source: io::Error| HostError::Io { doing: DOING, path: one.node(), source };
-    given_up.reap();
-    let path = CString::new(one.node().into_os_string().into_vec()).map_err(|e| failed(e.into()))?;
-    let child = raw::spawn_loop_clear(&path, &one.status).map_err(failed)?;
-    match wait(child, limit).map_err(failed)? {
-        Some(0) => {}
+    match unmounters.let_go(&one.node(), &one.status, limit).map_err(failed)? {
+        Ended::Done => {}
         // Somebody else let it go.
-        Some(status) if is_free(&io::Error::from_raw_os_error(status)) => return Ok(()),
-        Some(status) => return Err(failed(io::Error::from_raw_os_error(status))),
-        None => {
-            let _sent = rustix::process::kill_process(child, rustix::process::Signal::KILL);
-            given_up.add(child);
+        Ended::Failed(Errno::NXIO | Errno::NODEV) => return Ok(()),
+        Ended::Failed(e) => return Err(failed(e.into())),
+        Ended::Silent => {
             return Err(HostError::Deadline { doing: DOING, path: one.node(), seconds: limit.as_secs() });
         }
     }

@@ -34,6 +34,7 @@ mod startup;
 mod token;
 mod uevents;
 mod unmount;
+mod unmounter;
 mod usage;
 mod users;
 mod wanted;

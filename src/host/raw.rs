@@ -2,16 +2,14 @@
 
 #![expect(
     unsafe_code,
-    reason = "children without exec, close_range, kcmp, loop devices, freezing, mount_setattr, statmount, listmount, what ties a tool to us, tokio's registration of a descriptor, and one that systemd passed"
+    reason = "close_range, kcmp, loop devices, freezing, mount_setattr, statmount, listmount, what ties a tool to us, tokio's registration of a descriptor, and one that systemd passed"
 )]
 
-use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -47,54 +45,6 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     // memory of ours is handed to the kernel, and whoever owns the descriptor keeps it.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     Ok(rustix::io::fcntl_dupfd_cloexec(borrowed, 3)?)
-}
-
-/// Starts a child process whose whole life is `umount2(name, UMOUNT_NOFOLLOW)` inside the directory, with MNT_FORCE if
-/// `forced`. Its exit status is the errno, 0 for success. It dies with the calling thread, and holds none of our descriptors (locks, sockets) while it
-/// hangs.
-///
-/// # Errors
-/// When no process can be made.
-pub(super) fn spawn_unmount(directory: BorrowedFd<'_>, name: &CStr, forced: bool) -> io::Result<Pid> {
-    let directory = directory.as_raw_fd();
-    let name = name.as_ptr();
-    // SAFETY: takes no argument.
-    let parent = unsafe { libc::getpid() };
-    // SAFETY: fork copies the address space. Other threads may hold locks at this moment, so the child must make nothing
-    // but async-signal-safe calls until it exits; `unmount_and_exit` does. The copy keeps `name` readable there.
-    let pid = unsafe { libc::fork() };
-    if pid == 0 {
-        let flags = libc::UMOUNT_NOFOLLOW | if forced { libc::MNT_FORCE } else { 0 };
-        unmount_and_exit(parent, directory, name, flags);
-    }
-    match Pid::from_raw(pid) {
-        Some(child) if pid > 0 => Ok(child),
-        Some(_) | None => Err(io::Error::last_os_error()),
-    }
-}
-
-/// The child. Only system calls: no allocation, no lock, no unwinding. `name` points to a NUL-terminated string.
-fn unmount_and_exit(
-    parent: libc::pid_t,
-    directory: libc::c_int,
-    name: *const libc::c_char,
-    flags: libc::c_int,
-) -> ! {
-    // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory.
-    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    // SAFETY: takes no argument. A parent that died before prctl took effect sends no signal.
-    let orphan = unsafe { libc::getppid() } != parent;
-    // SAFETY: fchdir looks at an open descriptor by number and touches no memory.
-    let entered = !orphan && unsafe { libc::fchdir(directory) } == 0;
-    // SAFETY: close_range closes descriptors of this process only: fork gave it a table of its own.
-    unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) };
-    // SAFETY: the kernel reads the NUL-terminated string at `name`, which the caller's &CStr keeps alive, and writes nothing.
-    let done = entered && unsafe { libc::umount2(name, flags) } == 0;
-    // Reads errno and allocates nothing.
-    let errno = io::Error::last_os_error().raw_os_error().filter(|e| *e != 0).unwrap_or(libc::EIO);
-    let status = if done { 0 } else { errno };
-    // SAFETY: _exit runs no handler of the parent's and does not return.
-    unsafe { libc::_exit(status) }
 }
 
 /// Closes every descriptor from this number on. Only for a child process that has just begun: whoever owned one of them in
@@ -259,6 +209,16 @@ pub(super) fn loop_stay(device: BorrowedFd<'_>) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// `ioctl(device, LOOP_CLR_FD)`: lets go of what it holds, where somebody else has it open with the last of them.
+///
+/// # Errors
+/// ENXIO: it is not configured.
+pub(super) fn loop_clear(device: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the request takes no argument and touches no memory of ours.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// `ioctl(device, LOOP_SET_CAPACITY)`: takes the size that the backing file has now.
 ///
 /// # Errors
@@ -402,57 +362,4 @@ fn keep_open(kept: &[Arc<OwnedFd>]) -> io::Result<()> {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
     }
     Ok(())
-}
-
-/// Starts a child process that lets go of what a loop device holds, if that is still what `expected` says. Letting go of the
-/// last hold of a device writes back what is not written yet, which may last, or never end. Exit status as for
-/// `spawn_unmount`; ENXIO: it holds nothing, or something else, by now.
-///
-/// # Errors
-/// When no process can be made.
-pub(super) fn spawn_loop_clear(path: &CStr, expected: &LoopStatus) -> io::Result<Pid> {
-    let path = path.as_ptr();
-    // SAFETY: takes no argument.
-    let parent = unsafe { libc::getpid() };
-    // SAFETY: fork copies the address space. Other threads may hold locks at this moment, so the child must make nothing
-    // but async-signal-safe calls until it exits; `clear_and_exit` does. The copy keeps `path` and `expected` readable there.
-    let pid = unsafe { libc::fork() };
-    if pid == 0 {
-        clear_and_exit(parent, path, expected);
-    }
-    match Pid::from_raw(pid) {
-        Some(child) if pid > 0 => Ok(child),
-        Some(_) | None => Err(io::Error::last_os_error()),
-    }
-}
-
-/// The child. Only system calls: no allocation, no lock, no unwinding. `path` points to a NUL-terminated string. Its only
-/// descriptor of the loop device is closed by its end, so that whoever waits for that has waited for the device too.
-fn clear_and_exit(parent: libc::pid_t, path: *const libc::c_char, expected: &LoopStatus) -> ! {
-    // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory.
-    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    // SAFETY: takes no argument. A parent that died before prctl took effect sends no signal.
-    let orphan = unsafe { libc::getppid() } != parent;
-    // SAFETY: close_range closes descriptors of this process only: fork gave it a table of its own.
-    unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) };
-    // SAFETY: the kernel reads the NUL-terminated string at `path`, which the caller's &CStr keeps alive.
-    let device = unsafe { libc::open(path, libc::O_RDONLY | libc::O_CLOEXEC) };
-    let mut info = LoopInfo::EMPTY;
-    // SAFETY: as in `loop_status`; a descriptor that is not open is EBADF.
-    let asked = unsafe { libc::ioctl(device, LOOP_GET_STATUS64, &raw mut info) } == 0;
-    let same = asked
-        && info.rdevice == expected.device
-        && (info.device, info.inode) == expected.file
-        && info.file_name == expected.name;
-    // SAFETY: the request takes no argument and touches no memory of ours.
-    let done = same && !orphan && unsafe { libc::ioctl(device, LOOP_CLR_FD) } == 0;
-    // Reads errno and allocates nothing.
-    let errno = io::Error::last_os_error().raw_os_error().filter(|e| *e != 0).unwrap_or(libc::EIO);
-    let status = match (done, asked && !same) {
-        (true, _) => 0,
-        (false, true) => libc::ENXIO,
-        (false, false) => errno,
-    };
-    // SAFETY: _exit runs no handler of the parent's and does not return.
-    unsafe { libc::_exit(status) }
 }

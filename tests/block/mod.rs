@@ -69,10 +69,15 @@ pub struct World {
     nodes: RefCell<Vec<(u64, u64)>>,
 }
 
+/// Opens a root whose child processes are the real ones.
+pub fn open(root: &Path) -> Linux {
+    Linux::open(root).unwrap().with_child_program(env!("CARGO_BIN_EXE_volumed").into())
+}
+
 impl World {
     pub fn new() -> Self {
         let top = tempfile::tempdir().unwrap();
-        let linux = Linux::open(&top.path().join("root")).unwrap();
+        let linux = open(&top.path().join("root"));
         let root = linux.root().to_owned();
         let (devices, others, nodes) = Default::default();
         Self { linux, root, top, devices, others, nodes }

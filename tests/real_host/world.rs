@@ -19,7 +19,7 @@ pub const SPEC: &str = "pods/u1/volumes/kubernetes.io~empty-dir/cache";
 
 impl World {
     pub fn new() -> Self {
-        Self::of(|linux| linux)
+        Self::of(|linux| linux.with_child_program(env!("CARGO_BIN_EXE_volumed").into()))
     }
 
     /// An emptyDir with a file and a tree in it.

@@ -32,7 +32,7 @@ impl Blocks {
             // Still bound: somebody's record was lost, not the device. It stays what it is: found, and shown as foreign.
             let is_bound = !is_detached(&lock.shown) && table.at(&lock.shown) != MountsAt::None;
             if lock.name().starts_with(&ours) && !is_known && !is_bound {
-                loops::let_go(&lock, &self.given_up, loops::LIMIT)?;
+                loops::let_go(&lock, &self.unmounters, loops::LIMIT)?;
                 let (major, minor) = lock.device();
                 gone.push(format!("{} (of {major}:{minor})", lock.node().display()));
             }
@@ -93,7 +93,7 @@ impl Blocks {
             }
         }
         // Of another device, of a bind that is gone, or made twice. Only now, so that the device is held throughout.
-        locks.iter().try_for_each(|lock| loops::let_go(lock, &self.given_up, loops::LIMIT))
+        locks.iter().try_for_each(|lock| loops::let_go(lock, &self.unmounters, loops::LIMIT))
     }
 
     /// Opens the bound device: for writing, unless it is read-only.

@@ -21,7 +21,8 @@ use super::files::temporary_name;
 use super::loops::{self, Loop};
 use super::mount_table::Reader;
 use super::path::{BENEATH, Root};
-use super::unmount::{self, GivenUp, new_device_each_time};
+use super::unmount::{self, new_device_each_time};
+use super::unmounter::Unmounters;
 use super::{BlockMap, DeviceUsers, Directory, HostError, Seen, Tree, Unmount};
 use crate::model::{MountIdentity, MountTable, MountsAt, RootPath};
 use device::{Device, number};
@@ -39,7 +40,7 @@ const A_DEVICE: &str = "a block device";
 pub(super) struct Blocks {
     pub(super) root: Arc<Root>,
     pub(super) table: Arc<Mutex<Reader>>,
-    pub(super) given_up: Arc<GivenUp>,
+    pub(super) unmounters: Arc<Unmounters>,
     /// The maps at work: one that hung and was given up must not go on after a later one.
     pub(super) at_work: Arc<Mutex<BTreeSet<RootPath>>>,
 }
@@ -120,7 +121,7 @@ impl Blocks {
             number.map_or(Ok(()), |number| self.check_unused(block, number, driver))?;
         }
         for lock in tagged.into_iter().chain(self.kubelet_s(&block.map, number)?) {
-            loops::let_go(&lock, &self.given_up, loops::LIMIT)?;
+            loops::let_go(&lock, &self.unmounters, loops::LIMIT)?;
         }
         self.unlink(&block.link)?;
         if let Some(Bound { mount, node, .. }) = bound {
@@ -130,7 +131,7 @@ impl Blocks {
             unmount::unmount(
                 root,
                 table,
-                &self.given_up,
+                &self.unmounters,
                 &block.map,
                 (&mount, Unmount::Plain),
                 unmount::LIMIT,

@@ -1,6 +1,6 @@
 //! The child's side: reads one request, does it, and ends.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use super::wire::{Reply, Request};
 use super::{ARGUMENT, ask, ownership};
-use crate::host::{Usage, bind, disk, lun, nfs, raw};
+use crate::host::{Usage, bind, disk, lun, nfs, raw, unmounter};
 
 /// Its name in process lists and in the words for who holds a volume; the kernel has 15 bytes for it.
 const NAME: &str = "volumed-child";
@@ -19,7 +19,10 @@ const NAME: &str = "volumed-child";
 /// Does a child's work if this process was started as one. To be called before anything is opened or any thread started.
 pub fn as_child() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
-    (arguments.next()? == ARGUMENT).then(|| match serve(arguments.next().as_deref()) {
+    let what = arguments.next().filter(|what| what == ARGUMENT || what == unmounter::ARGUMENT)?;
+    let parent = arguments.next().and_then(|pid| Pid::from_raw(pid.to_str()?.parse().ok()?));
+    let serve = if what == ARGUMENT { serve } else { unmount };
+    Some(match serve(parent) {
         Ok(()) => ExitCode::SUCCESS,
         // The daemon that would have been told is gone.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
@@ -30,18 +33,26 @@ pub fn as_child() -> Option<ExitCode> {
     })
 }
 
-fn serve(parent: Option<&OsStr>) -> io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // A parent that died before that sends no signal.
-    let parent = parent.and_then(|pid| Pid::from_raw(pid.to_str()?.parse().ok()?));
-    if parent.is_none() || rustix::process::getppid() != parent {
-        return Err(io::Error::other("only volumed itself starts one, and it is gone"));
-    }
+/// Looks for its parent, and becomes a process that has nothing of it.
+fn begin(parent: Option<Pid>) -> io::Result<Pid> {
+    let parent = parent.filter(|parent| rustix::process::getppid() == Some(*parent));
+    let parent = parent.ok_or_else(|| io::Error::other("only volumed itself starts one, and it is gone"))?;
     // What volumed opens is close-on-exec, but not what it was started with: the listening socket of its socket unit, a
     // lock that a shell holds. A child that hangs for good must not keep any of it.
     raw::close_from(3)?;
     // Without it the name would be "exe".
     let _named = std::fs::write("/proc/self/comm", NAME);
+    Ok(parent)
+}
+
+fn unmount(parent: Option<Pid>) -> io::Result<()> {
+    unmounter::serve(begin(parent)?)
+}
+
+fn serve(parent: Option<Pid>) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // Only now: a parent that died before that sends no signal.
+    begin(parent)?;
     let mut request = Vec::new();
     io::stdin().lock().read_to_end(&mut request)?;
     match serde_json::from_slice(&request)? {

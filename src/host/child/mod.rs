@@ -39,7 +39,7 @@ const ARGUMENT: &str = "--internal-child";
 
 /// The program of the running process itself. The link leads to the file that was executed, not to its name: after an upgrade
 /// of the binary on disk it still starts the old one, so that both sides always speak the same language.
-const OWN_PROGRAM: &str = "/proc/self/exe";
+pub(super) const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// How long a child that has said everything is given to end before it is killed.
 const END: Duration = Duration::from_secs(1);

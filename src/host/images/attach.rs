@@ -254,7 +254,7 @@ impl Images {
     pub async fn detach(&self, device: &Attached) -> Result<(), HostError> {
         let (one, inner) = (device.one.clone(), std::sync::Arc::clone(&self.inner));
         let limit = loops::LIMIT + super::LIMIT;
-        let work = move || loops::let_go(&one, &inner.given_up, loops::LIMIT);
+        let work = move || loops::let_go(&one, &inner.unmounters, loops::LIMIT);
         self.inner.slow.run("let go of", &device.node(), limit, work).await
     }
 }

@@ -30,7 +30,7 @@ use super::child::Children;
 use super::exec::Tools;
 use super::mount_table::Reader;
 use super::pool::Pool;
-use super::unmount::GivenUp;
+use super::unmounter::Unmounters;
 use super::wanted::{Waits, Wanted};
 use crate::model::MountTable;
 
@@ -65,7 +65,7 @@ struct Inner {
     local: Pool,
     /// For what may last: allocation, syncs, unmounts. It cannot take the places of what is quick.
     slow: Pool,
-    given_up: GivenUp,
+    unmounters: Unmounters,
     /// Holds the directory's lock as long as one of us lives; tools hold it too.
     _lock: Arc<OwnedFd>,
     /// The same for the directory itself.
@@ -135,7 +135,7 @@ impl Images {
                 table: Mutex::new(table),
                 local: Pool::new(),
                 slow: Pool::new(),
-                given_up: GivenUp::default(),
+                unmounters: Unmounters::new(),
                 _lock: lock,
                 directory,
             }),

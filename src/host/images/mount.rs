@@ -1,22 +1,20 @@
 //! Mounts of image file systems, binds of them and of devices, and their end. Everything is attached by descriptor to exactly
 //! the directory or file that was looked at; nothing is mounted over a mount, and nothing is unmounted lazily.
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
-use rustix::process::Signal;
 
 use super::super::detached::{Unmade, attach, make, place};
 use super::super::options::Options;
 use super::super::path::descriptor_path;
-use super::super::unmount::{self, wait};
+use super::super::unmount;
+use super::super::unmounter::Ended;
 use super::super::wanted::Wanted;
 use super::super::{HostError, raw, users};
 use super::attach::Held;
@@ -258,7 +256,6 @@ fn take_away(inner: &Inner, mount: &Mount) -> Result<(), HostError> {
     const DOING: &str = "unmount";
     let path = &mount.point;
     let io_failed = |source: io::Error| HostError::Io { doing: DOING, path: path.clone(), source };
-    inner.given_up.reap();
     let table = inner.table()?;
     match table.at(path) {
         MountsAt::None => return Ok(()),
@@ -273,25 +270,19 @@ fn take_away(inner: &Inner, mount: &Mount) -> Result<(), HostError> {
         return Err(HostError::WrongMount { path: path.clone(), found });
     }
     let parent = path.parent().unwrap_or(Path::new("/"));
-    let name =
-        CString::new(path.file_name().unwrap_or_default().as_bytes()).map_err(|e| io_failed(e.into()))?;
     let parent = place(parent, OFlags::DIRECTORY).map_err(failed(DOING, path))?;
-    let child = raw::spawn_unmount(parent.as_fd(), &name, false).map_err(io_failed)?;
-    match wait(child, unmount::LIMIT).map_err(io_failed)? {
-        Some(0) => Ok(()),
-        Some(status) => match Errno::from_raw_os_error(status) {
-            Errno::BUSY => {
-                let holder = users::holder_of_mount(mount.id, path);
-                let holder = holder.unwrap_or_else(|| "another process".to_owned());
-                Err(HostError::Busy { path: path.clone(), holder })
-            }
-            // Somebody else was faster.
-            Errno::INVAL | Errno::NOENT if inner.table()?.at(path) == MountsAt::None => Ok(()),
-            e => Err(io_failed(e.into())),
-        },
-        None => {
-            let _sent = rustix::process::kill_process(child, Signal::KILL);
-            inner.given_up.add(child);
+    let name = path.file_name().unwrap_or_default();
+    match inner.unmounters.unmount(&parent, name, false, unmount::LIMIT).map_err(io_failed)? {
+        Ended::Done => Ok(()),
+        Ended::Failed(Errno::BUSY) => {
+            let holder = users::holder_of_mount(mount.id, path);
+            let holder = holder.unwrap_or_else(|| "another process".to_owned());
+            Err(HostError::Busy { path: path.clone(), holder })
+        }
+        // Somebody else was faster.
+        Ended::Failed(Errno::INVAL | Errno::NOENT) if inner.table()?.at(path) == MountsAt::None => Ok(()),
+        Ended::Failed(e) => Err(io_failed(e.into())),
+        Ended::Silent => {
             let seconds = unmount::LIMIT.as_secs();
             Err(HostError::Deadline { doing: DOING, path: path.clone(), seconds })
         }
