@@ -38,7 +38,9 @@ fn every_kind_is_mounted_once_with_its_options_and_grows_to_its_disk() {
             assert!(options.contains("noatime") && options.contains("nodev"), "{options}");
             assert!(host.mount(&disk, &intent, false, &[]).await.unwrap().already, "it is mounted twice");
             assert!(matches!(grow(&host, &disk, &intent).await, Ok(FsGrowth::Enough { .. })), "{kind}");
+            assert!(host.mount(&disk, &intent, false, &[]).await.unwrap().fills, "{kind}");
             disk.grow(2 * BYTES);
+            assert!(!host.mount(&disk, &intent, false, &[]).await.unwrap().fills, "{kind}");
             match grow(&host, &disk, &intent).await {
                 Ok(FsGrowth::Grown { from, bytes }) => {
                     assert!(from <= BYTES && bytes > BYTES && bytes <= 2 * BYTES, "{kind}: {from} {bytes}");

@@ -136,8 +136,11 @@ fn a_disk_is_not_formatted_where_not_all_who_may_have_it_can_be_seen() {
             let _holder = Holder::start("exec 9<\"$1\"", &disk.device);
             host.assert_refused(&disk, &intent, unseen).await;
         }
-        // Any other capability is not needed for it.
+        // Any other capability is not needed for it. Another host: the first one keeps its child.
         without("-sys_time");
+        let host = Host::with_program(program);
+        let disk = host.disk("image", BYTES);
+        let intent = host.intent(&disk, FsKind::Ext4).await;
         assert!(host.format(&disk, &intent).await.is_ok());
     });
 }

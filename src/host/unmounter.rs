@@ -230,11 +230,11 @@ impl Unmounter {
     }
 }
 
-/// Waits until something can be read, or the other end is closed.
-fn readable(socket: &OwnedFd, limit: Duration) -> io::Result<bool> {
+/// Waits until something can be read, or the other end is closed; up to a limit.
+pub(super) fn readable(socket: impl AsFd, limit: Duration) -> io::Result<bool> {
     let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
     loop {
-        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&limit)) {
+        match poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&limit)) {
             Ok(ready) => return Ok(ready > 0),
             Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),

@@ -49,7 +49,7 @@ impl VolumeType for Device {
                     notes.push(format!("the check before the mount mended errors: {said}"));
                 }
             }
-            if !read_only {
+            if !read_only && !mounted.fills {
                 notes.extend(grow(site, disk, at).await.unwrap_or_else(|error| {
                     Some(format!("the file system does not fill its device: {}", Chain(&error)))
                 }));

@@ -171,7 +171,8 @@ impl World {
         let MountsAt::One(mount) = table.at(&point) else {
             return Err(other_mount(path, point, "several"));
         };
-        Ok(DiskMounted { checked: Checked::Clean, mount: mount.identity(), already })
+        let fills = disk.used == disk.bytes;
+        Ok(DiskMounted { checked: Checked::Clean, mount: mount.identity(), already, fills })
     }
 
     /// `Host::show_disk`

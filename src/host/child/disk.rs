@@ -14,7 +14,8 @@ use crate::host::disk::{Answer, Ask, LOOK};
 const DOING: &str = "work on the disk";
 
 impl Children {
-    /// Lets a child work on a disk. Dropped, it is killed, and the tools that it runs with it.
+    /// Lets a child work on a disk. Dropped, it is killed, and the tools that it runs with it. One that has learnt no key is kept
+    /// for the next disk, or for what comes next with this one.
     ///
     /// # Errors
     /// `Disk`; `Busy`: an earlier child hangs there; `Deadline`: this one does.
@@ -24,7 +25,9 @@ impl Children {
         // Never closed; and if it were, only the limit would be gone.
         let _slot = self.disks.acquire().await.ok();
         self.wait_for_earlier(&place).await?;
-        let mut child = self.start(BTreeMap::from([(0, place)]))?;
+        let is_kept = !ask.work.has_key();
+        let mut child =
+            if is_kept { self.take_or_start(place) } else { self.start(BTreeMap::from([(0, place)])) }?;
         let mut limit = LOOK;
         let mut until = Instant::now() + limit;
         let late = |limit: std::time::Duration| HostError::Deadline {
@@ -32,8 +35,11 @@ impl Children {
             path: path.clone(),
             seconds: limit.as_secs(),
         };
-        let told = tokio::time::timeout_at(until, child.tell(&Request::Disk(ask))).await;
-        told.map_err(|_elapsed| late(limit))?.map_err(failed(DOING, &path))?;
+        let request = Request::Disk(ask);
+        let told = tokio::time::timeout_at(until, async {
+            if is_kept { child.tell_first(&request).await } else { child.tell(&request).await }
+        });
+        told.await.map_err(|_elapsed| late(limit))?.map_err(failed(DOING, &path))?;
         loop {
             let reply = tokio::time::timeout_at(until, child.next()).await.map_err(|_elapsed| late(limit))?;
             match reply.map_err(failed(DOING, &path))? {
@@ -42,7 +48,11 @@ impl Children {
                     until = Instant::now() + limit;
                 }
                 Reply::Disk(answer) => {
-                    child.finish().await;
+                    if is_kept {
+                        self.keep(child, path);
+                    } else {
+                        child.finish().await;
+                    }
                     return answer.map_err(|error| HostError::Disk(Box::new(error)));
                 }
                 other @ (Reply::SoFar(_)

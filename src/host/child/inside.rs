@@ -1,7 +1,7 @@
-//! The child's side: reads one request, does it, and ends.
+//! The child's side: does what it reads until there is no more.
 
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use super::wire::{Reply, Request};
-use super::{ARGUMENT, ask, ownership};
+use super::{ARGUMENT, IDLE, ask, ownership};
 use crate::host::{Usage, bind, disk, lun, nfs, raw, unmounter};
 
 /// Its name in process lists and in the words for who holds a volume; the kernel has 15 bytes for it.
@@ -53,9 +53,19 @@ fn serve(parent: Option<Pid>) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // Only now: a parent that died before that sends no signal.
     begin(parent)?;
-    let mut request = Vec::new();
-    io::stdin().lock().read_to_end(&mut request)?;
-    match serde_json::from_slice(&request)? {
+    let mut requests = BufReader::new(io::stdin().lock());
+    let mut line = Vec::new();
+    let mut before = None;
+    while unmounter::readable(io::stdin(), IDLE)? && requests.read_until(b'\n', &mut line)? > 0 {
+        carry_out(serde_json::from_slice(&line)?, &mut before)?;
+        line.clear();
+    }
+    Ok(())
+}
+
+/// Does what is asked. `before` is what it found out that may serve what is asked next.
+fn carry_out(request: Request, before: &mut Option<disk::Opinions>) -> io::Result<()> {
+    match request {
         Request::Ownership { root, path, group, on_root_mismatch } => {
             allow_descriptors();
             let tell = |done| say(&Reply::SoFar(done));
@@ -72,7 +82,7 @@ fn serve(parent: Option<Pid>) -> io::Result<()> {
         Request::Bind(ask) => say(&Reply::Bound(bind::answer(&ask))),
         Request::Nfs(ask) => say(&Reply::Nfs(nfs::answer(&ask))),
         Request::Lun(ask) => say(&Reply::Lun(lun::answer(ask))),
-        Request::Disk(ask) => say(&Reply::Disk(Box::new(disk::answer(ask, |limit| {
+        Request::Disk(ask) => say(&Reply::Disk(Box::new(disk::answer(ask, before, |limit| {
             // Nobody listens any more: the parent's end is this process's end too.
             let _said = say(&Reply::Lasts(limit.as_secs()));
         })))),

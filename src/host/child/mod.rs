@@ -18,15 +18,16 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::HostError;
 use crate::model::{MountTable, MountsAt};
@@ -50,6 +51,12 @@ const OWNERSHIP_AT_A_TIME: usize = 16;
 /// How many directories are shown that may hang.
 const BINDS_AT_A_TIME: usize = 16;
 
+/// How long a child that is kept waits for something to do before it ends.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// How long one is taken for one that waits still.
+const FRESH: Duration = Duration::from_secs(5);
+
 /// How many disks are worked on at a time.
 const DISKS_AT_A_TIME: usize = 16;
 
@@ -61,6 +68,8 @@ pub(super) struct Children {
     changes: Semaphore,
     disks: Semaphore,
     binds: Semaphore,
+    /// Those that wait for another disk. A std mutex: held to take one out or put one back.
+    idle: Mutex<Vec<Idle>>,
     /// By NFS server. A std mutex: held for a map look-up only.
     servers: Mutex<BTreeMap<String, Arc<Semaphore>>>,
 }
@@ -74,6 +83,7 @@ impl Children {
             changes: Semaphore::new(OWNERSHIP_AT_A_TIME),
             disks: Semaphore::new(DISKS_AT_A_TIME),
             binds: Semaphore::new(BINDS_AT_A_TIME),
+            idle: Mutex::default(),
             servers: Mutex::default(),
         }
     }
@@ -102,7 +112,6 @@ impl Children {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
-            .kill_on_drop(true)
             .spawn()
             .map_err(failed)?;
         // Not yet reaped, so the pid is the child's.
@@ -111,13 +120,49 @@ impl Children {
         let ended = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
         let stdout = child.stdout.take().ok_or_else(|| failed(io::Error::other("it has no stdout")))?;
         Ok(Running {
-            child,
+            requests: child.stdin.take(),
+            child: Some(child),
             replies: BufReader::new(stdout).lines(),
             ended: Some(ended),
             unanswered: asked,
             hung: Arc::clone(&self.hung),
         })
     }
+
+    /// Returns a child that waits for something to do, the one that was there last if it is among them, or a new one.
+    fn take_or_start(&self, place: Place) -> Result<Running, HostError> {
+        match self.take(&place.path) {
+            Some(mut waiting) => {
+                waiting.unanswered.insert(0, place);
+                Ok(waiting)
+            }
+            None => self.start(BTreeMap::from([(0, place)])),
+        }
+    }
+
+    fn take(&self, was_at: &Path) -> Option<Running> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|one| one.since.elapsed() < FRESH && !one.child.has_ended());
+        let found = idle.iter().position(|one| one.was_at == was_at).or(idle.len().checked_sub(1))?;
+        Some(idle.swap_remove(found).child)
+    }
+
+    /// Keeps a child that has said everything for what comes next.
+    fn keep(&self, mut child: Running, was_at: PathBuf) {
+        child.unanswered.clear();
+        // tokio reaps it when it ends, if nobody has it any more.
+        child.child = None;
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.push(Idle { child, was_at, since: Instant::now() });
+    }
+}
+
+/// A child that waits for something to do.
+#[derive(Debug)]
+struct Idle {
+    child: Running,
+    was_at: PathBuf,
+    since: Instant,
 }
 
 /// What is asked about: a path, and the id of the mount exactly there. With the id, because a new mount at the path of one that
@@ -175,7 +220,10 @@ fn has_ended(pidfd: &OwnedFd) -> bool {
 /// A child at work. Dropped, it is killed.
 #[derive(Debug)]
 struct Running {
-    child: Child,
+    /// `None` once it was kept.
+    child: Option<Child>,
+    /// `None` once it was told all that it is to do.
+    requests: Option<ChildStdin>,
     replies: Lines<BufReader<ChildStdout>>,
     /// A descriptor of the process, readable when it has ended; `None` once it was handed on.
     ended: Option<OwnedFd>,
@@ -184,11 +232,19 @@ struct Running {
 }
 
 impl Running {
-    /// Tells the child what to do. One that ended already is found out by `next`.
+    /// Tells the child what to do, and that it is all. One that ended already is found out by `next`.
     async fn tell(&mut self, request: &Request) -> io::Result<()> {
-        let request = serde_json::to_vec(request)?;
-        if let Some(mut stdin) = self.child.stdin.take() {
-            match stdin.write_all(&request).await {
+        let told = self.tell_first(request).await;
+        self.requests = None;
+        told
+    }
+
+    /// Tells the child what to do before it waits for more.
+    async fn tell_first(&mut self, request: &Request) -> io::Result<()> {
+        let mut request = serde_json::to_vec(request)?;
+        request.push(b'\n');
+        if let Some(requests) = &mut self.requests {
+            match requests.write_all(&request).await {
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
                 done => done?,
             }
@@ -203,26 +259,35 @@ impl Running {
     async fn next(&mut self) -> io::Result<Reply> {
         match self.replies.next_line().await? {
             Some(line) => Ok(serde_json::from_str(&line)?),
-            None => Err(io::Error::other(match tokio::time::timeout(END, self.child.wait()).await {
-                Ok(Ok(status)) => format!("its child process ended too early: {status}"),
-                Ok(Err(e)) => format!("its child process ended too early: {e}"),
-                Err(_elapsed) => "its child process says no more".to_owned(),
+            None => Err(io::Error::other(match self.wait().await {
+                Some(Ok(status)) => format!("its child process ended too early: {status}"),
+                Some(Err(e)) => format!("its child process ended too early: {e}"),
+                None => "its child process says no more".to_owned(),
             })),
         }
+    }
+
+    /// Waits a moment for its end. `None`: it did not end, or it was kept and nobody knows how it did.
+    async fn wait(&mut self) -> Option<io::Result<ExitStatus>> {
+        tokio::time::timeout(END, self.child.as_mut()?.wait()).await.ok()
     }
 
     /// Waits a moment for the end of a child that has said everything.
     async fn finish(mut self) {
         self.unanswered.clear();
-        let _late = tokio::time::timeout(END, self.child.wait()).await;
+        let _late = self.wait().await;
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.as_ref().is_none_or(has_ended)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Does nothing to one that was reaped.
-        let _sent = self.child.start_kill();
         if let Some(pidfd) = self.ended.take() {
+            // Does nothing to one that was reaped.
+            let _sent = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
             let unanswered: Vec<Place> = std::mem::take(&mut self.unanswered).into_values().collect();
             if !unanswered.is_empty() {
                 self.hung.add(pidfd, unanswered);

@@ -11,9 +11,11 @@ use rustix::io::Errno;
 use super::super::exec::Tools;
 use super::super::path::descriptor_path;
 use super::super::{device_users, loops};
+use super::blkid::{self, Said};
 use super::error::{DiskError, failed};
 use super::identity::Sysfs;
-use super::{blkid, judge, places};
+use super::judge;
+use super::places::{self, Look};
 use crate::model::{Content, DiskIdentity, FsUuid, Inspected};
 
 /// How long others are waited for: udev has its lock while it probes.
@@ -37,6 +39,20 @@ pub(super) struct Looked {
     pub(super) content: Content,
     /// The UUID of a LUKS header.
     pub(super) luks: Option<FsUuid>,
+}
+
+/// Both opinions of what is on a device.
+#[derive(Debug)]
+pub(in crate::host) struct Opinions {
+    number: (u32, u32),
+    said: Said,
+    look: Look,
+}
+
+impl Opinions {
+    pub(super) fn content(&self) -> Content {
+        judge::content(&self.said, &self.look)
+    }
 }
 
 /// A device, open and locked.
@@ -158,25 +174,49 @@ impl Device {
     /// # Errors
     /// As `content`.
     pub(super) async fn look(&self) -> Result<Looked, DiskError> {
+        let opinions = self.opinions().await?;
+        Ok(Looked { content: opinions.content(), luks: judge::luks(&opinions.said) })
+    }
+
+    async fn opinions(&self) -> Result<Opinions, DiskError> {
         let said = blkid::ask(&self.tools, &self.path, &self.in_tools()).await?;
-        let look = places::look(&self.fd, self.bytes).map_err(failed("read", &self.path))?;
-        Ok(Looked { content: judge::content(&said, &look), luks: judge::luks(&said) })
+        Ok(Opinions { number: self.number, said, look: self.places()? })
+    }
+
+    /// As `opinions`, but blkid is not asked again about what it was asked a moment before: as long as no byte of all that is
+    /// looked at has changed. Not for who formats.
+    ///
+    /// # Errors
+    /// As `content`.
+    pub(super) async fn opinions_after(&self, before: Option<Opinions>) -> Result<Opinions, DiskError> {
+        if let Some(before) = before
+            && before.number == self.number
+            && before.look == self.places()?
+        {
+            return Ok(before);
+        }
+        self.opinions().await
+    }
+
+    fn places(&self) -> Result<Look, DiskError> {
+        places::look(&self.fd, self.bytes).map_err(failed("read", &self.path))
     }
 
     /// Looks at all of it.
     ///
     /// # Errors
     /// As `content` and `identity`; of what cannot be read the content is `Unclear`.
-    pub(super) async fn inspect(&self) -> Result<Inspected, DiskError> {
-        let content = match self.content().await {
-            Ok(content) => content,
+    pub(super) async fn inspect(&self) -> Result<(Inspected, Option<Opinions>), DiskError> {
+        let (content, opinions) = match self.opinions().await {
+            Ok(opinions) => (opinions.content(), Some(opinions)),
             Err(DiskError::Failed { doing, path, why }) => {
-                Content::Unclear { why: format!("cannot {doing} {}: {why}", path.display()) }
+                (Content::Unclear { why: format!("cannot {doing} {}: {why}", path.display()) }, None)
             }
             Err(other) => return Err(other),
         };
         let read_only = self.sysfs.read_only().map_err(failed("look at", &self.path))?;
-        Ok(Inspected { identity: self.identity()?, content, bytes: self.bytes, read_only })
+        let bytes = self.bytes;
+        Ok((Inspected { identity: self.identity()?, content, bytes, read_only }, opinions))
     }
 
     /// Refuses a device that anybody has: mounted, part of another device, behind a loop device, or open in a process.

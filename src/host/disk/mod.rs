@@ -1,8 +1,10 @@
-//! Block devices that carry, or shall carry, a file system: whole operations, each in a child process of its own.
+//! Block devices that carry, or shall carry, a file system: whole operations, each in a child process.
 //!
 //! A device may not answer for good (a dead iSCSI session, a multipath device that queues), so not even its opening is done in
-//! volumed. The child opens the device, locks it, does everything with that one descriptor and ends; the tools that it runs
-//! die with it, and it with volumed. A device whose child hangs stays locked for as long.
+//! volumed. The child opens the device, locks it, does everything with that one descriptor and closes it; the tools that it
+//! runs die with it, and it with volumed. A device whose child hangs stays locked for as long. A child that is done waits a moment
+//! for the next operation, and remembers what a look at a device found: the mount that follows asks blkid again only if a byte has
+//! changed since. What formats always asks anew.
 //!
 //! What may be formatted is decided here once more, whatever the caller decided before (design 6, rule 2): `judge` has the rules,
 //! from what `blkid` says and what `places` reads.
@@ -33,6 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Checked, DiskIdentity, FileSystem, Mount, MountIdentity, RootPath};
 
+pub(super) use device::Opinions;
 pub use encrypted::{EncryptedDisks, LuksOpened};
 pub use error::DiskError;
 pub(super) use work::{Answer, Ask, Work, answer};
@@ -65,6 +68,8 @@ pub struct DiskMounted {
     pub mount: MountIdentity,
     /// It was mounted there already.
     pub already: bool,
+    /// It takes all of its device, as far as its superblock says, which may be behind and never ahead.
+    pub fills: bool,
 }
 
 /// Returns whether the disk under a mounted file system was taken away. The file system does not say so: what is in memory of it

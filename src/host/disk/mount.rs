@@ -15,7 +15,7 @@ use super::super::path::Root;
 use super::super::wanted::Waits;
 use super::btrfs::{self, Subvolume};
 use super::check;
-use super::device::{Device, size};
+use super::device::{Device, Opinions, size};
 use super::error::{DiskError, failed};
 use super::{DiskMounted, LOOK, MOUNT, limit, places};
 use crate::model::{
@@ -40,7 +40,12 @@ impl At {
 ///
 /// # Errors
 /// Nothing is mounted.
-pub(super) async fn mount(device: &Device, asked: &DiskMount, at: &At) -> Result<DiskMounted, DiskError> {
+pub(super) async fn mount(
+    device: &Device,
+    asked: &DiskMount,
+    at: &At,
+    before: Option<Opinions>,
+) -> Result<DiskMounted, DiskError> {
     let mut options = Options::of(&asked.options);
     options.read_only |= asked.read_only;
     let subvolume = Subvolume::of(&options.own).map_err(|why| refused(device, at, why))?;
@@ -51,9 +56,10 @@ pub(super) async fn mount(device: &Device, asked: &DiskMount, at: &At) -> Result
             checked: Checked::Not("it is mounted".to_owned()),
             mount: mount.identity(),
             already: true,
+            fills: fills(device, asked.file_system.kind)?,
         });
     }
-    let found = device.content().await?;
+    let found = device.opinions_after(before).await?.content();
     if found != Content::FileSystem(asked.file_system.clone()) {
         let recorded = asked.file_system.clone();
         return Err(DiskError::OtherContent { path: device.path.clone(), recorded, found });
@@ -67,7 +73,10 @@ pub(super) async fn mount(device: &Device, asked: &DiskMount, at: &At) -> Result
     device.lasts(MOUNT);
     let id = show(device, &asked.file_system, &options, &subvolume, at)?;
     let error = match already(device, &asked.file_system, part, at).await {
-        Ok(Some(mount)) => return Ok(DiskMounted { checked, mount: mount.identity(), already: false }),
+        Ok(Some(mount)) => {
+            let fills = fills(device, asked.file_system.kind)?;
+            return Ok(DiskMounted { checked, mount: mount.identity(), already: false, fills });
+        }
         Ok(None) => other_mount(device, at, "it was unmounted at once".to_owned()),
         Err(error) => error,
     };
@@ -241,9 +250,8 @@ pub(super) async fn grow(device: &Device, file_system: &FileSystem, at: &At) -> 
     };
     let (from, grain) = fs_size(device, file_system.kind, &absolute).await?;
     // Read again: it is the growth of the device that brings us here.
-    let whole = |bytes: u64, device: u64| bytes.saturating_add(grain) > device;
     let bytes = size(&device.fd).map_err(failed("find the size of", &device.path))?;
-    if whole(from, bytes) {
+    if is_whole((from, grain), bytes) {
         return Ok(FsGrowth::Enough { bytes: from });
     }
     if mount.read_only {
@@ -268,10 +276,22 @@ pub(super) async fn grow(device: &Device, file_system: &FileSystem, at: &At) -> 
         }
     }
     let (now, _) = fs_size(device, file_system.kind, &absolute).await?;
-    if whole(now, bytes) {
+    if is_whole((now, grain), bytes) {
         return Ok(FsGrowth::Grown { from, bytes: now });
     }
     Err(DiskError::NotWhole { path: device.path.clone(), bytes: now, device: bytes })
+}
+
+/// Returns whether a file system takes all of its device, as far as its superblock says: that of a mounted one may be behind, and none
+/// ever says more than there is.
+fn fills(device: &Device, kind: FsKind) -> Result<bool, DiskError> {
+    let superblock = places::superblock(&device.fd, kind).map_err(failed("read", &device.path))?;
+    Ok(superblock.is_some_and(|one| is_whole((one.bytes, one.grain), device.bytes)))
+}
+
+/// Returns whether there is no room left on a device of so many bytes.
+fn is_whole((bytes, grain): (u64, u64), device: u64) -> bool {
+    bytes.saturating_add(grain) > device
 }
 
 /// Returns the size of a mounted file system, and the least by which it can be smaller than its device and yet not grow.

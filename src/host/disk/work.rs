@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::exec::Tools;
 use super::super::options::read_only;
-use super::device::{Device, To};
+use super::device::{Device, Opinions, To};
 use super::error::{DiskError, failed};
 use super::mount::At;
 use super::{DiskMounted, LuksOpened, cryptsetup, format, luks, mount, show};
@@ -100,6 +100,21 @@ pub(in crate::host) enum Work {
     },
 }
 
+impl Work {
+    /// Returns whether it comes with a key.
+    pub(in crate::host) fn has_key(&self) -> bool {
+        match self {
+            Self::FormatLuks { .. } | Self::OpenLuks { .. } | Self::GrowLuks { .. } => true,
+            Self::Inspect
+            | Self::Format(_)
+            | Self::Mount { .. }
+            | Self::Show { .. }
+            | Self::CloseLuks { .. }
+            | Self::Grow { .. } => false,
+        }
+    }
+}
+
 /// A key on its way to the child, through the pipe between the two: nothing else ever writes it as text.
 #[derive(Serialize, Deserialize)]
 pub(in crate::host) struct Key(Vec<u8>);
@@ -141,19 +156,30 @@ pub(in crate::host) enum Answer {
     Closed,
 }
 
-/// Does what is asked. `tell` hears how long what comes next may last.
+/// Does what is asked. `tell` hears how long what comes next may last. `before` is what the last one that was asked of this process
+/// found, if it only looked.
 ///
 /// # Errors
 /// As the operation.
-pub(in crate::host) fn answer(ask: Ask, tell: fn(Duration)) -> Result<Answer, DiskError> {
+pub(in crate::host) fn answer(
+    ask: Ask,
+    before: &mut Option<Opinions>,
+    tell: fn(Duration),
+) -> Result<Answer, DiskError> {
     let path = PathBuf::from(&ask.device);
     // One thread: the tools die with the thread that starts them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(failed("begin to work on", &path))?;
-    runtime.block_on(work(&path, ask, tell))
+    runtime.block_on(work(&path, ask, before, tell))
 }
 
-async fn work(path: &Path, ask: Ask, tell: fn(Duration)) -> Result<Answer, DiskError> {
+async fn work(
+    path: &Path,
+    ask: Ask,
+    memory: &mut Option<Opinions>,
+    tell: fn(Duration),
+) -> Result<Answer, DiskError> {
+    let before = memory.take();
     let directories: Arc<[PathBuf]> = ask.tools_in.into_iter().map(PathBuf::from).collect();
     let device = |to| Device::open(path, to, Arc::clone(&directories), tell);
     // What is open already is known by its name: no device is opened, and so none is locked.
@@ -162,7 +188,11 @@ async fn work(path: &Path, ask: Ask, tell: fn(Duration)) -> Result<Answer, DiskE
         Tools::holding(Vec::new(), Arc::clone(&directories))
     };
     match ask.work {
-        Work::Inspect => device(To::Read).await?.inspect().await.map(Answer::Inspected),
+        Work::Inspect => {
+            let (found, opinions) = device(To::Read).await?.inspect().await?;
+            *memory = opinions;
+            Ok(Answer::Inspected(found))
+        }
         Work::Format(intent) => {
             format::format(&device(To::Write).await?, &intent).await.map(Answer::Formatted)
         }
@@ -180,7 +210,7 @@ async fn work(path: &Path, ask: Ask, tell: fn(Duration)) -> Result<Answer, DiskE
         Work::Mount { mount, root, at } => {
             let reads = mount.read_only || read_only(&mount.options);
             let device = device(if reads { To::Read } else { To::Write }).await?;
-            mount::mount(&device, &mount, &place(root, at)?).await.map(Answer::Mounted)
+            mount::mount(&device, &mount, &place(root, at)?, before).await.map(Answer::Mounted)
         }
         Work::Show { identity, root, at } => {
             show::show(&device(To::Read).await?, &identity, &place(root, at)?).map(|()| Answer::Shown)
