@@ -180,7 +180,8 @@ impl Device {
 
     async fn opinions(&self) -> Result<Opinions, DiskError> {
         let said = blkid::ask(&self.tools, &self.path, &self.in_tools()).await?;
-        Ok(Opinions { number: self.number, said, look: self.places()? })
+        let look = places::look(&self.fd, self.bytes).map_err(failed("read", &self.path))?;
+        Ok(Opinions { number: self.number, said, look })
     }
 
     /// As `opinions`, but blkid is not asked again about what it was asked a moment before: as long as no byte of all that is
@@ -191,15 +192,12 @@ impl Device {
     pub(super) async fn opinions_after(&self, before: Option<Opinions>) -> Result<Opinions, DiskError> {
         if let Some(before) = before
             && before.number == self.number
-            && before.look == self.places()?
+            && before.look.bytes() == self.bytes
+            && before.look.is_still(&self.fd).map_err(failed("read", &self.path))?
         {
             return Ok(before);
         }
         self.opinions().await
-    }
-
-    fn places(&self) -> Result<Look, DiskError> {
-        places::look(&self.fd, self.bytes).map_err(failed("read", &self.path))
     }
 
     /// Looks at all of it.

@@ -17,6 +17,7 @@ mod device;
 mod dm;
 mod encrypted;
 mod error;
+mod ext;
 mod format;
 mod identity;
 mod judge;

@@ -139,11 +139,40 @@ fn read(device: &OwnedFd, at: u64, length: u64) -> Result<Vec<u8>, Errno> {
 /// # Errors
 /// The kernel's.
 pub(super) fn superblock(device: &OwnedFd, kind: FsKind) -> Result<Option<Superblock>, Errno> {
-    let at = read(device, superblock::place(kind), u64::try_from(LENGTH).unwrap_or(u64::MAX))?;
-    Ok(superblock::of(kind, &at))
+    Ok(superblock::of(kind, &superblock_at(device, superblock::place(kind))?))
+}
+
+/// Reads as much as a superblock is.
+///
+/// # Errors
+/// The kernel's; EIO where the device ends before.
+pub(super) fn superblock_at(device: &OwnedFd, place: u64) -> Result<Vec<u8>, Errno> {
+    read(device, place, u64::try_from(LENGTH).unwrap_or(u64::MAX))
 }
 
 impl Look {
+    /// Returns how large the device was.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Returns whether a device still has every byte that was read. Piece by piece: what is not kept need not be made room for.
+    ///
+    /// # Errors
+    /// As `look`.
+    pub(super) fn is_still(&self, device: &OwnedFd) -> Result<bool, Errno> {
+        const AT_A_TIME: usize = 64 << 10;
+        for (at, content) in &self.pieces {
+            for (number, before) in (0_u64..).zip(content.chunks(AT_A_TIME)) {
+                let place = at.saturating_add(number.saturating_mul(AT_A_TIME as u64));
+                if read(device, place, u64::try_from(before.len()).unwrap_or(u64::MAX))? != before {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
     /// Returns where the first byte lies that is not zero.
     pub(super) fn not_zero(&self) -> Option<u64> {
         self.pieces.iter().find_map(|(at, content)| {
