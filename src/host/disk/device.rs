@@ -178,14 +178,27 @@ impl Device {
         Ok(Looked { content: opinions.content(), luks: judge::luks(&opinions.said) })
     }
 
+    /// Our own look comes last: whoever formats looks as late as can be.
     async fn opinions(&self) -> Result<Opinions, DiskError> {
         let said = blkid::ask(&self.tools, &self.path, &self.in_tools()).await?;
         let look = places::look(&self.fd, self.bytes).map_err(failed("read", &self.path))?;
         Ok(Opinions { number: self.number, said, look })
     }
 
-    /// As `opinions`, but blkid is not asked again about what it was asked a moment before: as long as no byte of all that is
-    /// looked at has changed. Not for who formats.
+    /// As `opinions`, for who formats nothing: both at once, because one takes as long as the other.
+    async fn opinions_at_once(&self) -> Result<Opinions, DiskError> {
+        let (fd, bytes) = (Arc::clone(&self.fd), self.bytes);
+        // No tool is started in this thread: it would die with it.
+        let look = tokio::task::spawn_blocking(move || places::look(&fd, bytes));
+        let in_tools = self.in_tools();
+        let (said, look) = tokio::join!(blkid::ask(&self.tools, &self.path, &in_tools), look);
+        let (number, said) = (self.number, said?);
+        let look = look.map_err(std::io::Error::other).map_err(failed("read", &self.path))?;
+        Ok(Opinions { number, said, look: look.map_err(failed("read", &self.path))? })
+    }
+
+    /// As `opinions_at_once`, but nobody is asked again about what was looked at a moment before, as long as no byte has changed
+    /// where signatures lie.
     ///
     /// # Errors
     /// As `content`.
@@ -197,7 +210,7 @@ impl Device {
         {
             return Ok(before);
         }
-        self.opinions().await
+        self.opinions_at_once().await
     }
 
     /// Looks at all of it.
@@ -205,7 +218,7 @@ impl Device {
     /// # Errors
     /// As `content` and `identity`; of what cannot be read the content is `Unclear`.
     pub(super) async fn inspect(&self) -> Result<(Inspected, Option<Opinions>), DiskError> {
-        let (content, opinions) = match self.opinions().await {
+        let (content, opinions) = match self.opinions_at_once().await {
             Ok(opinions) => (opinions.content(), Some(opinions)),
             Err(DiskError::Failed { doing, path, why }) => {
                 (Content::Unclear { why: format!("cannot {doing} {}: {why}", path.display()) }, None)

@@ -16,6 +16,9 @@ const TIB: u64 = 1 << 40;
 /// How much is read at either end.
 const END: u64 = MIB;
 
+/// How far from the ends signatures lie: the last of the head's is a btrfs, the first of the tail's a RAID of the version 0.90.
+const OUTERMOST: usize = 128 << 10;
+
 /// How much is read at a place in between.
 const PIECE: u64 = 4 * KIB;
 
@@ -156,16 +159,21 @@ impl Look {
         self.bytes
     }
 
-    /// Returns whether a device still has every byte that was read. Piece by piece: what is not kept need not be made room for.
+    /// Returns whether a device still has every byte that was read where signatures lie: not what was read of its ends because no
+    /// blank device has anything there.
     ///
     /// # Errors
     /// As `look`.
     pub(super) fn is_still(&self, device: &OwnedFd) -> Result<bool, Errno> {
-        const AT_A_TIME: usize = 64 << 10;
         for (at, content) in &self.pieces {
-            for (number, before) in (0_u64..).zip(content.chunks(AT_A_TIME)) {
-                let place = at.saturating_add(number.saturating_mul(AT_A_TIME as u64));
-                if read(device, place, u64::try_from(before.len()).unwrap_or(u64::MAX))? != before {
+            let inside = content.len().saturating_sub(OUTERMOST).max(OUTERMOST);
+            let parts = [
+                (0, content.get(..OUTERMOST).unwrap_or(content)),
+                (inside, content.get(inside..).unwrap_or_default()),
+            ];
+            for (offset, before) in parts {
+                let [offset, length] = [offset, before.len()].map(|n| u64::try_from(n).unwrap_or(u64::MAX));
+                if read(device, at.saturating_add(offset), length)? != before {
                     return Ok(false);
                 }
             }
