@@ -15,7 +15,7 @@ use super::blkid::{self, Said};
 use super::error::{DiskError, failed};
 use super::identity::Sysfs;
 use super::judge;
-use super::places::{self, Look};
+use super::places::{self, Ends, Look};
 use crate::model::{Content, DiskIdentity, FsUuid, Inspected};
 
 /// How long others are waited for: udev has its lock while it probes.
@@ -180,25 +180,16 @@ impl Device {
 
     /// Our own look comes last: whoever formats looks as late as can be.
     async fn opinions(&self) -> Result<Opinions, DiskError> {
+        places::fetch(&self.fd, self.bytes);
         let said = blkid::ask(&self.tools, &self.path, &self.in_tools()).await?;
-        let look = places::look(&self.fd, self.bytes).map_err(failed("read", &self.path))?;
+        // What blkid finds something on is not blank.
+        let ends = if said == Said::Nothing { Ends::Whole } else { Ends::Outermost };
+        let look = places::look(&self.fd, self.bytes, ends).map_err(failed("read", &self.path))?;
         Ok(Opinions { number: self.number, said, look })
     }
 
-    /// As `opinions`, for who formats nothing: both at once, because one takes as long as the other.
-    async fn opinions_at_once(&self) -> Result<Opinions, DiskError> {
-        let (fd, bytes) = (Arc::clone(&self.fd), self.bytes);
-        // No tool is started in this thread: it would die with it.
-        let look = tokio::task::spawn_blocking(move || places::look(&fd, bytes));
-        let in_tools = self.in_tools();
-        let (said, look) = tokio::join!(blkid::ask(&self.tools, &self.path, &in_tools), look);
-        let (number, said) = (self.number, said?);
-        let look = look.map_err(std::io::Error::other).map_err(failed("read", &self.path))?;
-        Ok(Opinions { number, said, look: look.map_err(failed("read", &self.path))? })
-    }
-
-    /// As `opinions_at_once`, but nobody is asked again about what was looked at a moment before, as long as no byte has changed
-    /// where signatures lie.
+    /// As `opinions`, but blkid is not asked again about what it was asked a moment before, as long as no byte has changed of what
+    /// is looked at. For who formats nothing.
     ///
     /// # Errors
     /// As `content`.
@@ -210,7 +201,7 @@ impl Device {
         {
             return Ok(before);
         }
-        self.opinions_at_once().await
+        self.opinions().await
     }
 
     /// Looks at all of it.
@@ -218,7 +209,7 @@ impl Device {
     /// # Errors
     /// As `content` and `identity`; of what cannot be read the content is `Unclear`.
     pub(super) async fn inspect(&self) -> Result<(Inspected, Option<Opinions>), DiskError> {
-        let (content, opinions) = match self.opinions_at_once().await {
+        let (content, opinions) = match self.opinions().await {
             Ok(opinions) => (opinions.content(), Some(opinions)),
             Err(DiskError::Failed { doing, path, why }) => {
                 (Content::Unclear { why: format!("cannot {doing} {}: {why}", path.display()) }, None)

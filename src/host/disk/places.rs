@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::fs::Advice;
 use rustix::io::Errno;
 
 use super::superblock::{self, LENGTH, Superblock};
@@ -13,11 +14,24 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 
-/// How much is read at either end.
-const END: u64 = MIB;
+/// How much of a device's ends is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// A MiB each: on a blank device there is nothing.
+    Whole,
+    /// As far as signatures lie: of a device that is not blank. The last one of the head is a btrfs's, the first one of the tail a
+    /// RAID's of the version 0.90.
+    Outermost,
+}
 
-/// How far from the ends signatures lie: the last of the head's is a btrfs, the first of the tail's a RAID of the version 0.90.
-const OUTERMOST: usize = 128 << 10;
+impl Ends {
+    fn bytes(self) -> u64 {
+        match self {
+            Self::Whole => MIB,
+            Self::Outermost => 128 * KIB,
+        }
+    }
+}
 
 /// How much is read at a place in between.
 const PIECE: u64 = 4 * KIB;
@@ -83,15 +97,23 @@ const AT_HEAD: &[Known] = &[
 ///
 /// # Errors
 /// Also when the device ends before its size.
-pub(super) fn look(device: &OwnedFd, bytes: u64) -> Result<Look, Errno> {
-    let places = of(bytes);
+pub(super) fn look(device: &OwnedFd, bytes: u64, ends: Ends) -> Result<Look, Errno> {
+    let places = of(bytes, ends);
     let read = |(at, length)| Ok((at, read(device, at, length)?));
     Ok(Look { bytes, pieces: places.into_iter().map(read).collect::<Result<_, Errno>>()? })
 }
 
-/// Returns where a device of so many bytes is read, and how much: all that has to be zeros on a blank one.
-pub(super) fn of(bytes: u64) -> Vec<(u64, u64)> {
-    let end = END.min(bytes);
+/// Has the kernel begin to read where signatures lie: blkid asks for a little here and there.
+pub(super) fn fetch(device: &OwnedFd, bytes: u64) {
+    for (at, length) in of(bytes, Ends::Outermost) {
+        // Whoever reads reads it then.
+        let _begun = rustix::fs::fadvise(device, at, std::num::NonZeroU64::new(length), Advice::WillNeed);
+    }
+}
+
+/// Returns where a device of so many bytes is read, and how much: with whole ends all that has to be zeros on a blank one.
+pub(super) fn of(bytes: u64, ends: Ends) -> Vec<(u64, u64)> {
+    let end = ends.bytes().min(bytes);
     // xfs makes four groups of all but very large devices.
     let group = bytes.div_ceil(4 * PIECE).saturating_mul(PIECE);
     let mut places = vec![(0, end), (bytes.saturating_sub(end), end)];
@@ -105,7 +127,7 @@ pub(super) fn of(bytes: u64) -> Vec<(u64, u64)> {
 /// # Errors
 /// The kernel's; some of it may be written.
 pub(super) fn blank(device: &OwnedFd, bytes: u64) -> Result<(), Errno> {
-    for (at, length) in of(bytes) {
+    for (at, length) in of(bytes, Ends::Whole) {
         let zeros = vec![0; usize::try_from(length).map_err(|_too_long| Errno::FBIG)?];
         let mut done = 0;
         while let Some(rest) = zeros.get(done..).filter(|rest| !rest.is_empty()) {
@@ -159,23 +181,14 @@ impl Look {
         self.bytes
     }
 
-    /// Returns whether a device still has every byte that was read where signatures lie: not what was read of its ends because no
-    /// blank device has anything there.
+    /// Returns whether a device still has every byte that was read.
     ///
     /// # Errors
     /// As `look`.
     pub(super) fn is_still(&self, device: &OwnedFd) -> Result<bool, Errno> {
-        for (at, content) in &self.pieces {
-            let inside = content.len().saturating_sub(OUTERMOST).max(OUTERMOST);
-            let parts = [
-                (0, content.get(..OUTERMOST).unwrap_or(content)),
-                (inside, content.get(inside..).unwrap_or_default()),
-            ];
-            for (offset, before) in parts {
-                let [offset, length] = [offset, before.len()].map(|n| u64::try_from(n).unwrap_or(u64::MAX));
-                if read(device, at.saturating_add(offset), length)? != before {
-                    return Ok(false);
-                }
+        for (at, before) in &self.pieces {
+            if read(device, *at, u64::try_from(before.len()).unwrap_or(u64::MAX))? != *before {
+                return Ok(false);
             }
         }
         Ok(true)
