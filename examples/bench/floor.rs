@@ -26,7 +26,7 @@ use crate::objects::DRIVER;
 use crate::world::{NODE, Pods, World};
 
 /// As many calls at a time as volumed makes to one driver.
-const AT_A_TIME: usize = 16;
+pub(crate) const AT_A_TIME: usize = 16;
 
 /// Does by itself what the measured volumed does, beside it and with the same driver.
 #[derive(Debug)]
@@ -148,12 +148,7 @@ fn world_handle(name: &str) -> String {
 impl Volume {
     /// One synced record, the directories, both `vol_data.json`.
     fn make(&self, record: &[u8]) -> io::Result<()> {
-        let temporary = self.record.with_extension("tmp");
-        let mut file = File::create(&temporary)?;
-        file.write_all(record)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &self.record)?;
-        File::open(parent(&self.record))?.sync_all()?;
+        write_record(&self.record, record)?;
         let mut directories = DirBuilder::new();
         directories.recursive(true).mode(0o750);
         directories.create(&self.staging)?;
@@ -214,6 +209,16 @@ fn capability() -> VolumeCapability {
         access_type: Some(AccessType::Mount(MountVolume::default())),
         access_mode: Some(AccessMode { mode: 1 }),
     }
+}
+
+/// Writes a record that is synced before something is done.
+pub(crate) fn write_record(path: &Path, record: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(record)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    File::open(parent(path))?.sync_all()
 }
 
 fn parent(path: &Path) -> &Path {

@@ -75,6 +75,7 @@ enum Name {
     Hung,
     Mounts,
     Local,
+    Binds,
     Loop,
 }
 
@@ -107,7 +108,8 @@ async fn run(options: &Options) -> anyhow::Result<()> {
             Name::Full => full(&mut printer, options.quick).await?,
             Name::Hung => isolation::hung(&mut printer, options.quick).await?,
             Name::Mounts => isolation::mounts(&mut printer, options.quick).await?,
-            Name::Local => local::all(&mut printer, options.quick).await?,
+            Name::Local => local::devices(&mut printer, options.quick).await?,
+            Name::Binds => local::binds(&mut printer, options.quick).await?,
             Name::Loop => {
                 loop_volumes::one(&mut printer, options.quick).await?;
                 loop_volumes::many(&mut printer, options.quick).await?;
