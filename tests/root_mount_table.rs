@@ -2,7 +2,6 @@
 //! root. VOLUMED_SEED repeats a run.
 
 #![expect(
-    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::print_stdout,
     reason = "a test: helper functions are not covered by the allow-in-tests settings"
@@ -13,7 +12,6 @@ mod alone;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use volumed::host::MountReader;
@@ -164,34 +162,5 @@ fn what_happened_between_two_looks_is_seen_at_once() {
         }
         assert!(both.told.current().unwrap().is_none());
         both.assert_same("a hundred less");
-    });
-}
-
-/// Prints what a look costs after each of a thousand mounts.
-#[test]
-fn a_look_costs_what_changed() {
-    isolated("a_look_costs_what_changed", async {
-        let top = tempfile::tempdir().unwrap();
-        let mut both = Both::new(top.path());
-        for number in 0..1_000 {
-            let path = top.path().join(number.to_string());
-            std::fs::create_dir(&path).unwrap();
-            mount(Some("x"), &path, Some("tmpfs"), MsFlags::empty(), Some("size=4k")).unwrap();
-        }
-        both.assert_same("a thousand");
-        let path = top.path().join("one");
-        std::fs::create_dir(&path).unwrap();
-        let mut spent = [0.0; 2];
-        for _ in 0..100 {
-            mount(Some("x"), &path, Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
-            umount2(&path, MntFlags::MNT_DETACH).unwrap();
-            for (reader, spent) in [&mut both.told, &mut both.text].into_iter().zip(&mut spent) {
-                let started = Instant::now();
-                reader.read().unwrap();
-                *spent += started.elapsed().as_secs_f64() * 10_000.0;
-            }
-        }
-        let [told, text] = spent;
-        println!("FIGURE: a look at 1,000 mounts after a change: told {told:.0} us, mountinfo {text:.0} us");
     });
 }

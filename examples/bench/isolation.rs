@@ -1,13 +1,14 @@
 //! What others' trouble costs a pod: hung drivers, and mounts that are none of its business.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::ensure;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tokio::time::{Instant, sleep};
 use volumed::control::wait::Goal;
+use volumed::host::MountReader;
 
 use crate::figures::{Figure, Printer, Samples};
 use crate::world::{Pods, World};
@@ -86,9 +87,33 @@ pub(crate) async fn mounts(printer: &mut Printer, quick: bool) -> anyhow::Result
     // The change itself is read once.
     sleep(Duration::from_secs(1)).await;
     let after = both(&world, &mut batch, repetitions).await?;
+    let (told, read) = looks(&world.path("one"), repetitions)?;
     drop(unrelated);
     let name = format!("up-1-beside-{UNRELATED}-mounts");
-    printer.print(Figure::ms(name, &after.csi, Some(&before.csi), "1.2 x without"))
+    printer.print(Figure::ms(name, &after.csi, Some(&before.csi), "1.2 x without"))?;
+    printer.print(Figure::ms(format!("look-beside-{UNRELATED}-mounts"), &told, Some(&read), ""))
+}
+
+/// What a look at the mount table takes after a mount and an unmount: as volumed looks here, and by mountinfo.
+fn looks(one: &Path, repetitions: usize) -> anyhow::Result<(Samples, Samples)> {
+    let mut looks =
+        [MountReader::open()?, MountReader::of_mountinfo()?].map(|reader| (reader, Samples::default()));
+    fs::create_dir(one)?;
+    for (reader, _) in &mut looks {
+        reader.read()?;
+    }
+    for _ in 0..repetitions {
+        let none: Option<&str> = None;
+        mount(Some("one"), one, Some("tmpfs"), MsFlags::empty(), none)?;
+        umount2(one, MntFlags::empty())?;
+        for (reader, samples) in &mut looks {
+            let begun = Instant::now();
+            reader.read()?;
+            samples.add(begun.elapsed());
+        }
+    }
+    let [(_, told), (_, read)] = looks;
+    Ok((told, read))
 }
 
 /// Mounts of a tmpfs on itself, unmounted when dropped.

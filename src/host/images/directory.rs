@@ -243,11 +243,9 @@ impl Images {
     pub async fn check_not_written(&self, path: &Path, staged: Option<&Path>) -> Result<(), HostError> {
         const DOING: &str = "look for the writers of";
         let (path, staged) = (path.to_owned(), staged.map(Path::to_owned));
-        self.local(DOING, &path.clone(), move || match open(&path) {
-            Ok(directory) => empty_dir::check_not_written(&directory, &path, staged.as_deref()),
-            Err(Errno::NOENT) => Ok(()),
-            Err(Errno::XDEV) => Err(HostError::Busy { path, holder: "a mount".to_owned() }),
-            Err(e) => Err(failed(DOING, &path)(e)),
+        self.local(DOING, &path.clone(), move || match open_if_there(&path, DOING)? {
+            Some(directory) => empty_dir::check_not_written(&directory, &path, staged.as_deref()),
+            None => Ok(()),
         })
         .await
     }
@@ -259,11 +257,9 @@ impl Images {
     pub async fn check_unused(&self, path: &Path) -> Result<(), HostError> {
         const DOING: &str = "look for the users of";
         let path = path.to_owned();
-        self.local(DOING, &path.clone(), move || match open(&path) {
-            Ok(directory) => empty_dir::check_unused(&directory, &path),
-            Err(Errno::NOENT) => Ok(()),
-            Err(Errno::XDEV) => Err(HostError::Busy { path, holder: "a mount".to_owned() }),
-            Err(e) => Err(failed(DOING, &path)(e)),
+        self.local(DOING, &path.clone(), move || match open_if_there(&path, DOING)? {
+            Some(directory) => empty_dir::check_unused(&directory, &path),
+            None => Ok(()),
         })
         .await
     }
@@ -275,16 +271,12 @@ impl Images {
     /// `Busy`: somebody has. `Deadline`: part of it is gone, the next call goes on.
     pub async fn remove_content(&self, path: &Path) -> Result<(), HostError> {
         const DOING: &str = "remove what is in";
-        let path = path.to_owned();
-        self.inner
-            .slow
-            .run(DOING, &path.clone(), REMOVAL + super::LIMIT, move || match open(&path) {
-                Ok(directory) => empty_dir::remove_content(directory, &path, DOING, REMOVAL),
-                Err(Errno::NOENT) => Ok(()),
-                Err(Errno::XDEV) => Err(HostError::Busy { path, holder: "a mount".to_owned() }),
-                Err(e) => Err(failed(DOING, &path)(e)),
-            })
-            .await
+        let (path, shown) = (path.to_owned(), path);
+        let remove = move || match open_if_there(&path, DOING)? {
+            Some(directory) => empty_dir::remove_content(directory, &path, DOING, REMOVAL),
+            None => Ok(()),
+        };
+        self.inner.slow.run(DOING, shown, REMOVAL + super::LIMIT, remove).await
     }
 
     /// Asks the file system of our directory for something.
@@ -299,6 +291,19 @@ impl Images {
             ask(&directory).map_err(|source| HostError::Io { doing, path, source })
         })
         .await
+    }
+}
+
+/// As `open`; `None`: it is not there.
+///
+/// # Errors
+/// `Busy`: something is mounted on it.
+fn open_if_there(path: &Path, doing: &'static str) -> Result<Option<OwnedFd>, HostError> {
+    match open(path) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(Errno::XDEV) => Err(HostError::Busy { path: path.to_owned(), holder: "a mount".to_owned() }),
+        Err(e) => Err(failed(doing, path)(e)),
     }
 }
 
