@@ -109,8 +109,6 @@ fn errors_are_mended_or_it_is_not_mounted() {
         let mounted = host.mount(&disk, &intent, false, &[]).await.unwrap();
         assert!(matches!(&mounted.checked, Checked::Mended(said) if !said.is_empty()), "{mounted:?}");
         host.unmount();
-        let spoil = || run("debugfs", &["-w", "-R", "ssv state 2", disk.name()]);
-        spoil();
         host.replace("fsck.ext4", "echo UNEXPECTED INCONSISTENCY; exit 4");
         let refused = host.mount(&disk, &intent, false, &[]).await;
         let as_found = matches!(&refused, Err(DiskError::Errors { said, .. }) if said.contains("UNEXPECTED"));
@@ -118,7 +116,6 @@ fn errors_are_mended_or_it_is_not_mounted() {
         host.replace("fsck.ext4", "exit 8");
         assert!(matches!(host.mount(&disk, &intent, false, &[]).await.unwrap().checked, Checked::Not(_)));
         host.unmount();
-        spoil();
         host.take_away("fsck.ext4");
         assert!(matches!(host.mount(&disk, &intent, false, &[]).await.unwrap().checked, Checked::Not(_)));
         host.unmount();
@@ -250,8 +247,6 @@ fn a_repair_goes_on_when_volumed_dies_and_is_waited_for() {
         let host = Host::with_own_tools();
         let disk = host.disk("image", BYTES);
         let intent = host.make(&disk, FsKind::Ext4).await;
-        // Of a clean one fsck is not asked.
-        run("debugfs", &["-w", "-R", "ssv state 2", disk.name()]);
         let [begun, go, done] = ["begun", "go", "done"].map(|name| host.file(name));
         host.replace(
             "fsck.ext4",

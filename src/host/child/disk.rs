@@ -39,7 +39,10 @@ impl Children {
         let told = tokio::time::timeout_at(until, async {
             if is_kept { child.tell_first(&request).await } else { child.tell(&request).await }
         });
-        told.await.map_err(|_elapsed| late(limit))?.map_err(failed(DOING, &path))?;
+        let told = told.await;
+        // A key is no longer needed as text.
+        drop(request);
+        told.map_err(|_elapsed| late(limit))?.map_err(failed(DOING, &path))?;
         loop {
             let reply = tokio::time::timeout_at(until, child.next()).await.map_err(|_elapsed| late(limit))?;
             match reply.map_err(failed(DOING, &path))? {

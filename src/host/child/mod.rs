@@ -262,6 +262,7 @@ impl Running {
             None => Err(io::Error::other(match self.wait().await {
                 Some(Ok(status)) => format!("its child process ended too early: {status}"),
                 Some(Err(e)) => format!("its child process ended too early: {e}"),
+                None if self.has_ended() => "its child process ended too early".to_owned(),
                 None => "its child process says no more".to_owned(),
             })),
         }

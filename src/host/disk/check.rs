@@ -3,13 +3,12 @@
 //! A log that was not written out (xfs, btrfs, a journal) is no error: the kernel replays it when it mounts.
 
 use std::ffi::OsString;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::super::grow::package;
 use super::LOOK;
 use super::device::Device;
 use super::error::DiskError;
-use super::ext;
 use crate::model::{Checked, FsKind};
 
 /// How long a check may take, which may read every inode.
@@ -36,9 +35,6 @@ pub(super) async fn before_mount(device: &Device, kind: FsKind) -> Result<Checke
             return Ok(Checked::Not(format!("{kind} is checked by the kernel when it is mounted")));
         }
     }
-    if ext::is_clean(&device.fd, now()) {
-        return Ok(Checked::Clean);
-    }
     let name = format!("fsck.{kind}");
     let tool = match device.tools.tool(&name, package(kind)) {
         Ok(tool) => tool,
@@ -53,10 +49,6 @@ pub(super) async fn before_mount(device: &Device, kind: FsKind) -> Result<Checke
         // A kubelet only logs it: the kernel has the last word.
         _ => Ok(Checked::Not(format!("{name}: {}: {}", ended.status, ended.said))),
     }
-}
-
-fn now() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Returns whether a file system that was just made, as its superblock says, is whole. Nothing is written.

@@ -50,6 +50,11 @@ pub(in crate::host) struct Opinions {
 }
 
 impl Opinions {
+    /// Returns whether there may be something to be mounted: nothing else is asked after a look.
+    fn is_for_a_mount(&self) -> bool {
+        matches!(self.said, Said::Found(_))
+    }
+
     pub(super) fn content(&self) -> Content {
         judge::content(&self.said, &self.look)
     }
@@ -178,7 +183,8 @@ impl Device {
         Ok(Looked { content: opinions.content(), luks: judge::luks(&opinions.said) })
     }
 
-    /// Our own look comes last: whoever formats looks as late as can be.
+    /// Our own look comes last: whoever formats looks as late as can be. What is fetched before is the kernel's cache, which is as
+    /// new as what anybody of this host writes.
     async fn opinions(&self) -> Result<Opinions, DiskError> {
         places::fetch(&self.fd, self.bytes);
         let said = blkid::ask(&self.tools, &self.path, &self.in_tools()).await?;
@@ -210,7 +216,7 @@ impl Device {
     /// As `content` and `identity`; of what cannot be read the content is `Unclear`.
     pub(super) async fn inspect(&self) -> Result<(Inspected, Option<Opinions>), DiskError> {
         let (content, opinions) = match self.opinions().await {
-            Ok(opinions) => (opinions.content(), Some(opinions)),
+            Ok(opinions) => (opinions.content(), Some(opinions).filter(Opinions::is_for_a_mount)),
             Err(DiskError::Failed { doing, path, why }) => {
                 (Content::Unclear { why: format!("cannot {doing} {}: {why}", path.display()) }, None)
             }

@@ -1,4 +1,4 @@
-//! The daemon's side: what `Host` promises of disks, each operation one child process.
+//! The daemon's side: what `Host` promises of disks, each operation made by a child process.
 
 use std::path::PathBuf;
 

@@ -17,7 +17,6 @@ mod device;
 mod dm;
 mod encrypted;
 mod error;
-mod ext;
 mod format;
 mod identity;
 mod judge;
@@ -69,7 +68,7 @@ pub struct DiskMounted {
     pub mount: MountIdentity,
     /// It was mounted there already.
     pub already: bool,
-    /// It takes all of its device, as far as its superblock says, which may be behind and never ahead.
+    /// It takes all of its device, as far as its superblock says, which may be behind.
     pub fills: bool,
 }
 

@@ -56,7 +56,7 @@ pub(super) async fn mount(
             checked: Checked::Not("it is mounted".to_owned()),
             mount: mount.identity(),
             already: true,
-            fills: fills(device, asked.file_system.kind)?,
+            fills: fills(device, asked.file_system.kind),
         });
     }
     let found = device.opinions_after(before).await?.content();
@@ -74,7 +74,7 @@ pub(super) async fn mount(
     let id = show(device, &asked.file_system, &options, &subvolume, at)?;
     let error = match already(device, &asked.file_system, part, at).await {
         Ok(Some(mount)) => {
-            let fills = fills(device, asked.file_system.kind)?;
+            let fills = fills(device, asked.file_system.kind);
             return Ok(DiskMounted { checked, mount: mount.identity(), already: false, fills });
         }
         Ok(None) => other_mount(device, at, "it was unmounted at once".to_owned()),
@@ -282,11 +282,12 @@ pub(super) async fn grow(device: &Device, file_system: &FileSystem, at: &At) -> 
     Err(DiskError::NotWhole { path: device.path.clone(), bytes: now, device: bytes })
 }
 
-/// Returns whether a file system takes all of its device, as far as its superblock says: that of a mounted one may be behind, and none
-/// ever says more than there is.
-fn fills(device: &Device, kind: FsKind) -> Result<bool, DiskError> {
-    let superblock = places::superblock(&device.fd, kind).map_err(failed("read", &device.path))?;
-    Ok(superblock.is_some_and(|one| is_whole((one.bytes, one.grain), device.bytes)))
+/// Returns whether a file system takes all of its device as it is now, as far as its superblock says: that of a mounted one may be
+/// behind. What cannot be read does not: who grows it finds out why.
+fn fills(device: &Device, kind: FsKind) -> bool {
+    let superblock = places::superblock(&device.fd, kind).ok().flatten();
+    let bytes = size(&device.fd).ok();
+    superblock.zip(bytes).is_some_and(|(one, bytes)| is_whole((one.bytes, one.grain), bytes))
 }
 
 /// Returns whether there is no room left on a device of so many bytes.

@@ -19,8 +19,8 @@ const TIB: u64 = 1 << 40;
 pub(super) enum Ends {
     /// A MiB each: on a blank device there is nothing.
     Whole,
-    /// As far as signatures lie: of a device that is not blank. The last one of the head is a btrfs's, the first one of the tail a
-    /// RAID's of the version 0.90.
+    /// Of a device that is not blank, as far as most signatures lie: the last one of the head is a btrfs's, the first one of the
+    /// tail a RAID's of the version 0.90. blkid knows some further inside.
     Outermost,
 }
 
@@ -164,15 +164,8 @@ fn read(device: &OwnedFd, at: u64, length: u64) -> Result<Vec<u8>, Errno> {
 /// # Errors
 /// The kernel's.
 pub(super) fn superblock(device: &OwnedFd, kind: FsKind) -> Result<Option<Superblock>, Errno> {
-    Ok(superblock::of(kind, &superblock_at(device, superblock::place(kind))?))
-}
-
-/// Reads as much as a superblock is.
-///
-/// # Errors
-/// The kernel's; EIO where the device ends before.
-pub(super) fn superblock_at(device: &OwnedFd, place: u64) -> Result<Vec<u8>, Errno> {
-    read(device, place, u64::try_from(LENGTH).unwrap_or(u64::MAX))
+    let at = read(device, superblock::place(kind), u64::try_from(LENGTH).unwrap_or(u64::MAX))?;
+    Ok(superblock::of(kind, &at))
 }
 
 impl Look {

@@ -115,11 +115,11 @@ pub(super) fn btrfs(at: &[u8]) -> Option<Superblock> {
     })
 }
 
-pub(super) fn le32(at: &[u8], offset: usize) -> Option<u32> {
+fn le32(at: &[u8], offset: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes(at, offset)?))
 }
 
-pub(super) fn bytes<const N: usize>(at: &[u8], offset: usize) -> Option<[u8; N]> {
+fn bytes<const N: usize>(at: &[u8], offset: usize) -> Option<[u8; N]> {
     at.get(offset..offset.checked_add(N)?)?.try_into().ok()
 }
 
