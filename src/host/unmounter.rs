@@ -27,17 +27,11 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::time::Instant;
 
-use super::child::OWN_PROGRAM;
+use super::child::{FRESH, IDLE, OWN_PROGRAM};
 use super::raw::{self, LoopStatus};
 
 /// The hidden first argument; the second is the parent's pid.
 pub(super) const ARGUMENT: &str = "--internal-unmounter";
-
-/// How long one waits for something to do before it ends.
-const IDLE: Duration = Duration::from_secs(10);
-
-/// How long one is taken for one that waits still.
-const FRESH: Duration = Duration::from_secs(5);
 
 /// Longer than any order: a file name, or a loop device's.
 const LONGEST: usize = 16 << 10;

@@ -51,11 +51,11 @@ const OWNERSHIP_AT_A_TIME: usize = 16;
 /// How many directories are shown that may hang.
 const BINDS_AT_A_TIME: usize = 16;
 
-/// How long a child that is kept waits for something to do before it ends.
-const IDLE: Duration = Duration::from_secs(10);
+/// How long a process that is kept waits for something to do before it ends; an unmounter too.
+pub(super) const IDLE: Duration = Duration::from_secs(10);
 
-/// How long one is taken for one that waits still.
-const FRESH: Duration = Duration::from_secs(5);
+/// How long one is taken for one that waits still: it must not end in the moment that it is told something.
+pub(super) const FRESH: Duration = Duration::from_secs(5);
 
 /// How many disks are worked on at a time.
 const DISKS_AT_A_TIME: usize = 16;

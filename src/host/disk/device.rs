@@ -50,7 +50,7 @@ pub(in crate::host) struct Opinions {
 }
 
 impl Opinions {
-    /// Returns whether there may be something to be mounted: nothing else is asked after a look.
+    /// Returns whether there may be something to be mounted: only a mount takes what a look found.
     fn is_for_a_mount(&self) -> bool {
         matches!(self.said, Said::Found(_))
     }
