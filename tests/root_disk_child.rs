@@ -1,42 +1,18 @@
 //! The child processes that work on disks, and what they know from one work to the next. Needs root.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test: helper functions are not covered by the allow-in-tests settings"
-)]
-
 mod disk;
+#[path = "support/processes.rs"]
+mod processes;
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use disk::{Host, MIB, alone};
-use tokio::time::Instant;
+use processes::{children, eventually};
 use volumed::host::DiskError;
 use volumed::model::{Content, FsKind};
 
 const BYTES: u64 = 64 * MIB;
-
-/// Returns the children of this process that volumed keeps, by pid.
-fn children() -> Vec<u32> {
-    let own = format!("PPid:\t{}\n", std::process::id());
-    let pids = fs::read_dir("/proc").unwrap().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let is_one = |pid: &u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        status.starts_with("Name:\tvolumed-child\n") && status.contains(&own)
-    };
-    pids.filter(is_one).collect()
-}
-
-async fn eventually(what: &str, state: impl Fn() -> bool) {
-    let until = Instant::now() + Duration::from_secs(20);
-    while !state() {
-        assert!(Instant::now() < until, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
 
 #[test]
 fn one_child_does_one_work_after_another_and_has_nothing_open_in_between() {
@@ -45,7 +21,7 @@ fn one_child_does_one_work_after_another_and_has_nothing_open_in_between() {
         let [first, second] = ["first", "second"].map(|name| host.disk(name, BYTES));
         let intent = host.make(&first, FsKind::Ext4).await;
         let kept = children();
-        assert_eq!(kept.len(), 1, "{kept:?}");
+        assert!(matches!(&kept[..], [(_, name)] if name == "volumed-child"), "{kept:?}");
         for _ in 0..3 {
             host.mount(&first, &intent, false, &[]).await.unwrap();
             host.unmount();
@@ -67,7 +43,7 @@ fn a_child_that_was_killed_in_between_is_replaced() {
         let disk = host.disk("image", BYTES);
         for _ in 0..3 {
             assert_eq!(host.content(&disk).await, Content::Blank);
-            for pid in children() {
+            for (pid, _) in children() {
                 disk::run("kill", &["-9", &pid.to_string()]);
             }
             eventually("its end", || children().is_empty()).await;
