@@ -190,8 +190,17 @@ fn step(row: Row<'_>, name: &str, done: bool, place: String) -> ChainLink {
     }
     if let Some(running) = row.running().filter(|running| running.step == name) {
         let far = running.detail.iter().map(|detail| format!(": {detail}"));
-        let detail = std::iter::once("under way".to_owned()).chain(far).collect();
-        return ChainLink { since_ms: running.since, ..link(name, "waiting", detail) };
+        let under_way = std::iter::once("under way".to_owned()).chain(far).collect();
+        let Some(last) = row.tried_again() else {
+            return ChainLink { since_ms: running.since, ..link(name, "waiting", under_way) };
+        };
+        let detail = format!("{under_way}, after {}: {}", last.cause.code, last.cause.detail);
+        return ChainLink {
+            since_ms: last.since,
+            attempts: last.attempts.saturating_add(1),
+            remedy: row.named(&last.remedy),
+            ..link(name, "waiting", detail)
+        };
     }
     if done { link(name, "good", place) } else { link(name, "waiting", String::new()) }
 }

@@ -20,7 +20,7 @@ fn texts(status: &Status, object: &str) -> String {
 
 fn running(status: &mut Status, key: &VolumeKey, step: &'static str, detail: Option<&str>) {
     let detail = detail.map(ToOwned::to_owned);
-    let running = InProgress { step, publication: None, detail, since: NOW - 3000 };
+    let running = InProgress { step, publication: None, detail, again: None, since: NOW - 3000 };
     status.volumes.get_mut(key).unwrap().in_progress = Some(running);
 }
 
@@ -157,6 +157,35 @@ fn a_republish_is_a_link_only_while_there_is_something_to_tell() {
     status.volumes.get_mut(&key).unwrap().blocked.push(failed);
     let text = texts(&status, "db/data");
     assert!(text.contains(" ✗ republish UNAVAILABLE: no token (try 4, for 30s)\n"), "{text}");
+}
+
+#[test]
+fn a_step_that_is_tried_again_still_says_why_it_failed() {
+    let mut status = samples::all();
+    let key = samples::add(&mut status, "web", "data", Presence::No);
+    let volume = status.volumes.get_mut(&key).unwrap();
+    let last = blocked("publish", "UNAVAILABLE", "no token", Some(NOW), "look at the driver's log");
+    let running = |detail| InProgress {
+        step: "publish",
+        publication: None,
+        detail,
+        again: Some(Box::new(last.clone())),
+        since: NOW,
+    };
+    volume.blocked.clear();
+    volume.in_progress = Some(running(None));
+    let text = texts(&status, "db/data");
+    for words in [
+        " … publish   under way, after UNAVAILABLE: no token (try 5, for 30s)\n             remedy: look at the driver's log\n",
+        "  publish: UNAVAILABLE: no token\n",
+        "    Reason: publish: UNAVAILABLE: no token\n    Remedy: look at the driver's log\n",
+    ] {
+        assert!(text.contains(words), "{words}\n{text}");
+    }
+    // What it tells of itself is newer.
+    status.volumes.get_mut(&key).unwrap().in_progress = Some(running(Some("12000 files done".to_owned())));
+    let text = texts(&status, "db/data");
+    assert!(text.contains("under way: 12000 files done\n") && !text.contains("no token"), "{text}");
 }
 
 #[test]

@@ -88,6 +88,11 @@ impl<'a> Row<'a> {
         all.iter().filter(move |blocked| blocked.publication.as_ref().is_none_or(|id| Some(id) == mine))
     }
 
+    /// Returns how the last try of the step under way ended, while the new one has told nothing yet.
+    pub fn tried_again(&self) -> Option<&'a Blocked> {
+        self.running().filter(|running| running.detail.is_none())?.again.as_deref()
+    }
+
     /// Returns how full and how well it is, while it is what was asked about.
     pub fn health(&self, all: &'a HealthMap) -> Option<&'a VolumeHealth> {
         let ((id, _), (key, _)) = self.publication.zip(self.volume)?;
@@ -134,7 +139,7 @@ impl<'a> Row<'a> {
         if let Some(hold) = self.hold() {
             return (hold.detail.clone(), self.named(&hold.remedy));
         }
-        if let Some(blocked) = self.blocked().next() {
+        if let Some(blocked) = self.blocked().next().or_else(|| self.tried_again()) {
             let Blocked { step, cause, .. } = blocked;
             if is_pause(blocked) {
                 return (format!("{step}: {}", cause.detail), blocked.remedy.clone());

@@ -222,7 +222,8 @@ async fn a_pod_that_leaves_while_its_first_stage_is_under_way_is_not_released_be
         let volume = status.volumes.get_mut(&key).unwrap();
         // Nothing is recorded of the staging before its first intent, nor of a publication that never was begun.
         (volume.staging, volume.publications) = (None, BTreeMap::new());
-        let running = InProgress { step: "stage", publication: None, detail: None, since: samples::NOW };
+        let running =
+            InProgress { step: "stage", publication: None, detail: None, again: None, since: samples::NOW };
         volume.in_progress = Some(running);
         if kept_for_another {
             samples::add(&mut status, "api", "data", Presence::No);
@@ -247,7 +248,8 @@ async fn a_pod_that_leaves_while_it_is_shown_what_another_has_is_not_released_be
     let volume = status.volumes.get_mut(&key).unwrap();
     let publication = volume.publications.keys().find(|id| id.pod == uid).cloned();
     volume.publications.retain(|id, _| id.pod != uid);
-    volume.in_progress = Some(InProgress { step: "publish", publication, detail: None, since: samples::NOW });
+    volume.in_progress =
+        Some(InProgress { step: "publish", publication, detail: None, again: None, since: samples::NOW });
     let world = World::new(status);
     let mut wait = std::pin::pin!(world.wait(&["pod/db/web"], Goal::Released, None));
     assert!(is_pending(wait.as_mut()), "it is being published");

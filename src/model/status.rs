@@ -146,6 +146,8 @@ pub struct InProgress {
     pub publication: Option<PublicationId>,
     /// How far it got, in words, where it says so.
     pub detail: Option<String>,
+    /// How its last try ended, if it failed: the reason stays known while it is tried again.
+    pub again: Option<Box<Blocked>>,
     /// ms since the epoch.
     pub since: Millis,
 }

@@ -58,6 +58,11 @@ impl Loop {
             step: kind.name(),
             publication: kind.publication().cloned(),
             detail: None,
+            again: self
+                .retries
+                .get(&key)
+                .and_then(|retries| retries.get(&kind))
+                .map(|last| Box::new(last.blocked(&kind, now))),
             since: now.wall,
         };
         let intends = self.intended(&step);
