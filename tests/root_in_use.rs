@@ -103,6 +103,28 @@ fn an_open_file_of_a_volume_s_own_file_system_keeps_the_staging() {
 }
 
 #[test]
+fn a_holder_whose_name_is_no_text_is_named() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&["--file-system", "tmpfs"]);
+    let _daemon = host.volumed(&[]);
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    let file = staging(&host).join("file");
+    fs::write(&file, "data").expect("the volume can be written");
+    let named = host.path("named");
+    // Nobody writes to the pipe, so it reads for good; the other descriptor is the volume's.
+    let script =
+        "printf 'a\\377z' > /proc/$$/comm && mkfifo \"$1\" && exec 3< \"$0\" 4<> \"$1\" && read -r line <&4";
+    let holder = holder(&host, &["sh", "-c", script, text(&file), text(&named)], |pid| {
+        fs::read(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == b"a\xffz\n") && has_open(pid, &file)
+    });
+    host.remove_manifest("web.yaml");
+    assert_unstage_waits(&host, &holder, &["a\u{fffd}z", text(&file)]);
+    holder.kill();
+    assert_released(&host);
+}
+
+#[test]
 fn who_begins_to_use_a_volume_again_is_asked_anew() {
     let host = TestHost::new();
     let _driver = host.fakecsi(&["--file-system", "tmpfs"]);

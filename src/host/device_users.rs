@@ -159,8 +159,9 @@ impl Unseen {
 }
 
 fn is_zombie(pid: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    field(&status, "State:").is_none_or(|state| state.starts_with(['Z', 'X']))
+    // A process's name need not be text.
+    let status = std::fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+    field(&String::from_utf8_lossy(&status), "State:").is_none_or(|state| state.starts_with(['Z', 'X']))
 }
 
 fn holder(pid: u32, how: String) -> Holder {

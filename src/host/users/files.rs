@@ -84,7 +84,7 @@ impl Look {
 
     /// Judges mapped files by device where that is a volume's alone, else by path and device.
     fn at_mappings(&mut self, task: &Task, namespace: &OsStr) {
-        let Ok(text) = std::fs::read(task.directory.join("maps")) else { return };
+        let Ok(text) = task.read("maps") else { return };
         let mut last: &[u8] = b"";
         for mapping in text.split(|b| *b == b'\n').filter_map(Mapping::parse) {
             // Each file is mapped in several pieces.

@@ -116,8 +116,7 @@ impl People {
         };
         let mut refused = None;
         for task in tasks()? {
-            let stat = std::fs::read_to_string(task.directory.join("stat")).ok();
-            let Some(stat) = stat.as_deref().and_then(Stat::parse) else { continue };
+            let Some(stat) = task.read("stat").ok().and_then(|text| Stat::parse(&text)) else { continue };
             if stat.kernel {
                 continue;
             }
@@ -271,7 +270,7 @@ impl Look {
     /// Names the first holders of each volume.
     fn holders(self) -> Vec<Vec<Holder>> {
         let named = |((pid, _way), how): ((u32, Way), String)| {
-            let read = |name| std::fs::read_to_string(format!("{PROC}/{pid}/{name}")).ok();
+            let read = |name| std::fs::read(format!("{PROC}/{pid}/{name}")).ok().map(lossy);
             // One that ended meanwhile holds nothing.
             let command = read("comm")?.trim_end().to_owned();
             Some(Holder { pid, command, unit: read("cgroup").as_deref().and_then(unit), how })
@@ -285,12 +284,17 @@ impl Look {
     }
 }
 
+/// A process's name need not be text.
+fn lossy(text: Vec<u8>) -> String {
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 /// Reads a namespace's table from a member that sees all of it; where all are chrooted, what the first one sees.
 fn table(members: &[&Task]) -> Vec<Line> {
     let mut part = Vec::new();
     for task in members {
         let Ok(root) = std::fs::read_link(task.directory.join("root")) else { continue };
-        let Ok(text) = std::fs::read(task.directory.join("mountinfo")) else { continue };
+        let Ok(text) = task.read("mountinfo") else { continue };
         let Ok(mut table) = mount_table::parse(&text) else { continue };
         // A root on a detached mount also reads as "/", but shows no mount at it.
         if root == Path::new("/") && table.iter().any(|line| line.mount.point == Path::new("/")) {

@@ -60,7 +60,7 @@ fn whole_table(members: &[&Task]) -> Result<Option<(Vec<Mount>, Task)>, InUse> {
     let mut chrooted = None;
     for task in members {
         let Some(root) = task.link("root")? else { continue };
-        let text = match std::fs::read(task.directory.join("mountinfo")) {
+        let text = match task.read("mountinfo") {
             Ok(text) => text,
             Err(e) if is_gone(&e) => continue,
             Err(e) => return Err(task.hidden("mountinfo", &e)),

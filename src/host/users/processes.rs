@@ -1,9 +1,13 @@
 //! Processes and threads, by what `/proc` says of them.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::place::InUse;
+
+/// What the kernel gives at a time of a file in `/proc`, bytes.
+const PAGE: usize = 4096;
 
 /// A thread, by its directory in `/proc`.
 #[derive(Debug, Clone)]
@@ -14,6 +18,13 @@ pub(super) struct Task {
 }
 
 impl Task {
+    /// Reads one of its files. None of them says how long it is, so std would begin with pieces of 32 bytes.
+    pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        let mut text = Vec::with_capacity(PAGE);
+        File::open(self.directory.join(name))?.read_to_end(&mut text)?;
+        Ok(text)
+    }
+
     pub(super) fn name(&self) -> String {
         let comm = std::fs::read_to_string(self.directory.join("comm")).unwrap_or_default();
         format!("process {} ({})", self.pid, comm.trim())
@@ -78,10 +89,11 @@ pub(super) struct Stat {
 
 impl Stat {
     /// `4711 (a name) D 1 ...`: state and parent after the name, which may hold anything; flags are the ninth field.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
         /// `PF_KTHREAD` of linux/sched.h.
         const KERNEL: u64 = 0x0020_0000;
-        let (_, after) = text.rsplit_once(')')?;
+        let name_ends = text.iter().rposition(|byte| *byte == b')')?;
+        let after = std::str::from_utf8(text.get(name_ends + 1..)?).ok()?;
         let mut fields = after.split_whitespace();
         let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
@@ -162,11 +174,13 @@ mod tests {
 
     #[test]
     fn a_name_may_hold_brackets_and_blanks() {
-        let stat = Stat::parse("7 (a) D 9 (x) R 3 7 7 0 -1 4194560 110 0").unwrap();
+        let stat = Stat::parse(b"7 (a) D 9 (x) R 3 7 7 0 -1 4194560 110 0").unwrap();
         assert_eq!(stat, Stat { parent: 3, stuck: false, kernel: false });
-        let stat = Stat::parse("2 (kthreadd) D 0 0 0 0 -1 2129984 0 0").unwrap();
+        let stat = Stat::parse(b"2 (kthreadd) D 0 0 0 0 -1 2129984 0 0").unwrap();
         assert_eq!(stat, Stat { parent: 0, stuck: true, kernel: true });
-        assert_eq!(Stat::parse("7 (half"), None);
-        assert_eq!(Stat::parse("7 (half) R 1"), None);
+        let stat = Stat::parse(b"7 (\xff) S 3 7 7 0 -1 4194560 110 0").unwrap();
+        assert_eq!(stat, Stat { parent: 3, stuck: false, kernel: false }, "nor need it be text");
+        assert_eq!(Stat::parse(b"7 (half"), None);
+        assert_eq!(Stat::parse(b"7 (half) R 1"), None);
     }
 }
