@@ -58,14 +58,13 @@ impl Loop {
             |found: &Foreign| !any_within(&changed, &found.path) && !any_within(&changed, &found.target);
         self.due.foreign |= !self.actual.foreign.iter().all(is_elsewhere);
         let layout = &self.parts.layout;
-        let concerned = |record: &VolumeRecord| changed.iter().any(|p| is_concerned(record, layout, p));
+        // A step under way looks for itself, and its outcome is looked at again.
+        let concerned = |(key, record): &(&VolumeKey, &VolumeRecord)| {
+            !self.busy.contains_key(*key) && is_concerned(record, layout, &changed)
+        };
         let keys: Vec<VolumeKey> =
-            self.records.iter().filter(|(_, record)| concerned(record)).map(|(key, _)| key.clone()).collect();
-        for key in keys {
-            if !self.busy.contains_key(&key) {
-                self.observe(&key);
-            }
-        }
+            self.records.iter().filter(concerned).map(|(key, _)| key.clone()).collect();
+        keys.iter().for_each(|key| self.observe(key));
     }
 
     pub(super) fn observe_all(&mut self) {
@@ -262,15 +261,16 @@ fn published_at(record: &VolumeRecord, id: &PublicationId, layout: &Layout) -> P
     }
 }
 
-/// Whether a mount at this point can change what is seen of a volume.
-fn is_concerned(record: &VolumeRecord, layout: &Layout, point: &Path) -> bool {
-    let staged = record.staging.as_ref().is_some_and(|s| point.starts_with(&s.arguments.staging_path));
-    staged
+/// Whether a change of the mounts at one of several ordered paths can change what is seen of a volume.
+fn is_concerned(record: &VolumeRecord, layout: &Layout, ordered: &[&Path]) -> bool {
+    let is_among = |path: &Path| ordered.binary_search(&path).is_ok();
+    let staging = record.staging.as_ref();
+    staging.is_some_and(|staging| any_within(ordered, &staging.arguments.staging_path))
         || record.publications.iter().any(|(id, publication)| match &publication.arguments {
             Some(arguments) if arguments.capability.volume_mode == VolumeMode::Block => {
-                point == arguments.target_path || point == layout.absolute(&layout.block_map(id))
+                is_among(&arguments.target_path) || is_among(&layout.absolute(&layout.block_map(id)))
             }
-            Some(arguments) => point.starts_with(&arguments.target_path),
-            None => point.starts_with(layout.absolute(&layout.publication(id))),
+            Some(arguments) => any_within(ordered, &arguments.target_path),
+            None => any_within(ordered, &layout.absolute(&layout.publication(id))),
         })
 }
