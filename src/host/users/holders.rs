@@ -115,7 +115,9 @@ impl People {
             stuck: BTreeSet::new(),
         };
         let mut refused = None;
-        for task in tasks()? {
+        let ours = std::process::id();
+        // Of our own threads nothing is asked but whose child we are, and there may be many.
+        for task in tasks()?.into_iter().filter(|task| task.pid != ours || task.tid == ours) {
             let Some(stat) = task.read("stat").ok().and_then(|text| Stat::parse(&text)) else { continue };
             if stat.kernel {
                 continue;
@@ -132,7 +134,6 @@ impl People {
             }
         }
         let program = |pid: &u32| std::fs::read_link(format!("{PROC}/{pid}/exe")).ok();
-        let ours = std::process::id();
         people.own = people.family(ours);
         people.own.retain(|pid| *pid == ours || program(pid) == program(&ours));
         match refused {
