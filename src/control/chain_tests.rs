@@ -48,7 +48,7 @@ fn a_volume_that_grows_says_to_what_size() {
      ✓ driver    nfs.csi.k8s.io at /run/csi/nfs.sock
      ✓ stage     /r/plugins/data/globalmount
      ✓ publish   /r/pods/web/volumes/kubernetes.io~csi/pv-data/mount
-     … expand    under way: growing to 20Gi
+     … expand    under way: growing to 20Gi (for 3s)
     --
       VOLUME   DRIVER          MODE  SIZE   DESIRED    ACTUAL   SINCE  USED BY     REASON
     ↻ db/data  nfs.csi.k8s.io  RWO   100Gi  published  growing  4m12s  pod/db/web  growing to 20Gi
@@ -139,7 +139,7 @@ fn a_publish_that_changes_owners_says_how_far_it_got() {
     status.volumes.get_mut(&key).unwrap().blocked.clear();
     running(&mut status, &key, "publish", Some("12000 files done"));
     let text = texts(&status, "db/assets");
-    assert!(text.contains(" … publish   under way: 12000 files done\n"), "{text}");
+    assert!(text.contains(" … publish   under way: 12000 files done (for 3s)\n"), "{text}");
     assert!(text.contains("publishing  4m12s  pod/db/api  12000 files done\n"), "{text}");
     assert!(text.contains("   Running: publish for 3s: 12000 files done\n"), "{text}");
 }
@@ -151,7 +151,10 @@ fn a_republish_is_a_link_only_while_there_is_something_to_tell() {
     assert!(!texts(&status, "db/data").contains("republish"));
     running(&mut status, &key, "republish", None);
     let text = texts(&status, "db/data");
-    assert!(text.contains(" … republish under way\n") && text.contains("  publishing again  "), "{text}");
+    assert!(
+        text.contains(" … republish under way (for 3s)\n") && text.contains("  publishing again  "),
+        "{text}"
+    );
     status.volumes.get_mut(&key).unwrap().in_progress = None;
     let failed = blocked("republish", "UNAVAILABLE", "no token", Some(NOW + 2000), "wait");
     status.volumes.get_mut(&key).unwrap().blocked.push(failed);

@@ -25,7 +25,12 @@ pub fn explain(volumes: &[api::Volume], now: Millis, style: Style) -> String {
                 _ => ("…", "0"),
             };
             let tries = match (link.attempts, link.since_ms) {
-                (0, _) | (_, 0) => String::new(),
+                (_, 0) => String::new(),
+                // What is under way, and has been for more than a moment.
+                (0, since_ms) if link.state == "waiting" && now - since_ms >= 1000 => {
+                    format!(" (for {})", since(since_ms, now))
+                }
+                (0, _) => String::new(),
                 (n, since_ms) => format!(" (try {n}, for {})", since(since_ms, now)),
             };
             let detail = format!("{:<9} {}{tries}", link.step, humane(&link.detail));
