@@ -248,16 +248,17 @@ pub(super) fn serve(parent: Pid) -> io::Result<()> {
     let signals = [Blocked::SIGTERM, Blocked::SIGINT, Blocked::SIGHUP, Blocked::SIGQUIT];
     signals.into_iter().collect::<SigSet>().thread_block()?;
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
-    serve_at(&socket, parent)
+    serve_at(&socket, Some(parent))
 }
 
-fn serve_at(socket: &OwnedFd, parent: Pid) -> io::Result<()> {
+/// `parent`: `None` where it is in another process namespace, which only a test's is.
+fn serve_at(socket: &OwnedFd, parent: Option<Pid>) -> io::Result<()> {
     while readable(socket, IDLE)? {
         let mut order = vec![0; LONGEST];
         let Some((length, directory)) = receive(socket, &mut order)? else { return Ok(()) };
         let order = serde_json::from_slice(order.get(..length).unwrap_or_default())?;
         // Nobody would hear how it ended.
-        if rustix::process::getppid() != Some(parent) {
+        if rustix::process::getppid() != parent {
             return Ok(());
         }
         let errno = carry_out(&order, directory).map_or_else(Errno::raw_os_error, |()| 0);
@@ -365,11 +366,44 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_mounted_by_then_is_said_and_the_next_one_is_unmounted() {
+        let name =
+            "host::unmounter::tests::what_is_not_mounted_by_then_is_said_and_the_next_one_is_unmounted";
+        let test = async {
+            let (mut child, unmounter, other) = deaf();
+            let unmounters = Unmounters::new();
+            unmounters.idle().push(unmounter);
+            let parent = rustix::process::getppid();
+            let its = std::thread::spawn(move || serve_at(&other, parent));
+            let top = tempfile::tempdir().unwrap();
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let directory = rustix::fs::open(top.path(), flags, Mode::empty()).unwrap();
+            let unmount = |name: &str| {
+                unmounters.unmount(&directory, OsStr::new(name), false, Duration::from_secs(60)).unwrap()
+            };
+            let mounted = top.path().join("mounted");
+            std::fs::create_dir(&mounted).unwrap();
+            assert_eq!(unmount("mounted"), Ended::Failed(Errno::INVAL));
+            assert_eq!(unmount("absent"), Ended::Failed(Errno::NOENT));
+            rustix::mount::mount("tmpfs", &mounted, "tmpfs", rustix::mount::MountFlags::empty(), None)
+                .unwrap();
+            std::fs::write(mounted.join("file"), "").unwrap();
+            assert_eq!(unmount("mounted"), Ended::Done);
+            assert!(!mounted.join("file").exists());
+            drop(unmounters);
+            its.join().unwrap().unwrap();
+            child.kill().unwrap();
+            child.wait().unwrap();
+        };
+        crate::alone::run(name, test, |_directory| ());
+    }
+
+    #[test]
     fn it_says_why_it_could_not_and_waits_for_the_next() {
         let (mut child, unmounter, other) = deaf();
         let unmounters = Unmounters::new();
         unmounters.idle().push(unmounter);
-        let parent = rustix::process::getppid().unwrap();
+        let parent = rustix::process::getppid();
         let its = std::thread::spawn(move || serve_at(&other, parent));
         let limit = Duration::from_secs(60);
         for _ in 0..3 {
