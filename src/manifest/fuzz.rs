@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Manifests;
-use super::gather::understand;
+use super::file::understand;
 use super::set::{FileTaken, Set, Taken};
 
 /// Takes readings one after another, ten seconds apart, as the reader does, and returns what each came to. A reading is the

@@ -1,10 +1,11 @@
 //! Manifest directories -> objects: watch, read, validate, keep the last good version.
 //!
-//! `reader` runs as one task. An event, a request or a due time makes it look at all directories (`gather`: watch, list,
-//! `read` what changed, `yaml` or `json`, `objects`, `validate`); `set` joins the files, keeps what cannot be read now, and says
+//! `reader` runs as one task. An event, a request or a due time makes it look at all directories (`gather`: watch, list;
+//! `file`: `read` what changed, `yaml` or `json`, `objects`, `validate`); `set` joins the files, keeps what cannot be read now, and says
 //! when something is really gone. Each reading is published as one value, `Manifests`.
 
 mod decode;
+mod file;
 #[doc(hidden)]
 pub mod fuzz;
 mod gather;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::gather::understand;
+use super::file::understand;
 use super::set::{Content, DirectoryTaken, FileTaken, Set, Taken, directory_problem};
 use super::{Manifests, Sourced};
 use crate::model::{Birth, DirectoryIdentity};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Manifests;
-use super::gather::understand;
+use super::file::understand;
 use super::set::{Content, DirectoryTaken, FileTaken, Set, Taken, directory_problem};
 use crate::model::{Birth, DirectoryIdentity};
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::gather::understand;
+use super::file::understand;
 use super::objects::{Object, Parsed, derived_uid};
 use super::set::Content;
 use super::{json as strict_json, yaml};
