@@ -161,6 +161,11 @@ fn what_happened_between_two_looks_is_seen_at_once() {
             umount2(&top.path().join(number.to_string()), MntFlags::MNT_DETACH).unwrap();
         }
         assert!(both.told.current().unwrap().is_none());
+        assert!(both.told.soon().unwrap().is_none(), "more than a few");
         both.assert_same("a hundred less");
+        umount2(&top.path().join("100"), MntFlags::MNT_DETACH).unwrap();
+        assert!(both.told.current().unwrap().is_none());
+        let soon = both.told.soon().unwrap().expect("one is a few");
+        assert_eq!(soon, both.text.read().unwrap());
     });
 }

@@ -189,9 +189,9 @@ impl Host for Linux {
             HostError::Io { doing: DOING, path: "/proc/thread-self/mountinfo".into(), source }
         }
         Box::pin(async move {
-            // Mostly one system call. Where another call is reading right now, that one is waited for in the pool.
+            // Mostly a few system calls. Where another call is reading right now, that one is waited for in the pool.
             if let Ok(mut table) = self.table.try_lock()
-                && let Some(current) = table.current().map_err(failed)?
+                && let Some(current) = table.soon().map_err(failed)?
             {
                 return Ok(current);
             }

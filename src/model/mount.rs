@@ -171,6 +171,11 @@ impl MountTable {
         }
     }
 
+    /// Returns at how many paths something is mounted.
+    pub fn count(&self) -> usize {
+        self.by_point.len()
+    }
+
     /// Returns every mount, ordered by path.
     pub fn iter(&self) -> impl Iterator<Item = &Mount> {
         self.by_point.values().flat_map(|mounts| mounts.iter())

@@ -17,6 +17,12 @@ use crate::model::{MountTable, MountsAt};
 /// after this time.
 const WHOLE_AFTER: Duration = Duration::from_secs(60);
 
+/// So many mounts are asked for in a tenth of a millisecond (harness.md 7).
+const FEW: usize = 32;
+
+/// A table of so many paths is copied in a tenth of a millisecond.
+const SMALL: usize = 4000;
+
 /// Where the mounts are, by the ids that the kernel gives only once.
 #[derive(Debug)]
 pub(super) struct Listed {
@@ -58,11 +64,11 @@ impl Listed {
     /// # Errors
     /// The kernel's; the next call asks for all.
     pub(super) fn read(&mut self, last: &MountTable, marked: bool) -> io::Result<Arc<MountTable>> {
-        let news = std::mem::take(&mut self.news);
-        let fresh = self.whole.is_some_and(|whole| whole.elapsed() < WHOLE_AFTER);
-        if !fresh || news.lost || (marked && news.mounts.is_empty()) {
+        if !self.is_followed(marked) {
+            self.news = News::default();
             return self.read_all();
         }
+        let news = std::mem::take(&mut self.news);
         // A failure leaves it without a time, so that all is asked for.
         let whole = self.whole.take();
         let mut table = last.clone();
@@ -73,6 +79,18 @@ impl Listed {
         }
         self.whole = whole;
         Ok(Arc::new(table))
+    }
+
+    /// Whether what changed is known well enough to ask for that alone.
+    fn is_followed(&self, marked: bool) -> bool {
+        let fresh = self.whole.is_some_and(|whole| whole.elapsed() < WHOLE_AFTER);
+        fresh && !self.news.lost && !(marked && self.news.mounts.is_empty())
+    }
+
+    /// Returns whether what changed since `last` is read by a few system calls, so that nothing else has to wait for it.
+    /// `marked`: as for `read`.
+    pub(super) fn is_little(&self, last: &MountTable, marked: bool) -> bool {
+        self.is_followed(marked) && self.news.mounts.len() <= FEW && last.count() <= SMALL
     }
 
     /// Lets the table have a mount that came, or not have one that went. False: others may have changed with it, of which

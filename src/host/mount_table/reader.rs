@@ -58,6 +58,19 @@ impl Reader {
         Ok((!self.stale && !told).then(|| Arc::clone(&self.cached)))
     }
 
+    /// Returns the table if that costs a few system calls at most: what was read last still holds, or the kernel has told
+    /// which few mounts came or went since.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub fn soon(&mut self) -> io::Result<Option<Arc<MountTable>>> {
+        if let Some(current) = self.current()? {
+            return Ok(Some(current));
+        }
+        let is_little = self.listed.as_ref().is_some_and(|listed| listed.is_little(&self.cached, self.stale));
+        if is_little { self.read().map(Some) } else { Ok(None) }
+    }
+
     /// Returns the table, after reading it if it changed.
     ///
     /// # Errors
