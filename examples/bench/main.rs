@@ -12,8 +12,10 @@
 //! full   the same with 1,000 volumes, and the restart of volumed until its Status is complete
 //! hung   one pod, with a CSI volume and with an emptyDir, beside 50 volumes hung in one driver and in each of five
 //! mounts one pod beside 3,000 unrelated mounts
-//! local  one pod with a local PersistentVolume on a formatted loop device, 200 of them, and 1,000 with a directory each. Its
-//!        floor: the bare mount system calls, one after the other
+//! local  one pod with a local PersistentVolume on a formatted loop device, whose image is in memory or on the disk, and 200 of
+//!        the latter
+//! binds  1,000 pods with a local PersistentVolume on a directory each. The floor of both: the bare mount system calls, one
+//!        after the other
 //! loop   volumed-csi-loop alone, over its socket: a 64 MiB ext4 volume created, staged and published; 200 at a time; snapshots
 //!        on a host that shares blocks; fio on a volume. Its floor: the same by an operator's programs, or on the host's disk
 //! ```

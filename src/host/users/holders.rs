@@ -271,7 +271,7 @@ impl Look {
     /// Names the first holders of each volume.
     fn holders(self) -> Vec<Vec<Holder>> {
         let named = |((pid, _way), how): ((u32, Way), String)| {
-            let read = |name| std::fs::read(format!("{PROC}/{pid}/{name}")).ok().map(lossy);
+            let read = |name| std::fs::read(format!("{PROC}/{pid}/{name}")).ok().map(|text| lossy(&text));
             // One that ended meanwhile holds nothing.
             let command = read("comm")?.trim_end().to_owned();
             Some(Holder { pid, command, unit: read("cgroup").as_deref().and_then(unit), how })
@@ -286,8 +286,8 @@ impl Look {
 }
 
 /// A process's name need not be text.
-fn lossy(text: Vec<u8>) -> String {
-    String::from_utf8_lossy(&text).into_owned()
+fn lossy(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).into_owned()
 }
 
 /// Reads a namespace's table from a member that sees all of it; where all are chrooted, what the first one sees.
