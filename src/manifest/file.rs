@@ -3,7 +3,7 @@
 use std::num::NonZero;
 use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use sha2::{Digest, Sha256};
@@ -56,23 +56,27 @@ pub(super) struct Eyes {
 impl Eyes {
     /// Looks at files, many of them by all processors at once; returns what each came to, in their order. `None` for one that
     /// went away since it was listed.
-    pub(super) fn look_at_all(self, mut suspects: Vec<Suspect>) -> Vec<Option<Looked>> {
+    pub(super) fn look_at_all(self, suspects: Vec<Suspect>) -> Vec<Option<Looked>> {
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
-        let each = suspects.len().div_ceil(processors).max(WORTH_A_THREAD);
-        let look =
-            |part: Vec<Suspect>| part.into_iter().map(|suspect| self.look_at(suspect)).collect::<Vec<_>>();
-        thread::scope(|scope| {
-            let mut others = Vec::new();
-            while suspects.len() > each {
-                let part = suspects.split_off(suspects.len() - each);
-                others.push(scope.spawn(move || look(part)));
-            }
-            let mut looked = look(suspects);
-            for other in others.into_iter().rev() {
-                looked.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        let helpers = (suspects.len() / WORTH_A_THREAD).min(processors.saturating_sub(1));
+        let rest = Mutex::new(suspects.into_iter().enumerate());
+        let take = || rest.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let look = || {
+            let taken = std::iter::from_fn(take);
+            taken.map(|(number, suspect)| (number, self.look_at(suspect))).collect::<Vec<_>>()
+        };
+        let mut looked = thread::scope(|scope| {
+            // Where no thread is to be had, this one looks at more.
+            let start = |_| thread::Builder::new().spawn_scoped(scope, look).ok();
+            let helpers: Vec<_> = (0..helpers).filter_map(start).collect();
+            let mut looked = look();
+            for helper in helpers {
+                looked.extend(helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
             }
             looked
-        })
+        });
+        looked.sort_by_key(|(number, _)| *number);
+        looked.into_iter().map(|(_, looked)| looked).collect()
     }
 
     /// Looks at a file, and reads it if it has changed.
