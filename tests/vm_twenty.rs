@@ -68,7 +68,7 @@ fn twenty_volumes_outlive_a_want_of_memory_and_a_reboot() {
     machine.sh(&format!("{limit} MemorySwapMax=0 MemoryMax={}", anonymous / 4));
     machine.until(
         "the kernel kills volumed for its memory, and systemd starts it again",
-        "journalctl --boot --unit=volumed.service --output=cat | grep -q 'oom-kill'
+        "grep -q 'oom-kill' < <(journalctl --boot --unit=volumed.service --output=cat)
          (($(systemctl show --property=NRestarts --value volumed.service) > 0))",
     );
     assert_eq!(machine.sh(table), mounts, "the mounts are others after the kill");

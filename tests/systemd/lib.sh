@@ -82,11 +82,12 @@ main_process() { property MainPID "${1:-volumed.service}"; }
 
 restarts() { property NRestarts "${1:-volumed.service}"; }
 has_restarted() { (($(restarts "$1") == $2)); }
-has_status() { property StatusText | grep -qE -- "$1"; }
+has_status() { [[ $(property StatusText) =~ $1 ]]; }
 
 # journal_has WHAT WORDS [UNIT]: the unit's journal of this boot has the words, an extended regular expression.
 journal_has() { reaches "$1" in_journal "$2" "${3:-volumed.service}"; }
-in_journal() { journalctl --boot --unit "$2" --output=cat | grep -qE -- "$1"; }
+# No pipe: grep ends at the first hit, and the SIGPIPE that journalctl then gets would count for all of it.
+in_journal() { grep -qE -- "$1" < <(journalctl --boot --unit "$2" --output=cat); }
 
 # drop_in UNIT LINE...: gives the unit more settings.
 drop_in() {

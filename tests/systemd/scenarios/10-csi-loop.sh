@@ -9,7 +9,7 @@ driver_is_ready() { volumectl drivers | grep -F "$driver" | grep -qw ready; }
 mounts_here() { grep -F "/$1/mount " /proc/1/mountinfo; }
 size_of() { stat --file-system --format='%b' "$1"; }
 is_larger() { (($(size_of "$1") > $2)); }
-no_loop_device() { ! losetup --list --noheadings --output BACK-FILE | grep -qF /var/lib/volumed-csi-loop/; }
+no_loop_device() { ! grep -qF /var/lib/volumed-csi-loop/ < <(losetup --list --noheadings --output BACK-FILE); }
 no_process_but() { test "$(pgrep --exact volumed-csi-loo)" = "$1"; }
 
 systemctl enable --quiet volumed.socket volumed.service "$unit"
