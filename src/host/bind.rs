@@ -16,7 +16,7 @@ use super::options::{Attributes, of_the_file_system, read_only};
 use super::path::{self, Root};
 use super::wanted::{Waits, Wanted};
 use super::{HostError, raw};
-use crate::model::{MountTable, RootPath, has_server};
+use crate::model::{Mount, MountTable, MountsAt, RootPath, has_server};
 
 /// A directory of the host, and where it is to be shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,13 +75,15 @@ pub(super) enum Refusal {
 impl Bind {
     /// Returns whether the way to the source or the target may lead over a file system with a server.
     pub(super) fn may_hang(&self, root: &Path, table: &MountTable) -> bool {
+        // An automount becomes what nobody knows.
+        let may = |mount: &Mount| has_server(&mount.fs_type) || mount.fs_type == "autofs";
+        let on_the_way = |point: &Path| match table.at(point) {
+            MountsAt::None => false,
+            MountsAt::One(mount) => may(mount),
+            MountsAt::Stacked(mounts) => mounts.iter().any(may),
+        };
         let target = root.join(self.target.as_path());
-        table.iter().any(|mount| {
-            // An automount becomes what nobody knows.
-            let may = has_server(&mount.fs_type) || mount.fs_type == "autofs";
-            // Asked last: most mounts are neither, and it takes much longer.
-            may && (self.source.starts_with(&mount.point) || target.starts_with(&mount.point))
-        })
+        self.source.ancestors().chain(target.ancestors()).any(on_the_way)
     }
 
     pub(super) fn ask(&self, root: &Path) -> Ask {

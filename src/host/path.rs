@@ -172,16 +172,18 @@ impl Root {
             Err(Errno::NOENT) => {}
             Err(e) => return Err(failed(e)),
         }
-        if let Some(parent) = path.parent() {
-            self.make_directory(&parent, PARENT_MODE)?;
-        }
-        let (parent, name) = self.open_parent(path).map_err(failed)?;
-        let new = match rustix::fs::mkdirat(&parent, &name, Mode::from_raw_mode(mode)) {
+        let (above, is_first) = match path.parent() {
+            Some(parent) => (self.make_directory(&parent, PARENT_MODE)?.0, false),
+            None => (rustix::fs::openat(&self.fd, ".", DIRECTORY, Mode::empty()).map_err(failed)?, true),
+        };
+        let name = path.as_path().file_name().unwrap_or_default();
+        let new = match rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(mode)) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
             Err(e) => return Err(failed(e)),
         };
-        let fd = self.open_at(path, DIRECTORY).map_err(failed)?;
+        let resolve = if is_first { BENEATH } else { WITHIN };
+        let fd = rustix::fs::openat2(&above, name, DIRECTORY, Mode::empty(), resolve).map_err(failed)?;
         if new {
             // mkdirat took the umask off.
             rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(failed)?;

@@ -58,27 +58,27 @@ impl Listed {
         self.whole.is_none() || self.news != News::default()
     }
 
-    /// Reads what changed since `last`. `marked`: the table changed in some way; where nothing was heard of a mount that came or
-    /// went, it was one's attributes.
+    /// Lets `table`, which was read last, be what is there now. `marked`: it changed in some way; where nothing was heard of a
+    /// mount that came or went, it was one's attributes.
     ///
     /// # Errors
     /// The kernel's; the next call asks for all.
-    pub(super) fn read(&mut self, last: &MountTable, marked: bool) -> io::Result<Arc<MountTable>> {
+    pub(super) fn read(&mut self, table: &mut Arc<MountTable>, marked: bool) -> io::Result<()> {
         if !self.is_followed(marked) {
-            self.news = News::default();
-            return self.read_all();
+            return self.read_all(table);
         }
         let news = std::mem::take(&mut self.news);
         // A failure leaves it without a time, so that all is asked for.
         let whole = self.whole.take();
-        let mut table = last.clone();
+        // Copied only where somebody still has it.
+        let followed = Arc::make_mut(table);
         for unique in news.mounts {
-            if !self.follow(unique, &mut table)? {
-                return self.read_all();
+            if !self.follow(unique, followed)? {
+                return self.read_all(table);
             }
         }
         self.whole = whole;
-        Ok(Arc::new(table))
+        Ok(())
     }
 
     /// Whether what changed is known well enough to ask for that alone.
@@ -99,6 +99,11 @@ impl Listed {
     fn follow(&mut self, unique: u64, table: &mut MountTable) -> io::Result<bool> {
         match (self.points.remove(&unique), statmount::mount(unique)?) {
             (None, None) => {}
+            // What was told of it before all were asked for.
+            (Some(point), Some(mount)) if matches!(table.at(&point), MountsAt::One(known) if *known == mount) =>
+            {
+                self.points.insert(unique, point);
+            }
             (None, Some(mount)) if matches!(table.at(&mount.point), MountsAt::None) => {
                 self.points.insert(unique, mount.point.clone());
                 table.set(&mount.point.clone(), [mount]);
@@ -109,7 +114,8 @@ impl Listed {
         Ok(true)
     }
 
-    fn read_all(&mut self) -> io::Result<Arc<MountTable>> {
+    fn read_all(&mut self, table: &mut Arc<MountTable>) -> io::Result<()> {
+        self.news = News::default();
         self.whole = None;
         self.points.clear();
         let mut mounts = Vec::new();
@@ -120,7 +126,8 @@ impl Listed {
             }
         }
         self.whole = Some(Instant::now());
-        Ok(Arc::new(MountTable::new(mounts)))
+        *table = Arc::new(MountTable::new(mounts));
+        Ok(())
     }
 }
 

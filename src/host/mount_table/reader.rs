@@ -84,10 +84,10 @@ impl Reader {
             if let Some(current) = self.current()? {
                 return Ok(current);
             }
-            self.cached = match &mut self.listed {
-                Some(listed) => listed.read(&self.cached, self.stale)?,
-                None => Arc::new(self.whole_text()?),
-            };
+            match &mut self.listed {
+                Some(listed) => listed.read(&mut self.cached, self.stale)?,
+                None => self.cached = Arc::new(self.whole_text()?),
+            }
             self.stale = false;
         }
         Ok(Arc::clone(&self.cached))
