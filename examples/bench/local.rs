@@ -55,8 +55,9 @@ async fn device_in_memory(printer: &mut Printer, repetitions: usize) -> anyhow::
         one.measure(printer, &world, repetitions, some, &devices.directory, true).await
     };
     let measured = measured.await;
-    umount2(&images, MntFlags::UMOUNT_NOFOLLOW)?;
-    measured
+    let unmounted = umount2(&images, MntFlags::UMOUNT_NOFOLLOW);
+    measured?;
+    Ok(unmounted?)
 }
 
 /// PersistentVolumes that name a directory.

@@ -196,7 +196,7 @@ fn step(row: Row<'_>, name: &str, done: bool, place: String) -> ChainLink {
         };
         let detail = format!("{under_way}, after {}: {}", last.cause.code, last.cause.detail);
         return ChainLink {
-            since_ms: last.since,
+            since_ms: running.since,
             attempts: last.attempts.saturating_add(1),
             remedy: row.named(&last.remedy),
             ..link(name, "waiting", detail)

@@ -173,13 +173,13 @@ fn a_step_that_is_tried_again_still_says_why_it_failed() {
         publication: None,
         detail,
         again: Some(Box::new(last.clone())),
-        since: NOW,
+        since: NOW - 3000,
     };
     volume.blocked.clear();
     volume.in_progress = Some(running(None));
     let text = texts(&status, "db/data");
     for words in [
-        " … publish   under way, after UNAVAILABLE: no token (try 5, for 30s)\n             remedy: look at the driver's log\n",
+        " … publish   under way, after UNAVAILABLE: no token (try 5, for 3s)\n             remedy: look at the driver's log\n",
         "  publish: UNAVAILABLE: no token\n",
         "    Reason: publish: UNAVAILABLE: no token\n    Remedy: look at the driver's log\n",
     ] {
@@ -188,7 +188,7 @@ fn a_step_that_is_tried_again_still_says_why_it_failed() {
     // What it tells of itself is newer.
     status.volumes.get_mut(&key).unwrap().in_progress = Some(running(Some("12000 files done".to_owned())));
     let text = texts(&status, "db/data");
-    assert!(text.contains("under way: 12000 files done\n") && !text.contains("no token"), "{text}");
+    assert!(text.contains("under way: 12000 files done (for 3s)\n") && !text.contains("no token"), "{text}");
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub fn explain(volumes: &[api::Volume], now: Millis, style: Style) -> String {
             };
             let tries = match (link.attempts, link.since_ms) {
                 (_, 0) => String::new(),
-                // What is under way, and has been for more than a moment.
+                // What is under way, or a driver that is starting, and has been for more than a moment.
                 (0, since_ms) if link.state == "waiting" && now - since_ms >= 1000 => {
                     format!(" (for {})", since(since_ms, now))
                 }

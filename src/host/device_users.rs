@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, FileType, StatxFlags};
 use rustix::io::Errno;
 
 use super::unmount::new_device_each_time;
+use super::users::text;
 use super::{Holder, mount_table, raw};
 use crate::model::Mount;
 
@@ -151,7 +152,7 @@ impl Unseen {
             _ => false,
         };
         if !gone && self.first.is_none() {
-            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let name = text(format!("/proc/{pid}/comm")).unwrap_or_default();
             self.first = Some(format!("the {what} of pid {pid} ({}): {error}", name.trim()));
         }
         None
@@ -159,13 +160,12 @@ impl Unseen {
 }
 
 fn is_zombie(pid: u32) -> bool {
-    // A process's name need not be text.
-    let status = std::fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
-    field(&String::from_utf8_lossy(&status), "State:").is_none_or(|state| state.starts_with(['Z', 'X']))
+    let status = text(format!("/proc/{pid}/status")).unwrap_or_default();
+    field(&status, "State:").is_none_or(|state| state.starts_with(['Z', 'X']))
 }
 
 fn holder(pid: u32, how: String) -> Holder {
-    let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let command = text(format!("/proc/{pid}/comm")).unwrap_or_default();
     Holder { pid, command: command.trim().to_owned(), unit: None, how }
 }
 
@@ -178,7 +178,7 @@ fn is_ours(pid: u32, own: u32) -> bool {
 /// Whether a process is another or was started by it, by as many others as may be between.
 fn descends(pid: u32, from: u32) -> bool {
     let parent = |pid: &u32| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let status = text(format!("/proc/{pid}/status")).ok()?;
         field(&status, "PPid:")?.parse::<u32>().ok().filter(|parent| *parent != 0)
     };
     std::iter::successors(Some(pid), parent).any(|pid| pid == from)

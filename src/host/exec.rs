@@ -217,8 +217,8 @@ fn command<A: AsRef<OsStr>>(tool: &Path, arguments: impl IntoIterator<Item = A>)
         .env_clear()
         .env("LC_ALL", "C")
         .env("PATH", PATH.join(":"))
-        // libblkid's memory of each disk that the host ever saw: e2fsck reads all of it and looks every one of them up, for
-        // nothing that is needed here, and what it says may be long past.
+        // libblkid's memory of each disk that the host ever saw: e2fsck reads all of it and looks every one of them up. Only a
+        // journal on a disk of its own is found by it, and without it by asking every disk; what it says may be long past.
         .env("BLKID_FILE", "/dev/null")
         .current_dir("/")
         .stdin(Stdio::null());

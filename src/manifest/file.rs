@@ -18,6 +18,9 @@ use crate::model::Problem;
 /// So many files are worth a thread of their own: one takes a tenth of a millisecond, and so does a thread.
 const WORTH_A_THREAD: usize = 16;
 
+/// More threads than this leave the memory that they used in more pieces than they save time.
+const MOST_THREADS: usize = 4;
+
 /// What is known of a file from the last reading.
 #[derive(Debug)]
 pub(super) struct Cached {
@@ -54,10 +57,10 @@ pub(super) struct Eyes {
 }
 
 impl Eyes {
-    /// Looks at files, many of them by all processors at once; returns what each came to, in their order. `None` for one that
+    /// Looks at files, many of them by a few processors at once; returns what each came to, in their order. `None` for one that
     /// went away since it was listed.
     pub(super) fn look_at_all(self, suspects: Vec<Suspect>) -> Vec<Option<Looked>> {
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let processors = thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS);
         let helpers = (suspects.len() / WORTH_A_THREAD).min(processors.saturating_sub(1));
         let rest = Mutex::new(suspects.into_iter().enumerate());
         let take = || rest.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -239,7 +242,7 @@ mod tests {
             for number in 0..count {
                 std::fs::write(path(number), format!("# {number}")).unwrap();
             }
-            // Two of them, in the first part and in the last, go before they are looked at.
+            // The first and the last go before they are looked at.
             let gone = [0, count.saturating_sub(1)].map(path);
             for path in gone.iter().take(count) {
                 let _twice = std::fs::remove_file(path);

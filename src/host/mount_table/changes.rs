@@ -24,6 +24,8 @@ const METADATA: usize = 24;
 pub(super) struct News {
     /// The unique ids of mounts that came, went or moved.
     pub(super) mounts: BTreeSet<u64>,
+    /// Those of them that went from where they were, perhaps to another place.
+    pub(super) went: BTreeSet<u64>,
     /// The kernel had more than it could keep.
     pub(super) lost: bool,
 }
@@ -88,7 +90,11 @@ fn understand(mut events: &[u8], news: &mut News) -> Option<()> {
         if mask & FAN_Q_OVERFLOW != 0 {
             news.lost = true;
         } else {
-            news.mounts.insert(mount_of(event.get(header..)?)?);
+            let mount = mount_of(event.get(header..)?)?;
+            news.mounts.insert(mount);
+            if mask & FAN_MNT_DETACH != 0 {
+                news.went.insert(mount);
+            }
         }
         events = events.get(length..)?;
     }
@@ -150,7 +156,10 @@ mod tests {
         bytes.extend(event(FAN_MNT_DETACH, &of_mount(11)));
         let mut news = News::default();
         understand(&bytes, &mut news).unwrap();
-        assert_eq!(news, News { mounts: [11, 12].into(), lost: false });
+        assert_eq!(news, News { mounts: [11, 12].into(), went: [11, 12].into(), lost: false });
+        understand(&event(FAN_MNT_ATTACH, &of_mount(13)), &mut news).unwrap();
+        understand(&event(FAN_MNT_ATTACH | FAN_MNT_DETACH, &of_mount(14)), &mut news).unwrap();
+        assert_eq!(news.went, [11, 12, 14].into(), "one came, the other moved");
         understand(&event(FAN_Q_OVERFLOW, &[]), &mut news).unwrap();
         assert!(news.lost);
         let mut cut = bytes.clone();

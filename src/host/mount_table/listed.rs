@@ -1,6 +1,6 @@
 //! The table of a kernel that tells which mounts came and went: what is known is kept, and only those are asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
@@ -29,6 +29,8 @@ pub(super) struct Listed {
     changes: Changes,
     news: News,
     points: BTreeMap<u64, PathBuf>,
+    /// Mounts that came so shortly before all were asked for that the word of their coming is still to be heard.
+    expected: BTreeSet<u64>,
     /// When all were asked for.
     whole: Option<Instant>,
 }
@@ -42,7 +44,13 @@ impl Listed {
         let changes = Changes::open()?;
         let first = statmount::all()?.first().copied().map(statmount::mount);
         first.transpose()?.flatten().ok_or_else(|| io::Error::other("no mount is to be seen"))?;
-        Ok(Self { changes, news: News::default(), points: BTreeMap::new(), whole: None })
+        Ok(Self {
+            changes,
+            news: News::default(),
+            points: BTreeMap::new(),
+            expected: BTreeSet::new(),
+            whole: None,
+        })
     }
 
     /// Takes what the kernel has to tell.
@@ -62,23 +70,21 @@ impl Listed {
     /// mount that came or went, it was one's attributes.
     ///
     /// # Errors
-    /// The kernel's; the next call asks for all.
+    /// The kernel's. `table` may have changed in part then, and is nobody's until the next call, which asks for all.
     pub(super) fn read(&mut self, table: &mut Arc<MountTable>, marked: bool) -> io::Result<()> {
-        if !self.is_followed(marked) {
-            return self.read_all(table);
+        if self.is_followed(marked) && self.follow_news(table)? {
+            return Ok(());
         }
-        let news = std::mem::take(&mut self.news);
-        // A failure leaves it without a time, so that all is asked for.
-        let whole = self.whole.take();
-        // Copied only where somebody still has it.
-        let followed = Arc::make_mut(table);
-        for unique in news.mounts {
-            if !self.follow(unique, followed)? {
-                return self.read_all(table);
-            }
-        }
-        self.whole = whole;
-        Ok(())
+        self.read_all(table)
+    }
+
+    /// As `read`, where a few system calls are enough. False: they are not, and `table` is nobody's until `read`.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub(super) fn read_few(&mut self, table: &mut Arc<MountTable>, marked: bool) -> io::Result<bool> {
+        let is_little = self.news.mounts.len() <= FEW && table.count() <= SMALL;
+        Ok(is_little && self.is_followed(marked) && self.follow_news(table)?)
     }
 
     /// Whether what changed is known well enough to ask for that alone.
@@ -87,20 +93,35 @@ impl Listed {
         fresh && !self.news.lost && !(marked && self.news.mounts.is_empty())
     }
 
-    /// Returns whether what changed since `last` is read by a few system calls, so that nothing else has to wait for it.
-    /// `marked`: as for `read`.
-    pub(super) fn is_little(&self, last: &MountTable, marked: bool) -> bool {
-        self.is_followed(marked) && self.news.mounts.len() <= FEW && last.count() <= SMALL
+    /// Asks for what was told of. False: more than that changed; all is to be asked for.
+    fn follow_news(&mut self, table: &mut Arc<MountTable>) -> io::Result<bool> {
+        let news = std::mem::take(&mut self.news);
+        // Whatever stops it leaves it without a time, so that all is asked for.
+        let whole = self.whole.take();
+        // Copied only where somebody still has it.
+        let followed = Arc::make_mut(table);
+        for unique in &news.mounts {
+            let is_followed = self.follow(*unique, !news.went.contains(unique), followed);
+            if !matches!(is_followed, Ok(true)) {
+                self.news = news;
+                return is_followed;
+            }
+        }
+        self.whole = whole;
+        Ok(true)
     }
 
     /// Lets the table have a mount that came, or not have one that went. False: others may have changed with it, of which
     /// nothing is told. With a mount that moves go those below it, and where several are at one path, the kernel puts new ones
-    /// between the old.
-    fn follow(&mut self, unique: u64, table: &mut MountTable) -> io::Result<bool> {
+    /// between the old. `came`: it did nothing else.
+    fn follow(&mut self, unique: u64, came: bool, table: &mut MountTable) -> io::Result<bool> {
         match (self.points.remove(&unique), statmount::mount(unique)?) {
             (None, None) => {}
-            // What was told of it before all were asked for.
-            (Some(point), Some(mount)) if matches!(table.at(&point), MountsAt::One(known) if *known == mount) =>
+            // It was in the last listing of all already, which came before word of it.
+            (Some(point), Some(mount))
+                if self.expected.remove(&unique)
+                    && came
+                    && matches!(table.at(&point), MountsAt::One(known) if *known == mount) =>
             {
                 self.points.insert(unique, point);
             }
@@ -115,9 +136,9 @@ impl Listed {
     }
 
     fn read_all(&mut self, table: &mut Arc<MountTable>) -> io::Result<()> {
-        self.news = News::default();
+        let heard = std::mem::take(&mut self.news).mounts;
+        let before = std::mem::take(&mut self.points);
         self.whole = None;
-        self.points.clear();
         let mut mounts = Vec::new();
         for unique in statmount::all()? {
             if let Some(mount) = statmount::mount(unique)? {
@@ -125,6 +146,13 @@ impl Listed {
                 mounts.push(mount);
             }
         }
+        let is_new = |unique: &&u64| !before.contains_key(unique) && !heard.contains(unique);
+        // The first listing has all that were there before anything could be heard.
+        self.expected = if before.is_empty() {
+            BTreeSet::new()
+        } else {
+            self.points.keys().filter(is_new).copied().collect()
+        };
         self.whole = Some(Instant::now());
         *table = Arc::new(MountTable::new(mounts));
         Ok(())

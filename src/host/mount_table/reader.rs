@@ -67,8 +67,12 @@ impl Reader {
         if let Some(current) = self.current()? {
             return Ok(Some(current));
         }
-        let is_little = self.listed.as_ref().is_some_and(|listed| listed.is_little(&self.cached, self.stale));
-        if is_little { self.read().map(Some) } else { Ok(None) }
+        let Some(listed) = &mut self.listed else { return Ok(None) };
+        if !listed.read_few(&mut self.cached, self.stale)? {
+            return Ok(None);
+        }
+        self.stale = false;
+        self.current()
     }
 
     /// Returns the table, after reading it if it changed.

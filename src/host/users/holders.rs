@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::copies::{Copy, Device, Groups, Index, Target, targets};
-use super::processes::{Stat, Task, tasks, unit};
+use super::processes::{Stat, Task, tasks, text, unit};
 use crate::host::mount_table::{self, Line};
 use crate::host::{Holder, HostError};
 
@@ -271,7 +271,7 @@ impl Look {
     /// Names the first holders of each volume.
     fn holders(self) -> Vec<Vec<Holder>> {
         let named = |((pid, _way), how): ((u32, Way), String)| {
-            let read = |name| std::fs::read(format!("{PROC}/{pid}/{name}")).ok().map(|text| lossy(&text));
+            let read = |name| text(format!("{PROC}/{pid}/{name}")).ok();
             // One that ended meanwhile holds nothing.
             let command = read("comm")?.trim_end().to_owned();
             Some(Holder { pid, command, unit: read("cgroup").as_deref().and_then(unit), how })
@@ -283,11 +283,6 @@ impl Look {
         };
         self.found.into_iter().map(first).collect()
     }
-}
-
-/// A process's name need not be text.
-fn lossy(text: &[u8]) -> String {
-    String::from_utf8_lossy(text).into_owned()
 }
 
 /// Reads a namespace's table from a member that sees all of it; where all are chrooted, what the first one sees.

@@ -25,7 +25,7 @@ use super::pool::Pool;
 use super::{Holder, HostError};
 
 pub(super) use place::{InUse, Place};
-pub(super) use processes::holder_of_mount;
+pub(super) use processes::{holder_of_mount, text};
 
 const DOING: &str = "look for the holders of";
 

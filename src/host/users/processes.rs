@@ -26,7 +26,7 @@ impl Task {
     }
 
     pub(super) fn name(&self) -> String {
-        let comm = std::fs::read_to_string(self.directory.join("comm")).unwrap_or_default();
+        let comm = text(self.directory.join("comm")).unwrap_or_default();
         format!("process {} ({})", self.pid, comm.trim())
     }
 
@@ -42,6 +42,11 @@ impl Task {
     pub(super) fn hidden(&self, what: &str, why: &io::Error) -> InUse {
         InUse(format!("an unknown user: cannot read {what} of {}: {why}", self.name()))
     }
+}
+
+/// Reads a file of `/proc` in which a process's name stands, which need not be text.
+pub(in crate::host) fn text(path: impl AsRef<Path>) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
 }
 
 /// ESRCH: the process ended; ENOENT: so did the link; EINVAL: mountinfo of a process on its way out.
