@@ -124,6 +124,30 @@ fn a_holder_whose_name_is_no_text_is_named() {
     assert_released(&host);
 }
 
+/// A process's files are shown no more before they are closed; tail's inotify makes that take some milliseconds.
+#[test]
+fn who_is_about_to_end_keeps_the_staging_until_then() {
+    let host = TestHost::new();
+    let _driver = host.fakecsi(&["--file-system", "tmpfs"]);
+    let _daemon = host.volumed(&[]);
+    for round in 1..=5 {
+        host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+        host.wait(&["pod/web"]);
+        let file = staging(&host).join("file");
+        fs::write(&file, "data").expect("the volume can be written");
+        let holder = holder(&host, &["tail", "-f", text(&file)], |pid| has_open(pid, &file));
+        host.remove_manifest("web.yaml");
+        until_said(&host, "pid ");
+        holder.signal("-KILL");
+        // Each makes volumed look again.
+        until("it is released", || {
+            host.volumectl(&["retry", "pod/web"]);
+            records(&host).is_empty()
+        });
+        assert_eq!(count(&host, "NodeUnstageVolume"), round, "the driver is asked once, when nobody has it");
+    }
+}
+
 #[test]
 fn who_begins_to_use_a_volume_again_is_asked_anew() {
     let host = TestHost::new();

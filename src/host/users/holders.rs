@@ -25,6 +25,8 @@ pub(super) struct Question {
     pub(super) path: PathBuf,
     /// The process that serves it: neither it nor what it started holds.
     pub(super) driver: Option<u32>,
+    /// Who had it when this was asked last: such a one has it until it has ended.
+    pub(super) before: BTreeSet<u32>,
 }
 
 /// The ways to have a volume, in the order in which a process's are told.
@@ -91,6 +93,7 @@ fn look_at_all(root: &Path, questions: &[Question]) -> Result<Vec<Vec<Holder>>, 
     for (task, namespace) in people.foreign() {
         look.at_task(task, namespace, people.stuck.contains(&task.pid));
     }
+    look.at_the_ending(questions, &people.ending);
     Ok(look.holders())
 }
 
@@ -104,6 +107,8 @@ struct People {
     own: BTreeSet<u32>,
     /// Processes with a thread that may wait for a dead server, with the locks of its memory held.
     stuck: BTreeSet<u32>,
+    /// Processes with a thread that is on its way out.
+    ending: BTreeSet<u32>,
 }
 
 impl People {
@@ -113,6 +118,7 @@ impl People {
             children: BTreeMap::new(),
             own: BTreeSet::new(),
             stuck: BTreeSet::new(),
+            ending: BTreeSet::new(),
         };
         let mut refused = None;
         let ours = std::process::id();
@@ -125,6 +131,9 @@ impl People {
             people.children.entry(stat.parent).or_default().insert(task.pid);
             if stat.stuck {
                 people.stuck.insert(task.pid);
+            }
+            if stat.ending {
+                people.ending.insert(task.pid);
             }
             match std::fs::read_link(task.directory.join("ns/mnt")) {
                 Ok(namespace) => people.tasks.push((task, namespace.into_os_string())),
@@ -268,6 +277,16 @@ impl Look {
         self.note(&BTreeSet::from([question]), pid, Way::Mount, how);
     }
 
+    /// Notes who had a volume before and is about to end: its files are shown no more, and may be open still.
+    fn at_the_ending(&mut self, questions: &[Question], ending: &BTreeSet<u32>) {
+        for (number, question) in questions.iter().enumerate() {
+            for pid in question.before.intersection(ending) {
+                let how = || "had it, and is about to end".to_owned();
+                self.note(&BTreeSet::from([number]), *pid, Way::Open, how);
+            }
+        }
+    }
+
     /// Names the first holders of each volume.
     fn holders(self) -> Vec<Vec<Holder>> {
         let named = |((pid, _way), how): ((u32, Way), String)| {
@@ -306,4 +325,31 @@ fn table(members: &[&Task]) -> Vec<Line> {
         }
     }
     part
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_had_a_volume_and_is_about_to_end_has_it_still() {
+        let question = |driver, before: &[u32]| Question {
+            path: "/k/s".into(),
+            driver,
+            before: before.iter().copied().collect(),
+        };
+        let questions = [question(None, &[7, 8]), question(Some(8), &[8]), question(None, &[])];
+        let people = People {
+            tasks: Vec::new(),
+            children: BTreeMap::new(),
+            own: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+            ending: BTreeSet::from([8, 9]),
+        };
+        let mut look = Look::new(&questions, Vec::new(), &people);
+        look.at_the_ending(&questions, &people.ending);
+        let pids =
+            |found: &BTreeMap<(u32, Way), String>| found.keys().map(|(pid, _)| *pid).collect::<Vec<_>>();
+        assert_eq!(look.found.iter().map(pids).collect::<Vec<_>>(), [vec![8], vec![], vec![]]);
+    }
 }

@@ -14,9 +14,10 @@ mod processes;
 mod shared;
 mod writers;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use self::holders::Question;
@@ -41,12 +42,14 @@ pub(super) struct Looks {
     /// Of their own: a look that hangs after all takes no place of other calls, and a few of them no place of the next.
     pool: Pool,
     root: Arc<PathBuf>,
+    /// Who had what is staged at a path when that was asked last. A std mutex: held for a map look-up only.
+    held: Mutex<BTreeMap<PathBuf, BTreeSet<u32>>>,
 }
 
 impl Looks {
     /// `root` is volumed's root directory.
     pub(super) fn new(root: PathBuf) -> Self {
-        Self { shared: Shared::new(), pool: Pool::new(), root: Arc::new(root) }
+        Self { shared: Shared::new(), pool: Pool::new(), root: Arc::new(root), held: Mutex::default() }
     }
 
     /// Finds who has the volume that is staged at a path (`Host::holders`).
@@ -55,6 +58,8 @@ impl Looks {
     /// `Io` where nothing can be looked at, `Deadline` where a look hangs; the next caller has a look of its own.
     pub(super) async fn holders(&self, path: PathBuf, driver: Option<u32>) -> Answer {
         let shown = path.clone();
+        let held = || self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = held().get(&path).cloned().unwrap_or_default();
         let run = async |next: Next<Question, Answer>| {
             let root = Arc::clone(&self.root);
             let work = move || {
@@ -65,8 +70,9 @@ impl Looks {
             };
             self.pool.run(DOING, &shown, LIMIT, work).await
         };
-        let asked = tokio::time::timeout(LIMIT, self.shared.ask(Question { path, driver }, run)).await;
-        match asked {
+        let asked =
+            tokio::time::timeout(LIMIT, self.shared.ask(Question { path, driver, before }, run)).await;
+        let answer = match asked {
             Ok(answer) => answer?.unwrap_or_else(|| {
                 let source = io::Error::other("the look ended without an answer");
                 Err(HostError::Io { doing: DOING, path: shown.clone(), source })
@@ -74,6 +80,12 @@ impl Looks {
             Err(_elapsed) => {
                 Err(HostError::Deadline { doing: DOING, path: shown.clone(), seconds: LIMIT.as_secs() })
             }
+        };
+        match &answer {
+            Ok(holders) if holders.is_empty() => drop(held().remove(&shown)),
+            Ok(holders) => drop(held().insert(shown, holders.iter().map(|holder| holder.pid).collect())),
+            Err(_) => {}
         }
+        answer
     }
 }

@@ -90,6 +90,8 @@ pub(super) struct Stat {
     pub(super) stuck: bool,
     /// A thread of the kernel itself, which has no files.
     pub(super) kernel: bool,
+    /// It is on its way out, and not there yet: its files are shown no more, and may be open still.
+    pub(super) ending: bool,
 }
 
 impl Stat {
@@ -97,13 +99,21 @@ impl Stat {
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
         /// `PF_KTHREAD` of linux/sched.h.
         const KERNEL: u64 = 0x0020_0000;
+        /// `PF_EXITING` of linux/sched.h.
+        const ENDING: u64 = 4;
         let name_ends = text.iter().rposition(|byte| *byte == b')')?;
         let after = std::str::from_utf8(text.get(name_ends + 1..)?).ok()?;
         let mut fields = after.split_whitespace();
         let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
         let flags: u64 = fields.nth(4)?.parse().ok()?;
-        Some(Self { parent, stuck: state == "D", kernel: flags & KERNEL != 0 })
+        let ended = matches!(state, "Z" | "X");
+        Some(Self {
+            parent,
+            stuck: state == "D",
+            kernel: flags & KERNEL != 0,
+            ending: flags & ENDING != 0 && !ended,
+        })
     }
 }
 
@@ -180,11 +190,19 @@ mod tests {
     #[test]
     fn a_name_may_hold_brackets_and_blanks() {
         let stat = Stat::parse(b"7 (a) D 9 (x) R 3 7 7 0 -1 4194560 110 0").unwrap();
-        assert_eq!(stat, Stat { parent: 3, stuck: false, kernel: false });
+        assert_eq!(stat, Stat { parent: 3, stuck: false, kernel: false, ending: false });
         let stat = Stat::parse(b"2 (kthreadd) D 0 0 0 0 -1 2129984 0 0").unwrap();
-        assert_eq!(stat, Stat { parent: 0, stuck: true, kernel: true });
+        assert_eq!(stat, Stat { parent: 0, stuck: true, kernel: true, ending: false });
         let stat = Stat::parse(b"7 (\xff) S 3 7 7 0 -1 4194560 110 0").unwrap();
-        assert_eq!(stat, Stat { parent: 3, stuck: false, kernel: false }, "nor need it be text");
+        assert_eq!(
+            stat,
+            Stat { parent: 3, stuck: false, kernel: false, ending: false },
+            "nor need it be text"
+        );
+        for (state, ending) in [("S", true), ("D", true), ("Z", false), ("X", false)] {
+            let stat = format!("7 (tail) {state} 3 7 7 0 -1 4194564 110 0");
+            assert_eq!(Stat::parse(stat.as_bytes()).unwrap().ending, ending, "{stat}");
+        }
         assert_eq!(Stat::parse(b"7 (half"), None);
         assert_eq!(Stat::parse(b"7 (half) R 1"), None);
     }
