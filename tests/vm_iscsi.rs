@@ -308,7 +308,7 @@ fn paths_are_joined_by_multipathd(machine: &mut Machine) {
     machine.sh(&format!(
         "grep -qx kept {mount}/file
          grep -q ^mpath- /sys/class/block/$(basename $(findmnt --noheadings --output SOURCE {mount}))/dm/uuid
-         grep -q 'portal 10.9.0.66:3260 is not used' < <(journalctl --unit=volumed)"
+         journalctl --sync; grep -q 'portal 10.9.0.66:3260 is not used' < <(journalctl --unit=volumed)"
     ));
     assert_eq!(sessions(machine).len(), 2);
     machine.remove_manifests(&["joined"]);
