@@ -32,6 +32,15 @@ fn holder(host: &TestHost, command: &[&str], has: impl Fn(u32) -> bool) -> Proce
     process
 }
 
+/// Brings a pod with a volume up, and returns a file in it.
+fn pod_with_a_file(host: &TestHost) -> PathBuf {
+    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
+    host.wait(&["pod/web"]);
+    let file = staging(host).join("file");
+    fs::write(&file, "data").expect("the volume can be written");
+    file
+}
+
 /// Whether a process has a path, or a device of this name, open.
 fn has_open(pid: u32, path: &Path) -> bool {
     let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
@@ -85,10 +94,7 @@ fn an_open_file_of_a_volume_s_own_file_system_keeps_the_staging() {
         let host = TestHost::new();
         let _driver = host.fakecsi(&["--file-system", file_system]);
         let daemon = host.volumed(&[]);
-        host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
-        host.wait(&["pod/web"]);
-        let file = staging(&host).join("file");
-        fs::write(&file, "data").expect("the volume can be written");
+        let file = pod_with_a_file(&host);
         let holder = holder(&host, &["tail", "-f", text(&file)], |pid| has_open(pid, &file));
         host.remove_manifest("web.yaml");
         assert_unstage_waits(&host, &holder, &["tail", text(&file)]);
@@ -107,10 +113,7 @@ fn a_holder_whose_name_is_no_text_is_named() {
     let host = TestHost::new();
     let _driver = host.fakecsi(&["--file-system", "tmpfs"]);
     let _daemon = host.volumed(&[]);
-    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
-    host.wait(&["pod/web"]);
-    let file = staging(&host).join("file");
-    fs::write(&file, "data").expect("the volume can be written");
+    let file = pod_with_a_file(&host);
     let named = host.path("named");
     // Nobody writes to the pipe, so it reads for good; the other descriptor is the volume's.
     let script =
@@ -131,10 +134,7 @@ fn who_is_about_to_end_keeps_the_staging_until_then() {
     let _driver = host.fakecsi(&["--file-system", "tmpfs"]);
     let _daemon = host.volumed(&[]);
     for round in 1..=5 {
-        host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
-        host.wait(&["pod/web"]);
-        let file = staging(&host).join("file");
-        fs::write(&file, "data").expect("the volume can be written");
+        let file = pod_with_a_file(&host);
         let holder = holder(&host, &["tail", "-f", text(&file)], |pid| has_open(pid, &file));
         host.remove_manifest("web.yaml");
         until_said(&host, "pid ");
@@ -153,10 +153,7 @@ fn who_begins_to_use_a_volume_again_is_asked_anew() {
     let host = TestHost::new();
     let _driver = host.fakecsi(&["--file-system", "tmpfs"]);
     let daemon = host.volumed(&[]);
-    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
-    host.wait(&["pod/web"]);
-    let file = staging(&host).join("file");
-    fs::write(&file, "data").expect("the volume can be written");
+    let file = pod_with_a_file(&host);
     let first = holder(&host, &["tail", "-f", text(&file)], |pid| has_open(pid, &file));
     host.remove_manifest("web.yaml");
     assert_unstage_waits(&host, &first, &["tail"]);
@@ -315,10 +312,7 @@ fn the_unit_of_who_has_a_volume_is_named() {
     let host = TestHost::new();
     let _driver = host.fakecsi(&["--file-system", "tmpfs"]);
     let _daemon = host.volumed(&[]);
-    host.manifest("web.yaml", &pod_with_claim("web", "uid-web", "data"));
-    host.wait(&["pod/web"]);
-    let file = staging(&host).join("file");
-    fs::write(&file, "data").expect("the volume can be written");
+    let file = pod_with_a_file(&host);
     let holder = holder(&host, &["tail", "-f", text(&file)], |pid| has_open(pid, &file));
     unit.take_in(&holder);
     host.remove_manifest("web.yaml");
