@@ -172,9 +172,9 @@ impl Root {
             Err(Errno::NOENT) => {}
             Err(e) => return Err(failed(e)),
         }
-        let (above, is_first) = match path.parent() {
-            Some(parent) => (self.make_directory(&parent, PARENT_MODE)?.0, false),
-            None => (rustix::fs::openat(&self.fd, ".", DIRECTORY, Mode::empty()).map_err(failed)?, true),
+        let (above, resolve) = match path.parent() {
+            Some(parent) => (self.make_directory(&parent, PARENT_MODE)?.0, WITHIN),
+            None => (rustix::fs::openat(&self.fd, ".", DIRECTORY, Mode::empty()).map_err(failed)?, BENEATH),
         };
         let name = path.as_path().file_name().unwrap_or_default();
         let new = match rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(mode)) {
@@ -182,7 +182,6 @@ impl Root {
             Err(Errno::EXIST) => false,
             Err(e) => return Err(failed(e)),
         };
-        let resolve = if is_first { BENEATH } else { WITHIN };
         let fd = rustix::fs::openat2(&above, name, DIRECTORY, Mode::empty(), resolve).map_err(failed)?;
         if new {
             // mkdirat took the umask off.
