@@ -42,8 +42,39 @@ fn mounts_changed_wakes_on_a_mount_and_on_an_unmount() {
         umount2(&path, MntFlags::empty()).unwrap();
         tokio::time::timeout(DEADLINE, world.linux.mounts_changed()).await.expect("an unmount is a change");
         assert!(!world.is_mounted(&path).await);
+        // What is marked and told may be heard of twice.
+        while tokio::time::timeout(Duration::from_millis(50), world.linux.mounts_changed()).await.is_ok() {}
+        assert!(!world.is_mounted(&path).await);
         let quiet = tokio::time::timeout(Duration::from_millis(50), world.linux.mounts_changed()).await;
         assert!(quiet.is_err(), "reading the table makes no change");
+    });
+}
+
+#[test]
+fn all_that_one_unmount_takes_is_heard_of() {
+    isolated("all_that_one_unmount_takes_is_heard_of", async {
+        let world = World::new();
+        for _ in 0..30 {
+            let top = world.tmpfs("pods/x");
+            for number in 0..300 {
+                world.tmpfs(&format!("pods/x/{number}"));
+            }
+            assert_eq!(world.linux.mounts().await.unwrap().below(&top).count(), 300);
+            while tokio::time::timeout(Duration::ZERO, world.linux.mounts_changed()).await.is_ok() {}
+            // The kernel marks the table, and then tells of one mount after the other.
+            let gone = top.clone();
+            let unmounting = std::thread::spawn(move || umount2(&gone, MntFlags::MNT_DETACH).unwrap());
+            loop {
+                tokio::time::timeout(DEADLINE, world.linux.mounts_changed())
+                    .await
+                    .expect("a change is heard of");
+                let table = world.linux.mounts().await.unwrap();
+                if table.below(&top).next().is_none() && matches!(table.at(&top), MountsAt::None) {
+                    break;
+                }
+            }
+            unmounting.join().unwrap();
+        }
     });
 }
 

@@ -28,7 +28,9 @@ pub(super) async fn before_staging(
     }
     let ours = record.staging.as_ref().map(|staging| (&staging.state, staging.boot == executor.boot));
     may_do(&table, path, ours)?;
-    not_hidden(executor, &table, path, ours, false).await
+    let is_free = matches!(table.at(path), MountsAt::None);
+    drop(table);
+    not_hidden(executor, path, is_free, ours, false).await
 }
 
 /// Refuses to publish where a stranger's mount or files lie.
@@ -52,9 +54,11 @@ pub(super) async fn before_publication(
     let ours = recorded.map(|publication| (&publication.state, publication.boot == executor.boot));
     may_do(&table, &path, ours)?;
     let is_block = step.plan.arguments.as_ref().is_some_and(is_block);
-    not_hidden(executor, &table, &path, ours, is_block).await?;
+    let is_free = matches!(table.at(&path), MountsAt::None);
+    drop(table);
+    not_hidden(executor, &path, is_free, ours, is_block).await?;
     let was_sent = ours.is_some_and(|ours| ours != (&CallState::Planned, true));
-    if was_sent || matches!(table.at(&path), MountsAt::One(_)) || adopts_files {
+    if was_sent || !is_free || adopts_files {
         return Ok(());
     }
     match look(executor, &path).await? {
@@ -133,14 +137,14 @@ fn may_do(table: &MountTable, path: &Path, ours: Option<(&CallState, bool)>) -> 
 /// that takes the mount down. A driver that mounts nothing keeps its own files there.
 async fn not_hidden(
     executor: &Executor,
-    table: &MountTable,
     path: &Path,
+    is_free: bool,
     ours: Option<(&CallState, bool)>,
     is_block: bool,
 ) -> Result<(), Failure> {
-    match (table.at(path), ours) {
-        (MountsAt::None, Some((CallState::Done { mount: RecordedMount::Mount(_) }, _))) => {}
-        (MountsAt::None | MountsAt::One(_) | MountsAt::Stacked(_), _) => return Ok(()),
+    match ours {
+        Some((CallState::Done { mount: RecordedMount::Mount(_) }, _)) if is_free => {}
+        Some(_) | None => return Ok(()),
     }
     match look(executor, path).await? {
         seen if is_nothing(seen, is_block) => Ok(()),
@@ -198,9 +202,9 @@ pub(super) async fn nobody_has(
 ) -> Result<(), Failure> {
     let path = &staging.arguments.staging_path;
     let table = executor.host.mounts().await.map_err(|error| host_failure(&error, Effect::NotDone))?;
-    let (MountsAt::One(_), Some(relative)) = (table.at(path), executor.layout.relative(path)) else {
-        return Ok(());
-    };
+    let is_staged = matches!(table.at(path), MountsAt::One(_));
+    drop(table);
+    let Some(relative) = executor.layout.relative(path).filter(|_| is_staged) else { return Ok(()) };
     let driver = line.and_then(|line| line.client.pid());
     let holders = executor.host.holders(relative, driver).await;
     let holders = holders.map_err(|error| host_failure(&error, Effect::NotDone))?;
@@ -291,6 +295,7 @@ pub(super) async fn after_undo(
         MountsAt::One(mount) => mount.identity(),
         MountsAt::Stacked(_) => return Err(still_there(path, answer, "several mounts")),
     };
+    drop(table);
     match (answer, recorded, executor.layout.relative(path)) {
         (Answer::Done, Some(recorded), Some(relative)) if *recorded == left => executor
             .host

@@ -1,21 +1,17 @@
 //! The real host: one root directory, the mount table of the namespace that volumed runs in.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use super::bind::Refusal;
 use super::block::Blocks;
 use super::child::{Children, Place};
 use super::disk::{DiskGrowth, DiskMounted};
 use super::exec::Tools;
-use super::mount_table::{self, Reader};
+use super::mount_table::{Shared, Watch};
 use super::path::Root;
 use super::pool::Pool;
 use super::uevents::Uevents;
@@ -23,8 +19,8 @@ use super::unmounter::Unmounters;
 use super::wanted::Waits;
 use super::{
     Bind, BlockMap, DeviceUsers, Directory, DiskNews, FoundVolume, Holder, Host, HostError, NfsMount,
-    Progress, Removal, Seen, Tree, Unmount, Usages, empty_dir, loops, lun, on_disk, raw, startup, token,
-    unmount, users,
+    Progress, Removal, Seen, Tree, Unmount, Usages, empty_dir, loops, lun, on_disk, startup, token, unmount,
+    users,
 };
 use crate::BoxFuture;
 use crate::model::{
@@ -46,9 +42,8 @@ const OF_THE_ROOT: [&str; 3] = ["pods", "plugins", "plugins_registry"];
 pub struct Linux {
     root: Arc<Root>,
     boot: BootId,
-    table: Arc<Mutex<Reader>>,
-    /// Another descriptor than the table's: the kernel reports each change once per descriptor.
-    watch: AsyncFd<File>,
+    table: Shared,
+    watch: Watch,
     local: Pool,
     children: Pool,
     network: Pool,
@@ -87,12 +82,8 @@ impl Linux {
     pub fn with_boot(root: &Path, boot: BootId) -> Result<Self, HostError> {
         let failed = |doing| move |source: io::Error| HostError::Io { doing, path: root.to_owned(), source };
         startup::check_kernel().map_err(failed("use the root directory"))?;
-        let table = Reader::open().map_err(failed("read the mount table for"))?;
-        // AsyncFd panics outside a runtime.
-        tokio::runtime::Handle::try_current()
-            .map_err(|e| failed("watch the mount table for")(io::Error::other(e)))?;
-        let watch =
-            mount_table::open().and_then(raw::watch_priority).map_err(failed("watch the mount table for"))?;
+        let table = Shared::open()?;
+        let watch = table.watch().map_err(failed("watch the mount table for"))?;
         let root = Root::open(root)?;
         let directories = OF_THE_ROOT.into_iter().filter_map(RootPath::new);
         let tree = Tree {
@@ -100,11 +91,11 @@ impl Linux {
             files: Vec::new(),
         };
         root.create(&tree)?;
-        let (root, table) = (Arc::new(root), Arc::new(Mutex::new(table)));
+        let root = Arc::new(root);
         let unmounters = Arc::new(Unmounters::new());
         let blocks = Blocks {
             root: Arc::clone(&root),
-            table: Arc::clone(&table),
+            table: table.clone(),
             unmounters: Arc::clone(&unmounters),
             at_work: Arc::default(),
         };
@@ -184,34 +175,11 @@ impl Host for Linux {
     }
 
     fn mounts(&self) -> BoxFuture<'_, Result<Arc<MountTable>, HostError>> {
-        const DOING: &str = "read";
-        fn failed(source: io::Error) -> HostError {
-            HostError::Io { doing: DOING, path: "/proc/thread-self/mountinfo".into(), source }
-        }
-        Box::pin(async move {
-            // Mostly a few system calls. Where another call is reading right now, that one is waited for in the pool.
-            if let Ok(mut table) = self.table.try_lock()
-                && let Some(current) = table.soon().map_err(failed)?
-            {
-                return Ok(current);
-            }
-            let table = Arc::clone(&self.table);
-            self.local("read the mount table for", self.root().to_owned(), move |_root| {
-                table.lock().unwrap_or_else(PoisonError::into_inner).read().map_err(failed)
-            })
-            .await
-        })
+        Box::pin(self.table.look(&self.local))
     }
 
     fn mounts_changed(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            match self.watch.ready(Interest::PRIORITY).await {
-                // Nothing is awaited between the readiness and its clearing, so a dropped future has taken nothing away.
-                Ok(mut guard) => guard.clear_ready(),
-                // The runtime is shutting down.
-                Err(_) => std::future::pending().await,
-            }
-        })
+        Box::pin(self.watch.changed())
     }
 
     fn disks_changed(&self) -> BoxFuture<'_, DiskNews> {
@@ -252,7 +220,7 @@ impl Host for Linux {
         expected: MountIdentity,
         how: Unmount,
     ) -> BoxFuture<'_, Result<(), HostError>> {
-        let (root, table) = (Arc::clone(&self.root), Arc::clone(&self.table));
+        let (root, table) = (Arc::clone(&self.root), self.table.clone());
         let unmounters = Arc::clone(&self.unmounters);
         let absolute = self.root.absolute(&path);
         Box::pin(async move {

@@ -80,7 +80,8 @@ pub trait Host: EncryptedDisks + Luns + Send + Sync + Debug {
     /// Returns the boot that this is.
     fn boot(&self) -> BootId;
 
-    /// Returns the mount table: read again only when the kernel says that it changed.
+    /// Returns the mount table: read again only when the kernel says that it changed. One that is still kept then has to be
+    /// copied: it is better dropped before something else is awaited.
     fn mounts(&self) -> BoxFuture<'_, Result<Arc<MountTable>, HostError>>;
 
     /// Waits until the mount table changed since the last call of this method. Cancel-safe: no change is lost.

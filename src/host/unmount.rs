@@ -2,13 +2,12 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{Timespec, poll};
 use rustix::io::Errno;
 
-use super::mount_table::Reader;
+use super::mount_table::Shared;
 use super::path::Root;
 use super::unmounter::{Ended, Unmounters};
 use super::{HostError, users};
@@ -52,7 +51,7 @@ const FORKED_TRIES: usize = 3;
 /// `WrongMount` and `Busy`: nothing was done, but that a forced one made calls to a server fail. `Deadline`: not known.
 pub(super) fn unmount(
     root: &Root,
-    table: &Mutex<Reader>,
+    table: &Shared,
     unmounters: &Unmounters,
     path: &RootPath,
     (expected, how): (&MountIdentity, Unmount),
@@ -60,10 +59,7 @@ pub(super) fn unmount(
 ) -> Result<(), HostError> {
     let absolute = root.absolute(path);
     let failed = |source: io::Error| HostError::Io { doing: DOING, path: absolute.clone(), source };
-    let look = || -> Result<Found, HostError> {
-        let table = table.lock().unwrap_or_else(PoisonError::into_inner).read().map_err(failed)?;
-        judge(&table, &absolute, expected)
-    };
+    let look = || judge(&*table.look_here()?, &absolute, expected);
     let Found::Expected(id) = look()? else { return Ok(()) };
     // The parent is reached without a symlink and held, so that the name in it is the place that the table was asked about.
     let (parent, name) = root.open_parent(path).map_err(|e| root.failed(DOING, path, "a mount point", e))?;

@@ -34,7 +34,9 @@ impl VolumeType for Device {
             let at = below_root(site, &arguments.staging_path)?;
             let KnownContent::FileSystem(file_system) = &disk.content else { return Err(unprepared()) };
             let mounts = site.host.mounts().await.map_err(|error| failure(&error, Effect::NotDone))?;
-            if matches!(mounts.at(&arguments.staging_path), MountsAt::None) {
+            let is_free = matches!(mounts.at(&arguments.staging_path), MountsAt::None);
+            drop(mounts);
+            if is_free {
                 create(site, &at).await?;
             }
             let options = arguments.capability.mount_flags.clone();

@@ -37,10 +37,12 @@ impl VolumeType for Local {
             };
             let target = site.layout.publication(&step.id);
             let not_done = |error: HostError| failure(&error, Effect::NotDone);
-            let mounts = site.host.mounts().await.map_err(not_done)?;
             let shown = &arguments.target_path;
+            let mounts = site.host.mounts().await.map_err(not_done)?;
+            let is_free = matches!(mounts.at(shown), MountsAt::None);
+            drop(mounts);
             // An earlier try may have left its mount: the directory lies below it.
-            if matches!(mounts.at(shown), MountsAt::None) {
+            if is_free {
                 let directory = Directory { path: target.clone(), mode: 0o750, exact: false };
                 let tree = Tree { directories: vec![directory], files: Vec::new() };
                 site.host.create(tree).await.map_err(not_done)?;

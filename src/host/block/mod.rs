@@ -19,7 +19,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 use super::device_users::{self, Through};
 use super::files::temporary_name;
 use super::loops::{self, Loop};
-use super::mount_table::Reader;
+use super::mount_table::Shared;
 use super::path::{BENEATH, Root};
 use super::unmount::{self, new_device_each_time};
 use super::unmounter::Unmounters;
@@ -39,7 +39,7 @@ const A_DEVICE: &str = "a block device";
 #[derive(Debug, Clone)]
 pub(super) struct Blocks {
     pub(super) root: Arc<Root>,
-    pub(super) table: Arc<Mutex<Reader>>,
+    pub(super) table: Shared,
     pub(super) unmounters: Arc<Unmounters>,
     /// The maps at work: one that hung and was given up must not go on after a later one.
     pub(super) at_work: Arc<Mutex<BTreeSet<RootPath>>>,
@@ -142,11 +142,7 @@ impl Blocks {
     }
 
     fn mounts(&self) -> Result<Arc<MountTable>, HostError> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).read().map_err(|source| HostError::Io {
-            doing: "read",
-            path: "/proc/thread-self/mountinfo".into(),
-            source,
-        })
+        self.table.look_here()
     }
 
     fn wrong_mount(&self, path: &RootPath, found: String) -> HostError {

@@ -275,7 +275,7 @@ fn take(
         let (node, number) = loops::configure(file, name, flags, block_size)?;
         let held = Held { node, number };
         let name = format!("loop{number}");
-        let table = inner.table()?;
+        let table = inner.table.look_here()?;
         let is_it = |mount: &&Mount| {
             matches!(mount.fs_type.as_str(), "devtmpfs" | "tmpfs")
                 && mount.root.file_name().is_some_and(|root| root == name.as_str())

@@ -169,7 +169,7 @@ impl Images {
                 Err(Errno::NOENT) => return Ok(Vec::new()),
                 Err(e) => return Err(fail(e)),
             };
-            let table = inner.table()?;
+            let table = inner.table.look_here()?;
             let holding = table.iter().find(|mount| mount.id == id);
             let inside = holding.and_then(|mount| {
                 Some((mount.device, mount.root.join(path.strip_prefix(&mount.point).ok()?)))

@@ -19,7 +19,7 @@ mod mount;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -28,7 +28,7 @@ use rustix::io::Errno;
 use super::HostError;
 use super::child::Children;
 use super::exec::Tools;
-use super::mount_table::Reader;
+use super::mount_table::Shared;
 use super::pool::Pool;
 use super::unmounter::Unmounters;
 use super::wanted::{Waits, Wanted};
@@ -61,7 +61,7 @@ pub struct Images {
 struct Inner {
     tools: Tools,
     children: Children,
-    table: Mutex<Reader>,
+    table: Shared,
     local: Pool,
     /// For what may last: allocation, syncs, unmounts. It cannot take the places of what is quick.
     slow: Pool,
@@ -125,14 +125,11 @@ impl Claim {
 impl Images {
     /// `lock` is held by the tools too.
     fn with(lock: Arc<OwnedFd>, directory: Arc<OwnedFd>) -> Result<Self, HostError> {
-        let path = Path::new("/proc/thread-self/mountinfo");
-        let table =
-            Reader::open().map_err(|source| HostError::Io { doing: "read", path: path.into(), source })?;
         Ok(Self {
             inner: Arc::new(Inner {
                 tools: Tools::new(Arc::clone(&lock)),
                 children: Children::new(),
-                table: Mutex::new(table),
+                table: Shared::open()?,
                 local: Pool::new(),
                 slow: Pool::new(),
                 unmounters: Unmounters::new(),
@@ -147,8 +144,7 @@ impl Images {
     /// # Errors
     /// When it cannot be read.
     pub async fn mounts(&self) -> Result<Arc<MountTable>, HostError> {
-        let inner = Arc::clone(&self.inner);
-        self.local("read", Path::new("/proc/thread-self/mountinfo"), move || inner.table()).await
+        self.inner.table.look(&self.inner.local).await
     }
 
     /// As `local`, for what somebody would meet later: before it has an effect the work looks whether its call was given up.
@@ -170,16 +166,6 @@ impl Images {
         work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
     ) -> Result<T, HostError> {
         self.inner.local.run(doing, path, LIMIT, work).await
-    }
-}
-
-impl Inner {
-    fn table(&self) -> Result<Arc<MountTable>, HostError> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).read().map_err(|source| HostError::Io {
-            doing: "read",
-            path: "/proc/thread-self/mountinfo".into(),
-            source,
-        })
     }
 }
 

@@ -256,7 +256,7 @@ fn take_away(inner: &Inner, mount: &Mount) -> Result<(), HostError> {
     const DOING: &str = "unmount";
     let path = &mount.point;
     let io_failed = |source: io::Error| HostError::Io { doing: DOING, path: path.clone(), source };
-    let table = inner.table()?;
+    let table = inner.table.look_here()?;
     match table.at(path) {
         MountsAt::None => return Ok(()),
         MountsAt::One(found) if found.id == mount.id && found.identity() == mount.identity() => {}
@@ -280,7 +280,9 @@ fn take_away(inner: &Inner, mount: &Mount) -> Result<(), HostError> {
             Err(HostError::Busy { path: path.clone(), holder })
         }
         // Somebody else was faster.
-        Ended::Failed(Errno::INVAL | Errno::NOENT) if inner.table()?.at(path) == MountsAt::None => Ok(()),
+        Ended::Failed(Errno::INVAL | Errno::NOENT) if inner.table.look_here()?.at(path) == MountsAt::None => {
+            Ok(())
+        }
         Ended::Failed(e) => Err(io_failed(e.into())),
         Ended::Silent => {
             let seconds = unmount::LIMIT.as_secs();

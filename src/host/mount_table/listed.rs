@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -59,6 +60,25 @@ impl Listed {
     /// When it is not understood; then all will be asked for.
     pub(super) fn hear(&mut self) -> io::Result<()> {
         self.changes.take(&mut self.news).inspect_err(|_error| self.news.lost = true)
+    }
+
+    /// Takes what the kernel has to tell of a change that it has marked: only when the change is made it tells, so that who asks
+    /// between the two would have to ask for all. Where it was an attribute, nothing comes.
+    ///
+    /// # Errors
+    /// As `hear`.
+    pub(super) fn hear_late(&mut self) -> io::Result<()> {
+        const TRIES: usize = 4;
+        for _ in 0..TRIES {
+            // The kernel answers nobody while the change is made.
+            statmount::some(&mut [0])?;
+            self.hear()?;
+            if self.is_behind() {
+                break;
+            }
+            thread::yield_now();
+        }
+        Ok(())
     }
 
     /// Returns whether something was heard that was not read yet.

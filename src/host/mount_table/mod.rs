@@ -8,6 +8,7 @@ mod changes;
 mod listed;
 mod mountinfo;
 mod reader;
+mod shared;
 mod statmount;
 
 use std::io;
@@ -15,7 +16,7 @@ use std::io;
 pub use mountinfo::mounts;
 pub(super) use mountinfo::{Line, parse};
 pub use reader::Reader;
-pub(super) use reader::open;
+pub(super) use shared::{Shared, Watch};
 
 use crate::model::MountTable;
 

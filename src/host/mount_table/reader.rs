@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -48,7 +48,12 @@ impl Reader {
         self.listed.is_some()
     }
 
-    /// Returns the table if what was read last still holds. Costs one poll.
+    /// Returns what is readable when the kernel tells of a mount.
+    pub(super) fn told(&self) -> Option<BorrowedFd<'_>> {
+        self.listed.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Returns the table if what was read last still holds. Costs one poll, and a few more system calls after a change.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -113,14 +118,17 @@ impl Reader {
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         *stale |= ready.next().unwrap_or(false);
         let told = ready.next().unwrap_or(false);
-        if let Some(listed) = listed.as_mut().filter(|_| told) {
-            listed.hear()?;
+        match listed {
+            Some(listed) if told => listed.hear()?,
+            // What is marked is about to be told.
+            Some(listed) if *stale && !listed.is_behind() => listed.hear_late()?,
+            Some(_) | None => {}
         }
         Ok(())
     }
 }
 
 /// Opens the calling thread's mountinfo: a descriptor stays with the namespace that it was opened in.
-pub(in crate::host) fn open() -> io::Result<File> {
+pub(super) fn open() -> io::Result<File> {
     File::open("/proc/thread-self/mountinfo")
 }

@@ -68,6 +68,14 @@ pub(super) fn all() -> io::Result<Vec<u64>> {
     }
 }
 
+/// Writes the unique ids of the oldest mounts of the calling thread's namespace to the buffer.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn some(ids: &mut [u64]) -> io::Result<()> {
+    raw::listmount(0, ids).map(drop)
+}
+
 /// Reads a `struct statmount`. The outer `None`: it is not one; the inner one: a mount that is not to be seen from here.
 fn parse(bytes: &[u8]) -> Option<Option<Mount>> {
     let number = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
