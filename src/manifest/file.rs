@@ -41,6 +41,7 @@ pub(super) struct Suspect {
 /// What a look at a file that may have changed came to.
 #[derive(Debug)]
 pub(super) struct Looked {
+    pub(super) path: Arc<Path>,
     pub(super) file: FileTaken,
     doubtful: Option<[u8; 32]>,
     /// It need not be read again while its stamp is the same.
@@ -84,19 +85,18 @@ impl Eyes {
 
     /// Looks at a file, and reads it if it has changed.
     fn look_at(self, Suspect { path, cached }: Suspect) -> Option<Looked> {
-        let path = &*path;
-        let (untouched, stamp) = match read::look(path) {
+        let (untouched, stamp) = match read::look(&path) {
             Ok(looked) => looked,
             // As if it had not been listed.
-            Err(_) if is_gone(path) => return None,
+            Err(_) if is_gone(&path) => return None,
             Err(unread) => {
-                let file = FileTaken { stamp: None, content: unreadable(path, unread) };
-                return Some(Looked { file, doubtful: None, keep: false });
+                let file = FileTaken { stamp: None, content: unreadable(&path, unread) };
+                return Some(Looked { path, file, doubtful: None, keep: false });
             }
         };
         let cached = match cached.filter(|cached| cached.file.stamp.as_ref() == Some(&stamp)) {
             Some(Cached { file, doubtful: None, .. }) => {
-                return Some(Looked { file, doubtful: None, keep: true });
+                return Some(Looked { path, file, doubtful: None, keep: true });
             }
             other => other,
         };
@@ -109,24 +109,25 @@ impl Eyes {
                 match cached {
                     // Read again, and it says the same: understanding costs far more than reading.
                     Some(cached) if known.is_some() && known == digest => cached.file.content,
-                    Some(_) | None => understand(path, bytes),
+                    Some(_) | None => understand(&path, bytes),
                 }
             }
-            Err(unread) => unreadable(path, unread),
+            Err(unread) => unreadable(&path, unread),
         };
         let keep = match content {
             Content::Whole(_) | Content::Unparsable(_) => true,
             Content::Writing(_) | Content::Unread(_) => false,
         };
         let file = FileTaken { stamp: Some(stamp), content };
-        Some(Looked { file, doubtful: digest.filter(|_| doubtful), keep })
+        Some(Looked { path, file, doubtful: digest.filter(|_| doubtful), keep })
     }
 }
 
 impl Looked {
     /// What is to be known of it the next time.
-    pub(super) fn to_cache(&self, path: &Arc<Path>) -> Option<Cached> {
-        let cached = || Cached { path: Arc::clone(path), file: self.file.clone(), doubtful: self.doubtful };
+    pub(super) fn to_cache(&self) -> Option<Cached> {
+        let cached =
+            || Cached { path: Arc::clone(&self.path), file: self.file.clone(), doubtful: self.doubtful };
         self.keep.then(cached)
     }
 }

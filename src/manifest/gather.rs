@@ -78,17 +78,15 @@ impl Gatherer {
                 }
             }
         }
-        let paths: Vec<Arc<Path>> = suspects.iter().map(|suspect| Arc::clone(&suspect.path)).collect();
-        let looked = Eyes { owner: self.owner, wall: taken.wall }.look_at_all(suspects);
-        let mut looked = paths.into_iter().zip(looked);
+        let mut looked = Eyes { owner: self.owner, wall: taken.wall }.look_at_all(suspects).into_iter();
         let mut now = Vec::with_capacity(listed.len());
         for (name, unchanged) in listed {
             if let Some(cached) = unchanged {
                 files.push((Arc::clone(&cached.path), cached.file.clone()));
                 now.push((name, cached));
-            } else if let Some((path, Some(looked))) = looked.next() {
-                now.extend(looked.to_cache(&path).map(|cached| (name, cached)));
-                files.push((path, looked.file));
+            } else if let Some(Some(looked)) = looked.next() {
+                now.extend(looked.to_cache().map(|cached| (name, cached)));
+                files.push((looked.path, looked.file));
             }
         }
         now
