@@ -16,7 +16,6 @@ use k8s_openapi::jiff::Timestamp;
 use volumed::manifest::{Manifests, Objects, Sourced, Stale};
 use volumed::model::{DirectoryState, ManifestSource, Problem, ReadingState};
 
-use super::twins::CLAIM;
 use super::wish::{
     self, DISK, DRIVERS, Damage, EXPORT, LOCAL, LOCAL_CLAIM, LOCAL_VOLUME, LUN, PodWish, SHARE, TARGET,
     VOLUMES, Wish,
@@ -46,12 +45,12 @@ impl Reading {
             taken.take(&claim, name, &self.good.claims, &mut objects.claims, read);
         }
         if let Some(twin) = wish.twin {
-            let (volume, pv) = (twin.of, twin.name());
-            let read = || pv_object(wish, volume, &pv, CLAIM);
+            let (volume, pv, claim) = (twin.of, twin.name(), twin.claim());
+            let read = || pv_object(wish, volume, &pv, &claim);
             taken.take(&pv, pv.clone(), &self.good.volumes, &mut objects.volumes, read);
-            let name = ("default".to_owned(), CLAIM.to_owned());
-            let read = || claim_object(volume, &pv, CLAIM);
-            taken.take(CLAIM, name, &self.good.claims, &mut objects.claims, read);
+            let name = ("default".to_owned(), claim.clone());
+            let read = || claim_object(volume, &pv, &claim);
+            taken.take(&claim, name, &self.good.claims, &mut objects.claims, read);
         }
         let read = || local_object(wish);
         taken.take(LOCAL_VOLUME, LOCAL.to_owned(), &self.good.volumes, &mut objects.volumes, read);
@@ -213,7 +212,7 @@ fn pod_object(name: &str, wish: &PodWish) -> Pod {
     let mut volumes = Vec::new();
     let (mut mounts, mut devices) = (Vec::new(), Vec::new());
     let claims = wish.claims.iter().map(|volume| (*volume, format!("v{volume}"), format!("c{volume}")));
-    let twin = wish.twin.map(|twin| (twin.of, "twin".to_owned(), CLAIM.to_owned()));
+    let twin = wish.twin.map(|twin| (twin.of, twin.claim(), twin.claim()));
     for (volume, name, claim_name) in claims.chain(twin) {
         if wish::is_block(&wish::handle(volume)) {
             devices.push(VolumeDevice { name: name.clone(), device_path: format!("/dev/{name}") });

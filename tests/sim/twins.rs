@@ -8,9 +8,6 @@ use super::trouble::Life;
 use super::wish::{self, PodWish, VOLUMES};
 use super::world::State;
 
-/// The claim that is bound to the second PV.
-pub const CLAIM: &str = "twin";
-
 /// A second PV of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Twin {
@@ -24,6 +21,11 @@ impl Twin {
     pub fn name(self) -> String {
         let of = self.of;
         if self.before { format!("a-pv{of}") } else { format!("pv{of}-twin") }
+    }
+
+    /// Returns the claim that is bound to it, which pods call their volume too: another twin is not an edit of this one.
+    pub fn claim(self) -> String {
+        format!("c-{}", self.name())
     }
 }
 

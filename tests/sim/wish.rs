@@ -7,7 +7,7 @@ use volumed::model::{
     DiskSource, IscsiLun, Layout, Lun, Plugin, PodUid, Portal, PublicationId, SpecName, TargetName,
 };
 
-use super::twins::{CLAIM, Twin};
+use super::twins::Twin;
 use super::world::{ROOT, World};
 
 /// The files of the local volume and its claim, in `Damage`.
@@ -164,7 +164,7 @@ pub fn index(volume: u64) -> usize {
 pub fn files(wish: &Wish) -> Vec<String> {
     let volumes = (0..VOLUMES).flat_map(|volume| [format!("pv{volume}"), format!("c{volume}")]);
     let drivers = (0..DRIVERS.len()).map(|driver| format!("driver{driver}"));
-    let twin = wish.twin.iter().flat_map(|twin| [twin.name(), CLAIM.to_owned()]);
+    let twin = wish.twin.iter().flat_map(|twin| [twin.name(), twin.claim()]);
     let local = [LOCAL_VOLUME.to_owned(), LOCAL_CLAIM.to_owned()];
     wish.pods.keys().cloned().chain(volumes).chain(drivers).chain(twin).chain(local).collect()
 }
