@@ -17,6 +17,8 @@ mod empty_dirs;
 mod world;
 
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -53,28 +55,51 @@ fn mounts_changed_wakes_on_a_mount_and_on_an_unmount() {
 #[test]
 fn all_that_one_unmount_takes_is_heard_of() {
     isolated("all_that_one_unmount_takes_is_heard_of", async {
-        let world = World::new();
+        let world = Arc::new(World::new());
+        // Another one looks all the time, and takes what the kernel tells.
+        let (ended, other) = (Arc::new(AtomicBool::new(false)), Arc::clone(&world));
+        let (is_ended, runtime) = (Arc::clone(&ended), tokio::runtime::Handle::current());
+        let looking = std::thread::spawn(move || {
+            while !is_ended.load(Ordering::Relaxed) {
+                runtime.block_on(other.linux.mounts()).unwrap();
+            }
+        });
         for _ in 0..30 {
             let top = world.tmpfs("pods/x");
             for number in 0..300 {
                 world.tmpfs(&format!("pods/x/{number}"));
             }
-            assert_eq!(world.linux.mounts().await.unwrap().below(&top).count(), 300);
-            while tokio::time::timeout(Duration::ZERO, world.linux.mounts_changed()).await.is_ok() {}
+            // As the loop has it: what it saw last.
+            let mut table = world.linux.mounts().await.unwrap();
+            assert_eq!(table.below(&top).count(), 300);
             // The kernel marks the table, and then tells of one mount after the other.
             let gone = top.clone();
             let unmounting = std::thread::spawn(move || umount2(&gone, MntFlags::MNT_DETACH).unwrap());
-            loop {
-                tokio::time::timeout(DEADLINE, world.linux.mounts_changed())
-                    .await
-                    .expect("a change is heard of");
-                let table = world.linux.mounts().await.unwrap();
-                if table.below(&top).next().is_none() && matches!(table.at(&top), MountsAt::None) {
-                    break;
-                }
+            while table.below(&top).next().is_some() || !matches!(table.at(&top), MountsAt::None) {
+                let changed = tokio::time::timeout(DEADLINE, world.linux.mounts_changed());
+                changed.await.expect("a change is heard of");
+                table = world.linux.mounts().await.unwrap();
             }
             unmounting.join().unwrap();
         }
+        ended.store(true, Ordering::Relaxed);
+        looking.join().unwrap();
+    });
+}
+
+#[test]
+fn who_looks_first_wakes_who_waits() {
+    isolated("who_looks_first_wakes_who_waits", async {
+        let world = World::new();
+        world.linux.mounts().await.unwrap();
+        world.tmpfs("pods/x");
+        // Whoever waits was woken, but did not look: what the kernel had to tell is still to be taken.
+        while tokio::time::timeout(Duration::from_millis(50), world.linux.mounts_changed()).await.is_ok() {}
+        let table = world.linux.mounts().await.unwrap();
+        tokio::time::timeout(DEADLINE, world.linux.mounts_changed()).await.expect("somebody else took it");
+        assert!(Arc::ptr_eq(&table, &world.linux.mounts().await.unwrap()));
+        let quiet = tokio::time::timeout(Duration::from_millis(50), world.linux.mounts_changed()).await;
+        assert!(quiet.is_err(), "a look that found nothing new wakes nobody");
     });
 }
 

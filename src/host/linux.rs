@@ -175,7 +175,7 @@ impl Host for Linux {
     }
 
     fn mounts(&self) -> BoxFuture<'_, Result<Arc<MountTable>, HostError>> {
-        Box::pin(self.table.look(&self.local))
+        Box::pin(self.table.look())
     }
 
     fn mounts_changed(&self) -> BoxFuture<'_, ()> {
@@ -352,6 +352,7 @@ impl Host for Linux {
             }
             if !servers.is_empty() {
                 let places = servers.into_iter().map(|point| Place::of(&table, point)).collect();
+                drop(table);
                 dead.extend(self.programs.dead_mounts(places).await?);
             }
             Ok(dead)
@@ -361,7 +362,9 @@ impl Host for Linux {
     fn usage(&self, paths: Vec<PathBuf>) -> BoxFuture<'_, Result<Usages, HostError>> {
         Box::pin(async move {
             let table = self.mounts().await?;
-            self.programs.usage(paths.into_iter().map(|path| Place::of(&table, path)).collect()).await
+            let places = paths.into_iter().map(|path| Place::of(&table, path)).collect();
+            drop(table);
+            self.programs.usage(places).await
         })
     }
 

@@ -84,7 +84,7 @@ pub trait Host: EncryptedDisks + Luns + Send + Sync + Debug {
     /// copied: it is better dropped before something else is awaited.
     fn mounts(&self) -> BoxFuture<'_, Result<Arc<MountTable>, HostError>>;
 
-    /// Waits until the mount table changed since the last call of this method. Cancel-safe: no change is lost.
+    /// Waits until the mount table may have changed since the last call of this method. Cancel-safe: no change is lost.
     fn mounts_changed(&self) -> BoxFuture<'_, ()>;
 
     /// Waits until the kernel says that a block device came, went or has another size. Cancel-safe: nothing is lost.

@@ -95,6 +95,7 @@ impl VolumeType for Device {
             if !is_there(&arguments.target_path) {
                 return Err(vanished(&arguments.target_path));
             }
+            drop(mounts);
             match (arguments.capability.volume_mode, step.ownership) {
                 (VolumeMode::Block, _) => {
                     let mapped = site.host.map_block(places(site, &step.id)).await;

@@ -54,6 +54,7 @@ impl VolumeType for Nfs {
                 }
                 MountsAt::None => {}
             }
+            drop(mounts);
             let directory = Directory { path: target.clone(), mode: 0o750, exact: false };
             let tree = Tree { directories: vec![directory], files: Vec::new() };
             site.host.create(tree).await.map_err(not_done)?;

@@ -144,7 +144,7 @@ impl Images {
     /// # Errors
     /// When it cannot be read.
     pub async fn mounts(&self) -> Result<Arc<MountTable>, HostError> {
-        self.inner.table.look(&self.inner.local).await
+        self.inner.table.look().await
     }
 
     /// As `local`, for what somebody would meet later: before it has an effect the work looks whether its call was given up.

@@ -269,6 +269,7 @@ fn take_away(inner: &Inner, mount: &Mount) -> Result<(), HostError> {
         let found = format!("something is mounted below it, at {}", below.point.display());
         return Err(HostError::WrongMount { path: path.clone(), found });
     }
+    drop(table);
     let parent = path.parent().unwrap_or(Path::new("/"));
     let parent = place(parent, OFlags::DIRECTORY).map_err(failed(DOING, path))?;
     let name = path.file_name().unwrap_or_default();

@@ -62,16 +62,16 @@ impl Listed {
         self.changes.take(&mut self.news).inspect_err(|_error| self.news.lost = true)
     }
 
-    /// Takes what the kernel has to tell of a change that it has marked: only when the change is made it tells, so that who asks
-    /// between the two would have to ask for all. Where it was an attribute, nothing comes.
+    /// Takes what the kernel has to tell of a change that it has marked, on a thread that may wait: only when the change is made
+    /// it tells, so that who asks between the two would have to ask for all. Where it was an attribute, nothing comes.
     ///
     /// # Errors
     /// As `hear`.
     pub(super) fn hear_late(&mut self) -> io::Result<()> {
+        /// The word comes within microseconds, but from a thread that may have to wait for this processor.
         const TRIES: usize = 4;
         for _ in 0..TRIES {
-            // The kernel answers nobody while the change is made.
-            statmount::some(&mut [0])?;
+            statmount::wait_for_changes()?;
             self.hear()?;
             if self.is_behind() {
                 break;

@@ -21,6 +21,7 @@ pub struct Reader {
     stale: bool,
     /// `None`: this kernel does not tell what changed.
     listed: Option<Listed>,
+    readings: u64,
 }
 
 impl Reader {
@@ -40,7 +41,7 @@ impl Reader {
     /// # Errors
     /// As `open`.
     pub fn of_mountinfo() -> io::Result<Self> {
-        Ok(Self { file: open()?, cached: Arc::default(), stale: true, listed: None })
+        Ok(Self { file: open()?, cached: Arc::default(), stale: true, listed: None, readings: 0 })
     }
 
     /// Returns whether the kernel tells of each mount.
@@ -53,7 +54,12 @@ impl Reader {
         self.listed.as_ref().map(AsFd::as_fd)
     }
 
-    /// Returns the table if what was read last still holds. Costs one poll, and a few more system calls after a change.
+    /// Returns how often the table was read.
+    pub(super) fn readings(&self) -> u64 {
+        self.readings
+    }
+
+    /// Returns the table if what was read last still holds. Costs one poll.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -77,6 +83,7 @@ impl Reader {
             return Ok(None);
         }
         self.stale = false;
+        self.readings += 1;
         self.current()
     }
 
@@ -94,10 +101,16 @@ impl Reader {
                 return Ok(current);
             }
             match &mut self.listed {
-                Some(listed) => listed.read(&mut self.cached, self.stale)?,
+                Some(listed) => {
+                    if self.stale && !listed.is_behind() {
+                        listed.hear_late()?;
+                    }
+                    listed.read(&mut self.cached, self.stale)?;
+                }
                 None => self.cached = Arc::new(self.whole_text()?),
             }
             self.stale = false;
+            self.readings += 1;
         }
         Ok(Arc::clone(&self.cached))
     }
@@ -118,11 +131,8 @@ impl Reader {
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         *stale |= ready.next().unwrap_or(false);
         let told = ready.next().unwrap_or(false);
-        match listed {
-            Some(listed) if told => listed.hear()?,
-            // What is marked is about to be told.
-            Some(listed) if *stale && !listed.is_behind() => listed.hear_late()?,
-            Some(_) | None => {}
+        if let Some(listed) = listed.as_mut().filter(|_| told) {
+            listed.hear()?;
         }
         Ok(())
     }

@@ -68,12 +68,12 @@ pub(super) fn all() -> io::Result<Vec<u64>> {
     }
 }
 
-/// Writes the unique ids of the oldest mounts of the calling thread's namespace to the buffer.
+/// Waits until a change of the mounts that is under way is made: the kernel answers nobody before.
 ///
 /// # Errors
 /// The kernel's.
-pub(super) fn some(ids: &mut [u64]) -> io::Result<()> {
-    raw::listmount(0, ids).map(drop)
+pub(super) fn wait_for_changes() -> io::Result<()> {
+    raw::listmount(0, &mut [0]).map(drop)
 }
 
 /// Reads a `struct statmount`. The outer `None`: it is not one; the inner one: a mount that is not to be seen from here.
