@@ -203,6 +203,9 @@ fn a_server_dies_under_its_volumes(machine: &mut Machine) {
     }
     machine.wait_for_pods(&["lost", "given-up"]);
     let (lost, given_up) = (target("lost", "data"), target("given-up", "data"));
+    // Somebody else has the export, too.
+    machine.sh(&format!("mkdir -p /run/third; mount -t nfs {MORTAL}:/srv/m /run/third"));
+    machine.sh("systemd-run --quiet --unit=third --working-directory=/run/third sleep infinity");
     // Somebody is left who cannot write what he wants to.
     machine.put("/run/stuck", "#!/bin/bash\nexec 3>$1/unwritten\ntouch /run/open\nuntil [[ -e /run/died ]]; do sleep 0.1; done\necho unwritten >&3\n");
     machine.sh(&format!(
@@ -236,6 +239,15 @@ fn a_server_dies_under_its_volumes(machine: &mut Machine) {
     let said = format!("volumectl explain pod/lost | tr '\\n' ' ' | tee /dev/stderr | grep -q '{words}'");
     machine.until("it waits for its server", &said);
     machine.sh(&format!("grep -qF {given_up} /proc/1/mountinfo"));
+    // Who unmounts the export by force ends what anybody asks of its server. That is no answer of the server's.
+    println!(
+        "{}",
+        machine.sh(&format!(
+            "timeout 30 stat -f {lost} >/run/asked 2>&1 &
+             for i in $(seq 30); do timeout 5 umount -c -i -f /run/third 2>&1 || true; sleep 0.3; done | sort | uniq -c
+             cat /run/asked; grep -F {lost} /proc/1/mountinfo; grep -F {given_up} /proc/1/mountinfo"
+        ))
+    );
     let began = Instant::now();
     machine.sh("volumectl release --force pod/given-up");
     machine.wait_until_released(&["given-up"]);
@@ -246,7 +258,7 @@ fn a_server_dies_under_its_volumes(machine: &mut Machine) {
     // The other one goes when its server is there again.
     machine.sh(COMES_BACK);
     machine.wait_until_released(&["lost"]);
-    machine.sh("grep -qx kept /srv/m/kept");
+    machine.sh("grep -qx kept /srv/m/kept; systemctl stop third; umount /run/third");
     machine.until(
         "no process is left of it",
         "! pgrep -f 'volumed.*internal-child' >/run/left || grep -c . /run/left | grep -qx 1",

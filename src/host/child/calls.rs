@@ -21,6 +21,9 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// How long a change of ownership may go on without one more file done. It has no other limit: a volume may have millions.
 const STANDSTILL: Duration = Duration::from_secs(120);
 
+/// ERESTARTSYS, which is for the kernel itself, but comes out where a call was given up without a signal.
+const GIVEN_UP: Errno = Errno::from_raw_os_error(512);
+
 const CHANGE: &str = "change the group of";
 const ASK: &str = "ask the file system at";
 
@@ -128,9 +131,10 @@ impl Children {
             .await?;
         let fs_types = places.iter().map(|place| place.fs_type.as_deref());
         let said = answers.into_iter().zip(fs_types).map(|(answer, fs_type)| match answer {
-            Answer::Said(Err(errno)) if gave_up(errno, fs_type) => {
-                Err(NoUsage::Silent(io::Error::from(errno).to_string()))
-            }
+            Answer::Said(Err(errno)) if gave_up(errno, fs_type) => Err(NoUsage::Silent(match errno {
+                GIVEN_UP => "the kernel gave the question up: somebody unmounts by force".to_owned(),
+                errno => io::Error::from(errno).to_string(),
+            })),
             Answer::Said(said) => said.map_err(|errno| NoUsage::Refused(io::Error::from(errno).to_string())),
             Answer::Silent => {
                 let within = ANSWER.as_secs();
@@ -231,7 +235,8 @@ fn death(errno: Errno, fs_type: Option<&str>) -> Option<String> {
 /// Whether the kernel says so of an NFS server that did not answer: of a soft mount after a while, of any mount when somebody
 /// unmounted another one of the same export by force. It is no answer of the server's.
 fn gave_up(errno: Errno, fs_type: Option<&str>) -> bool {
-    const UNANSWERED: [Errno; 7] = [
+    const UNANSWERED: [Errno; 8] = [
+        GIVEN_UP,
         Errno::IO,
         Errno::TIMEDOUT,
         Errno::HOSTUNREACH,
@@ -290,7 +295,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_says_in_place_of_an_nfs_server_is_no_answer() {
-        for errno in [Errno::IO, Errno::TIMEDOUT, Errno::CONNREFUSED] {
+        for errno in [Errno::IO, Errno::TIMEDOUT, Errno::CONNREFUSED, GIVEN_UP] {
             assert!(gave_up(errno, Some("nfs4")) && gave_up(errno, Some("nfs")), "{errno}");
             assert!(!gave_up(errno, Some("fuse")) && !gave_up(errno, None), "{errno}");
         }
