@@ -131,10 +131,10 @@ fn the_table_is_read_only_when_it_changed() {
         let world = World::new();
         let first = world.linux.mounts().await.unwrap();
         let second = world.linux.mounts().await.unwrap();
-        assert!(std::sync::Arc::ptr_eq(&first, &second));
+        assert!(Arc::ptr_eq(&first, &second));
         world.tmpfs("pods/x");
         let third = world.linux.mounts().await.unwrap();
-        assert!(!std::sync::Arc::ptr_eq(&second, &third) && first != third);
+        assert!(!Arc::ptr_eq(&second, &third) && first != third);
     });
 }
 

@@ -285,8 +285,11 @@ fn others_sessions_stay(machine: &mut Machine) {
         "64 MiB are too few for XFS, or enough",
         "volumectl explain pod/three | grep -qE 'mkfs|published|ready'",
     );
+    // It has the name of our interface record, which iscsiadm takes for whoever names none.
+    machine.sh("cat /sys/class/iscsi_session/*/ifacename | grep -qx volumed");
     machine.remove_manifests(&["three"]);
     machine.wait_until_released(&["three"]);
+    machine.until("it is let go of", &format!("! grep -rqF {FOREIGN} /var/lib/volumed/volumes"));
     assert_eq!(sessions(machine), of);
     machine.sh(&format!(
         "lsblk | grep -q '^sd'; ls /etc/iscsi/nodes/{FOREIGN}

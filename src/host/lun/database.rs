@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::error::{LunCause, Refusal};
+use super::iscsi::RESET_TIMEOUT;
 use super::sysfs::{Roots, names};
 use crate::model::{Portal, TargetName};
 
@@ -30,6 +31,9 @@ const SESSION: [&str; 4] = [
     "node.session.auth.username_in",
     "node.session.auth.password_in",
 ];
+
+/// The value by which a session, and the record of a target, is known as made here.
+const MARK: &str = "node.session.err_timeo.lu_reset_timeout";
 
 /// The last line of a record.
 const END: &str = "# END RECORD";
@@ -61,8 +65,8 @@ pub(super) fn of_discovery(chap: bool, passwords: &BTreeMap<String, String>) -> 
     Ok(values)
 }
 
-/// Returns what the record of a target has: no disk but the one that is asked for appears, nobody logs in at boot, and iscsid gives
-/// up soon.
+/// Returns what the record of a target has: no disk but the one that is asked for appears, nobody logs in at boot, iscsid gives
+/// up soon, and the session is known as ours.
 ///
 /// # Errors
 /// `NoPassword`
@@ -72,6 +76,7 @@ pub(super) fn of_session(chap: bool, passwords: &BTreeMap<String, String>) -> Re
         ("node.conn[0].startup", "manual".to_owned()),
         ("node.session.scan", "manual".to_owned()),
         ("node.session.initial_login_retry_max", "2".to_owned()),
+        (MARK, RESET_TIMEOUT.to_owned()),
     ];
     if chap {
         values.push(("node.session.auth.authmethod", "CHAP".to_owned()));
@@ -175,6 +180,14 @@ pub(super) fn remove_discovery_of_ours(roots: &Roots, portal: &Portal) -> Result
     let failed = |e: io::Error| Refusal::failed(format!("remove {}", file.display()), e);
     let text = std::fs::read_to_string(&file).map_err(failed)?;
     if text.lines().any(|line| line == OURS) { remove(&file).map_err(failed) } else { Ok(()) }
+}
+
+/// Whether the record of a target was written here. One that cannot be read counts as written: it may have a password.
+pub(super) fn is_written_here(file: &Path) -> bool {
+    let is_mark = |line: &str| {
+        line.split_once('=').is_some_and(|(name, value)| name.trim() == MARK && value.trim() == RESET_TIMEOUT)
+    };
+    std::fs::read_to_string(file).map_or(true, |text| text.lines().any(is_mark))
 }
 
 /// Removes a record, and its directory if nothing else is in it.

@@ -1,8 +1,10 @@
 //! Disks of iSCSI targets, by open-iscsi (kubelet.md 4.8).
 //!
-//! A session that is made here is made with an interface record of volumed's own, which says nothing but a name. The kernel keeps
-//! that name with the session: by it the session is known again, after any restart, and nobody else's is ever ended. Who still needs a
-//! session is what has a disk in it: only disks that were asked for appear in ours (`node.session.scan = manual`).
+//! A session that is made here is made with an interface record of volumed's own, which says nothing but a name, and with a limit
+//! for resets that nobody else has. The kernel keeps both with the session: by them it is known again, after any restart, and
+//! nobody else's is ever ended. The name alone would not do: iscsiadm uses every interface record that there is for the targets
+//! that somebody discovers without naming one. Who still needs a session is what has a disk in it: only disks that were asked for
+//! appear in ours (`node.session.scan = manual`).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,6 +23,9 @@ use crate::model::{IscsiLun, Portal};
 
 /// The interface record of our sessions.
 pub(super) const INTERFACE: &str = "volumed";
+
+/// How long a disk of our sessions may take to be reset, s. It is 30 where nobody chose; that it is 33 says that it is ours.
+pub(super) const RESET_TIMEOUT: &str = "33";
 
 /// How long the disk is waited for (kubelet.md 4.8).
 const APPEARS: Duration = Duration::from_secs(30);
@@ -90,7 +95,7 @@ async fn connect(
     let mut there = sessions_of(host, lun)?;
     let mut spent = Vec::new();
     for session in &there {
-        if session.interface == INTERFACE && !session.is_up() && host.roots.devices(session)? == 0 {
+        if session.is_ours && !session.is_up() && host.roots.devices(session)? == 0 {
             spent.push(session.clone());
         }
     }
@@ -179,8 +184,7 @@ pub(super) async fn find(host: &Host, lun: &IscsiLun, rescan: bool) -> Result<Pa
 
 /// Takes the disk away from our sessions, and ends those that have no other.
 pub(super) async fn detach(host: &Host, lun: &IscsiLun) -> Result<(), Refusal> {
-    let ours: Vec<Session> =
-        sessions_of(host, lun)?.into_iter().filter(|session| session.interface == INTERFACE).collect();
+    let ours: Vec<Session> = sessions_of(host, lun)?.into_iter().filter(|session| session.is_ours).collect();
     let mut disks = Vec::new();
     for session in &ours {
         disks.extend(host.roots.disks(session, Some(u32::from(lun.lun)))?);
@@ -204,9 +208,7 @@ pub(super) async fn detach(host: &Host, lun: &IscsiLun) -> Result<(), Refusal> {
 /// Removes what has passwords and belongs to no session of ours: also what a child left that was killed.
 async fn forget_all(host: &Host, lun: &IscsiLun) -> Result<(), Refusal> {
     let left = sessions_of(host, lun)?;
-    let is_needed = |portal: &Portal| {
-        left.iter().any(|session| session.interface == INTERFACE && session.is_with(portal))
-    };
+    let is_needed = |portal: &Portal| left.iter().any(|session| session.is_ours && session.is_with(portal));
     for portal in &lun.portals {
         if !is_needed(portal) {
             forget(host, &lun.iqn, portal).await;

@@ -34,18 +34,20 @@ case $all in
     printf '# BEGIN RECORD\nnode.session.scan = auto\n# END RECORD\n' >$T/etc/iscsi/nodes/$name/$address,3260,1/$interface;;
   *--login) cp $T/etc/iscsi/nodes/$name/$address,3260,1/$interface $T/logged-in-$address
     test ! -e $T/refuse-login-$address || { echo "iSCSI login failed"; exit $(cat $T/refuse-login-$address); }
-    sh $T/session $number $address $interface $name sd$number;;
+    reset=$(sed -n 's/^node.session.err_timeo.lu_reset_timeout = //p' $T/logged-in-$address)
+    sh $T/session $number $address $interface $name sd$number ${reset:-30};;
   *--logout) rm $T/sys/class/iscsi_session/session$session
     rm -r $T/sys/devices/platform/host$session;;
   *node*delete) rm -r $T/etc/iscsi/nodes/$name/$address,3260,1; rmdir $T/etc/iscsi/nodes/$name 2>/dev/null || true;;
 esac
 "#;
 
-/// What the kernel does for a new session: number, address, interface, target, and the disk that it has at once.
+/// What the kernel does for a new session: number, address, interface, target, the disk that it has at once, and the limit for
+/// resets.
 const SESSION: &str = r#"
 T=TREE; host=$T/sys/devices/platform/host$1; of=$host/session$1; class=$of/iscsi_session/session$1
 mkdir -p $class $of/target$1:0:0 $T/sys/class/iscsi_connection/connection$1:0 $T/sys/class/scsi_host/host$1
-echo $4 >$class/targetname; echo $3 >$class/ifacename; echo LOGGED_IN >$class/state
+echo $4 >$class/targetname; echo $3 >$class/ifacename; echo $6 >$class/lu_reset_tmo; echo LOGGED_IN >$class/state
 ln -s ../.. $class/device
 ln -s ../../devices/platform/host$1/session$1/iscsi_session/session$1 $T/sys/class/iscsi_session/session$1
 c=$T/sys/class/iscsi_connection/connection$1:0
@@ -75,13 +77,18 @@ impl World {
         Self(tree)
     }
 
+    /// Makes a session of ours.
+    fn our_session(&self, number: u32, disk: &str) {
+        self.session(number, "volumed", disk, "33");
+    }
+
     /// Makes a session as somebody else would.
-    fn session(&self, number: u32, interface: &str, disk: &str) {
+    fn session(&self, number: u32, interface: &str, disk: &str, reset: &str) {
         let address = format!("10.0.0.{number}");
         #[expect(clippy::disallowed_methods, reason = "a test's own script")]
         let made = std::process::Command::new("sh")
             .arg(self.0.path().join("session"))
-            .args([&number.to_string(), &address, interface, IQN, disk])
+            .args([&number.to_string(), &address, interface, IQN, disk, reset])
             .status();
         assert!(made.unwrap().success());
     }
@@ -157,13 +164,16 @@ async fn a_session_with_another_disk_stays() {
 
 #[tokio::test]
 async fn somebody_else_s_session_is_used_and_left() {
-    let world = World::new();
-    world.session(1, "default", "sd1");
-    let attached = attach(&world.0.host(), &lun(&["10.0.0.1"]), &passwords()).await.unwrap();
-    assert!(attached.node.ends_with("dev/sd1"), "{attached:?}");
-    detach(&world.0.host(), &lun(&["10.0.0.1"])).await.unwrap();
-    assert_eq!((world.sessions(), world.arguments()), (1, String::new()));
-    assert!(find(&world.0.host(), &lun(&["10.0.0.1"]), false).await.is_ok(), "its disk was taken away");
+    // iscsiadm takes our interface record for whoever names none.
+    for interface in ["default", "volumed"] {
+        let world = World::new();
+        world.session(1, interface, "sd1", "30");
+        let attached = attach(&world.0.host(), &lun(&["10.0.0.1"]), &passwords()).await.unwrap();
+        assert!(attached.node.ends_with("dev/sd1"), "{attached:?}");
+        detach(&world.0.host(), &lun(&["10.0.0.1"])).await.unwrap();
+        assert_eq!((world.sessions(), world.arguments()), (1, String::new()), "{interface}");
+        assert!(find(&world.0.host(), &lun(&["10.0.0.1"]), false).await.is_ok(), "its disk was taken away");
+    }
 }
 
 #[tokio::test]
@@ -203,18 +213,20 @@ async fn a_portal_that_hangs_delays_nobody_for_long_and_leaves_nothing() {
 async fn a_detach_removes_what_a_killed_child_left() {
     let world = World::new();
     let record = format!("etc/iscsi/nodes/{IQN}/10.0.0.1,3260,1/volumed");
-    world.0.write(&record, "hush");
-    world.0.write(&format!("etc/iscsi/nodes/{IQN}/10.0.0.2,3260,1/default"), "theirs");
+    world.0.write(&record, "hush\nnode.session.err_timeo.lu_reset_timeout = 33\n");
+    let theirs = ["10.0.0.2,3260,1/default", "10.0.0.3,3260,1/volumed"]
+        .map(|record| format!("etc/iscsi/nodes/{IQN}/{record}"));
+    theirs.iter().for_each(|record| world.0.write(record, "node.session.err_timeo.lu_reset_timeout = 30\n"));
     world.0.write("etc/iscsi/.volumed-new", "hush");
-    detach(&world.0.host(), &lun(&["10.0.0.1", "10.0.0.2"])).await.unwrap();
+    detach(&world.0.host(), &lun(&["10.0.0.1", "10.0.0.2", "10.0.0.3"])).await.unwrap();
     assert_eq!((world.0.read(&record), world.0.read("etc/iscsi/.volumed-new")), (None, None));
-    assert!(world.0.read(&format!("etc/iscsi/nodes/{IQN}/10.0.0.2,3260,1/default")).is_some());
+    assert!(theirs.iter().all(|record| world.0.read(record).is_some()), "{}", world.arguments());
 }
 
 #[tokio::test]
 async fn a_session_that_is_lost_and_has_no_disk_is_made_anew() {
     let world = World::new();
-    world.session(1, "volumed", "");
+    world.our_session(1, "");
     world.0.write("sys/devices/platform/host1/session1/iscsi_session/session1/state", "FAILED\n");
     let attached = attach(&world.0.host(), &lun(&["10.0.0.1"]), &passwords()).await.unwrap();
     assert!(attached.node.ends_with("dev/sd1") && attached.notes.is_empty(), "{attached:?}");
@@ -224,7 +236,7 @@ async fn a_session_that_is_lost_and_has_no_disk_is_made_anew() {
 #[tokio::test(start_paused = true)]
 async fn a_session_of_somebody_else_that_is_lost_is_left() {
     let world = World::new();
-    world.session(1, "default", "");
+    world.session(1, "default", "", "30");
     world.0.write("sys/devices/platform/host1/session1/iscsi_session/session1/state", "FAILED\n");
     let refused = attach(&world.0.host(), &lun(&["10.0.0.1"]), &passwords()).await.unwrap_err();
     assert_eq!((refused.cause, world.arguments()), (LunCause::Lost, String::new()));
@@ -282,7 +294,7 @@ async fn what_somebody_wrote_about_asking_a_portal_is_put_back() {
 #[tokio::test(start_paused = true)]
 async fn a_session_that_lost_its_target_is_told_with_its_state() {
     let world = World::new();
-    world.session(1, "volumed", "sd1");
+    world.our_session(1, "sd1");
     world.0.write("sys/devices/platform/host1/session1/iscsi_session/session1/state", "FAILED\n");
     for refused in [
         attach(&world.0.host(), &lun(&["10.0.0.1"]), &passwords()).await.map(drop).unwrap_err(),
@@ -298,7 +310,7 @@ async fn a_session_that_lost_its_target_is_told_with_its_state() {
 #[tokio::test(start_paused = true)]
 async fn only_the_disk_that_is_asked_for_is_looked_for() {
     let world = World::new();
-    world.session(1, "volumed", "");
+    world.our_session(1, "");
     let refused = attach(&world.0.host(), &lun(&["10.0.0.1"]), &passwords()).await.unwrap_err();
     assert_eq!(refused.cause, LunCause::NoLun);
     assert_eq!(world.0.read("sys/class/scsi_host/host1/scan").as_deref(), Some("0 0 3"));
@@ -307,8 +319,8 @@ async fn only_the_disk_that_is_asked_for_is_looked_for() {
 #[tokio::test(start_paused = true)]
 async fn portals_that_lead_to_different_disks_are_refused() {
     let world = World::new();
-    world.session(1, "volumed", "sd1");
-    world.session(2, "volumed", "sd2");
+    world.our_session(1, "sd1");
+    world.our_session(2, "sd2");
     let both = lun(&["10.0.0.1", "10.0.0.2"]);
     assert!(attach(&world.0.host(), &both, &passwords()).await.is_ok());
     world.0.write("sys/devices/platform/host2/session2/target2:0:0/2:0:0:3/wwid", "naa.2\n");

@@ -158,9 +158,11 @@ pub(super) async fn log_out(host: &Host, session: &Session) -> Result<(), Refusa
     Ok(())
 }
 
-/// Removes our record of a target at a portal, which may have a password, where there is one.
+/// Removes our record of a target at a portal, which may have a password, where there is one. One that somebody else's discovery
+/// made with our interface stays.
 pub(super) async fn forget(host: &Host, target: &TargetName, portal: &Portal) {
-    if database::node(&host.roots, target, portal, INTERFACE).is_err() {
+    let record = database::node(&host.roots, target, portal, INTERFACE);
+    if !record.is_ok_and(|record| database::is_written_here(&record)) {
         return;
     }
     let at = portal.to_string();

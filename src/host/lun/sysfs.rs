@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::{LunCause, Refusal};
+use super::iscsi::{INTERFACE, RESET_TIMEOUT};
 use crate::model::Portal;
 
 /// Where everything is.
@@ -24,8 +25,8 @@ pub(super) struct Session {
     /// `session3`
     pub(super) name: String,
     pub(super) target: String,
-    /// The name of the interface record with which it was made.
-    pub(super) interface: String,
+    /// It was made here.
+    pub(super) is_ours: bool,
     /// `LOGGED_IN`, `FAILED`, `FREE`.
     pub(super) state: String,
     /// Host and port as the record has them, then as they are connected with.
@@ -91,7 +92,7 @@ impl Roots {
             let portals = [portal("persistent_"), portal("")].into_iter().flatten().collect();
             sessions.push(Session {
                 target: target.to_owned(),
-                interface: tell("ifacename"),
+                is_ours: tell("ifacename") == INTERFACE && tell("lu_reset_tmo") == RESET_TIMEOUT,
                 state: tell("state"),
                 portals,
                 host,
