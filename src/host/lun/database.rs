@@ -187,7 +187,8 @@ pub(super) fn is_written_here(file: &Path) -> bool {
     let is_mark = |line: &str| {
         line.split_once('=').is_some_and(|(name, value)| name.trim() == MARK && value.trim() == RESET_TIMEOUT)
     };
-    std::fs::read_to_string(file).map_or(true, |text| text.lines().any(is_mark))
+    // Somebody's password may be in any encoding.
+    std::fs::read(file).map_or(true, |text| String::from_utf8_lossy(&text).lines().any(is_mark))
 }
 
 /// Removes a record, and its directory if nothing else is in it.

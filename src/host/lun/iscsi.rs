@@ -1,10 +1,11 @@
 //! Disks of iSCSI targets, by open-iscsi (kubelet.md 4.8).
 //!
 //! A session that is made here is made with an interface record of volumed's own, which says nothing but a name, and with a limit
-//! for resets that nobody else has. The kernel keeps both with the session: by them it is known again, after any restart, and
-//! nobody else's is ever ended. The name alone would not do: iscsiadm uses every interface record that there is for the targets
-//! that somebody discovers without naming one. Who still needs a session is what has a disk in it: only disks that were asked for
-//! appear in ours (`node.session.scan = manual`).
+//! for resets that nobody has by default. The kernel keeps both with the session: by them it is known again, and nobody else's is
+//! ever ended. The name alone would not do: iscsiadm uses every interface record that there is for the targets that somebody
+//! discovers without naming one. The limit comes from our record of the target, again at each start of iscsid; where such a
+//! discovery overwrote that, our session becomes somebody else's with the next start, and is left. Who still needs a session is what
+//! has a disk in it: only disks that were asked for appear in ours (`node.session.scan = manual`).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

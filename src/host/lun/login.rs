@@ -120,7 +120,8 @@ async fn log_in_once(
         Err(refusal) => Err(refusal),
     };
     if done.is_err() {
-        forget(host, &lun.iqn, portal).await;
+        // Made above, so it is ours, whether or not it says so by now.
+        delete_record(host, &lun.iqn, portal).await;
     }
     done
 }
@@ -134,6 +135,8 @@ pub(super) async fn log_out(host: &Host, session: &Session) -> Result<(), Refusa
     const NO_SESSION: i32 = 2;
     const NO_RECORDS: i32 = 21;
     let Some(number) = session.name.strip_prefix("session") else { return Ok(()) };
+    // iscsiadm ends no session whose interface record somebody removed.
+    ensure_interface(host).await?;
     let arguments = ["-m", "session", "-r", number, "--logout"];
     let (limit, said) = match host.run("iscsiadm", PACKAGE, &arguments, LOGOUT).await {
         Ok(ended) => match ended.status.code() {
@@ -159,12 +162,15 @@ pub(super) async fn log_out(host: &Host, session: &Session) -> Result<(), Refusa
 }
 
 /// Removes our record of a target at a portal, which may have a password, where there is one. One that somebody else's discovery
-/// made with our interface stays.
+/// made with our interface stays, unless a login wrote into it.
 pub(super) async fn forget(host: &Host, target: &TargetName, portal: &Portal) {
     let record = database::node(&host.roots, target, portal, INTERFACE);
-    if !record.is_ok_and(|record| database::is_written_here(&record)) {
-        return;
+    if record.is_ok_and(|record| database::is_written_here(&record)) {
+        delete_record(host, target, portal).await;
     }
+}
+
+async fn delete_record(host: &Host, target: &TargetName, portal: &Portal) {
     let at = portal.to_string();
     let arguments = ["-m", "node", "-T", target.as_str(), "-p", &at, "-I", INTERFACE, "-o", "delete"];
     // What is left is written anew by the next login, and read by nobody until then; a detach tries again.
